@@ -1,0 +1,25 @@
+"""Latte, the Latent Diffusion Transformer for video generation (Ma et al., 2024, arXiv:2401.03048), on MindSpore."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Loaded on first use, so that `sample.py --help` and the file tools do not wait for MindSpore.
+_HOMES = {
+    "create_model": "latte.models",
+    "load_model": "latte.checkpoint",
+    "load_vae": "latte.checkpoint",
+    "load_weights": "latte.checkpoint",
+    "LattePipeline": "latte.pipeline",
+    "init_device": "latte.device",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'latte' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,22 @@
+"""Errors that a person can act on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """One sentence for the person at the keyboard: what is wrong, where, and the remedy."""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Call `main`; print a UserError as one line and exit with 2, an interrupt with 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

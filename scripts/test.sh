@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Check the style and run the tests, in a .venv that is made when it is missing:
+#     scripts/test.sh [arguments of pytest]
+# With CI=true the slow tests follow.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/venv.sh
+source scripts/venv.sh
+
+export PYTHONUNBUFFERED=1
+"$VENV_PYTHON" -m ruff check .
+"$VENV_PYTHON" -m ruff format --check .
+"$VENV_PYTHON" -m pytest "$@"
+
+if [[ "${CI:-}" == "true" ]]; then
+    slow="slow and not ascend and not gpu"
+    # Collecting fails when there are none, and a run of no test would look like a failure too.
+    if "$VENV_PYTHON" -m pytest --collect-only -q -m "$slow" >/dev/null; then
+        "$VENV_PYTHON" -m pytest -m "$slow"
+    fi
+fi

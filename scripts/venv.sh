@@ -1,0 +1,58 @@
+# Sourced by the other scripts from the repository's root: makes .venv from requirements.txt and sets VENV_PYTHON.
+# PYTHON=/path/to/python chooses the interpreter that a new .venv is made from.
+# shellcheck shell=bash
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# A name can be on PATH and still not run (a pyenv shim), or be another version than it says: so each one is tried.
+is_supported_python() {
+    "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+}
+
+find_python() {
+    local candidate
+    if [[ -n "${PYTHON:-}" ]]; then
+        is_supported_python "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.10, 3.11 or 3.12."
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3.12 python3.11 python3.10 python3 python; do
+        if is_supported_python "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.10, 3.11 or 3.12 found; install one, or name it: PYTHON=/path/to/python $0"
+}
+
+make_venv() {
+    local python
+    python=$(find_python)
+    "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+        fail "$python cannot make virtual environments; install its venv module (apt install python3-venv)."
+    echo "Making .venv with $("$python" --version); MindSpore is a download of about 800 MB."
+    "$python" -m venv --clear .venv
+}
+
+ensure_venv() {
+    local sum stamp
+    # The folder counts too: a copied or moved .venv still points to where it was made.
+    sum=$( (pwd && cat requirements.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
+    stamp=".venv/.installed-$sum" # written last, so an install that was cut short is done again
+    VENV_PYTHON="$PWD/.venv/bin/python"
+    if [[ -e "$stamp" && -x "$VENV_PYTHON" ]]; then
+        return
+    fi
+    if ! "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || ! is_supported_python "$VENV_PYTHON"; then
+        make_venv
+    fi
+    rm -f .venv/.installed-*
+    "$VENV_PYTHON" -m pip install -r requirements.txt
+    "$VENV_PYTHON" -m pip install -e . --no-deps
+    touch "$stamp"
+}
+
+ensure_venv
