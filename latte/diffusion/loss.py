@@ -1,0 +1,48 @@
+"""What training minimises: the error of the predicted noise plus the variational bound of the learned variance."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from latte.diffusion.gaussian import GaussianTables, float32, make_tables, mean_flat, q_sample, variational_bound
+from latte.diffusion.schedule import Schedule, create_schedule
+
+
+def loss_terms(
+    tables: GaussianTables, model_out: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per-video loss, mean squared error and variational bound (bits), each (B,) float32; loss = mse + bound.
+
+    ``model_out`` is (B, F, 2C, H, W): predicted noise, then variance values. The bound sees the prediction detached, so
+    that it trains the variance only: "L_hybrid" of IDDPM eq. 16, here with the bound at weight 1 and in bits.
+    """
+    eps, values = ops.split(float32(model_out), x_start.shape[2], axis=2)  # 2 x (B, F, C, H, W)
+    error = float32(noise) - eps
+    mse = mean_flat(error * error)
+    vb = variational_bound(tables, ops.stop_gradient(eps), values, x_start, x_t, t)
+    return mse + vb, mse, vb
+
+
+class DiffusionLoss(nn.Cell):
+    """A network with its training loss around it; timesteps and noise are drawn outside and passed in.
+
+    ``network(x_t, t, *conditions)`` maps (B, F, C, H, W) to (B, F, 2C, H, W). ``schedule`` defaults to the 1000 linear
+    steps; a respaced one is a ValueError, as the network is trained on the steps' own numbers.
+    """
+
+    def __init__(self, network: nn.Cell, schedule: Schedule | None = None) -> None:
+        super().__init__()
+        schedule = schedule or create_schedule()
+        if not np.array_equal(schedule.timesteps, np.arange(schedule.steps)):
+            raise ValueError("training needs every step of its schedule: this one is respaced")
+        self.network = network
+        self.tables = make_tables(schedule)
+
+    def construct(
+        self, x_start: Tensor, t: Tensor, noise: Tensor, *conditions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Per-video (loss, mse, bound), each (B,), for x_start and noise (B, F, C, H, W) and t (B,) int32."""
+        x_t = q_sample(self.tables, x_start, t, noise)  # (B, F, C, H, W)
+        model_out = self.network(x_t, t, *conditions)  # (B, F, 2C, H, W)
+        return loss_terms(self.tables, model_out, x_start, x_t, t, noise)
