@@ -1,0 +1,230 @@
+"""The one place, with `latte.ops`, that knows how Ascend, GPU and CPU differ; everything else asks for a capability."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+import resource
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# MindSpore reports every missing optional library as a warning; keep its errors only, unless the user chose a level.
+os.environ.setdefault("GLOG_v", "3")
+warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
+
+import mindspore as ms  # noqa: E402
+
+from latte.errors import UserError  # noqa: E402
+
+log = logging.getLogger("latte")
+
+TARGETS = ("Ascend", "GPU", "CPU")  # best first
+DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
+_DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the device at hand can do; the rest of the code reads these fields and never the device's name."""
+
+    target: str = "CPU"
+    rank: int = 0
+    world_size: int = 1
+    jit_level: str | None = None  # how far the compiler fuses; None is MindSpore's own choice
+    graph_mode: bool = True  # False: PyNative everywhere, for debugging
+
+    @property
+    def compile_scope(self) -> str:
+        """What becomes one compiled graph: "step" (a whole denoising or training step), "block", or "none".
+
+        The CPU run time frees no activation inside a graph, so a whole 28-block graph would hold 21 GB and take
+        a minute to compile; one graph a kind of block, shared by all blocks of that kind, holds one block.
+        """
+        if not self.graph_mode:
+            return "none"
+        return "block" if self.target == "CPU" else "step"
+
+    @property
+    def batches_videos(self) -> bool:
+        """Whether videos (and the two halves of guidance) go through the network in one batch or one by one.
+
+        A single video already fills a CPU; one by one, the memory and the result do not depend on the batch size.
+        """
+        return self.target != "CPU"
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether a fused attention kernel exists."""
+        return self.target == "Ascend"
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether images are (N, H, W, C) inside the autoencoder, because convolutions are matrix products there."""
+        return self.target == "CPU"
+
+    @property
+    def frames_per_slice(self) -> int:
+        """Frames that the autoencoder takes at once by default."""
+        return 1 if self.target == "CPU" else 8
+
+
+_current: Device | None = None
+
+
+def current() -> Device:
+    """Return the device in use; without an earlier `init_device` it is what MindSpore is set to."""
+    global _current
+    if _current is None:
+        _current = Device(target=ms.get_context("device_target"))
+    return _current
+
+
+@contextmanager
+def assume(target: str) -> Iterator[Device]:
+    """Build and export graphs as if on `target`; nothing can be run under it unless that device is present."""
+    global _current
+    saved = current()
+    _current = dataclasses.replace(saved, target=target)
+    try:
+        yield _current
+    finally:
+        _current = saved
+
+
+def best_target() -> str:
+    """Return the best of Ascend, GPU and CPU that this machine and this MindSpore have."""
+    for target, file in _DEVICE_FILES.items():
+        if Path(file).exists() and ms.hal.is_available(target):
+            return target
+    return "CPU"
+
+
+def init_device(
+    device_target: str | None = None,
+    device_id: int = 0,
+    mode: int = 0,
+    jit_level: str | None = None,
+    use_parallel: bool = False,
+) -> Device:
+    """Choose the device and how graphs are compiled, once at the start of a program.
+
+    With `use_parallel` the rank and the number of ranks are read from the launcher (mpirun, msrun or a rank table).
+    Raises UserError if the device is not there or a parallel launch is not.
+    """
+    global _current
+    target = device_target or best_target()
+    rank, world_size, local_rank = _launch_ranks() if use_parallel else (0, 1, 0)
+    if target != "CPU":
+        if not ms.hal.is_available(target):
+            raise UserError(
+                f"device_target {target} is not available to this MindSpore; "
+                f"install its driver and libraries, or pass --device_target {best_target()}"
+            )
+        ms.set_device(target, device_id + local_rank)
+    else:
+        ms.set_device("CPU")
+    # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    _current = Device(target, rank, world_size, jit_level, graph_mode=mode == 0)
+    return _current
+
+
+def _launch_ranks() -> tuple[int, int, int]:
+    """Return (rank, number of ranks, rank on this machine) as the launcher put them into the environment."""
+    launchers = (
+        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("MS_NODE_ID", "MS_WORKER_NUM", "MS_NODE_ID"),
+        ("RANK_ID", "RANK_SIZE", "DEVICE_ID"),
+    )
+    for names in launchers:
+        if all(name in os.environ for name in names):
+            rank, size, local = (int(os.environ[name]) for name in names)
+            return rank, size, local
+    raise UserError("use_parallel is on but no launcher was found; start with `mpirun -n N python ...` or msrun")
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Log a warning the first time it is given."""
+    log.warning(message)
+
+
+def compute_dtype(name: str) -> ms.Type:
+    """Return the dtype of tensors inside the blocks for `name` (fp32, fp16 or bf16) on this device.
+
+    On CPU, bf16 multiplies matrices in bfloat16 and keeps float32 in memory: MindSpore has no bfloat16 kernels there,
+    oneDNN has. It has to be asked for before the first matrix product of the process.
+    Raises UserError for an unknown name, or bf16 where it cannot be computed.
+    """
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
+    target = current().target
+    if name == "bf16" and target == "GPU":
+        raise UserError("dtype bf16 has no kernels in MindSpore's GPU back end; use --dtype fp16 or fp32")
+    if name == "bf16" and target == "CPU":
+        os.environ["ONEDNN_DEFAULT_FPMATH_MODE"] = "BF16"
+        if not _cpu_multiplies_bfloat16():
+            say_once("dtype bf16: this CPU has no bfloat16 units, so matrices are multiplied in float32")
+        return ms.float32
+    if name == "fp16" and target == "CPU":
+        say_once("dtype fp16: float16 is slower than float32 on a CPU; fp32 or bf16 is the better choice here")
+    return DTYPES[name]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    flags = Path("/proc/cpuinfo")
+    return flags.exists() and any(word in flags.read_text() for word in ("avx512_bf16", "amx_bf16", " bf16 "))
+
+
+def use_flash_attention(requested: bool) -> bool:
+    """Return whether the fused attention kernel is used; say once if it was asked for and exact attention stands in."""
+    if requested and not current().flash_attention:
+        say_once(
+            f"enable_flash_attention: {current().target} has no fused kernel here; exact attention computes the same"
+        )
+    return requested and current().flash_attention
+
+
+def compile_step(step: Callable) -> Callable:
+    """Compile a whole denoising step into one graph a shape, on devices whose compile scope is the step."""
+    if current().compile_scope != "step":
+        return step
+    level = current().jit_level
+    return ms.jit(step, jit_level=level) if level else ms.jit(step)
+
+
+@functools.cache
+def _shared_graph(function: Callable) -> Callable:
+    return ms.jit(function)
+
+
+def call_block(function: Callable, inputs: tuple, weights: tuple, settings: tuple) -> ms.Tensor:
+    """Return `function(*inputs, *weights, *settings)`, through a compiled graph where the compile scope is the block.
+
+    The graph is shared by all calls with equal shapes and settings: the weights enter as plain tensors, which are views
+    of the parameters, because a parameter's name would make a graph of its own.
+    """
+    if current().compile_scope != "block":
+        return function(*inputs, *weights, *settings)
+    views = [None if weight is None else ms.Tensor(weight) for weight in weights]
+    return _shared_graph(function)(*inputs, *views, *settings)
+
+
+def peak_memory() -> int:
+    """Return the peak memory so far in bytes: of the accelerator, or on CPU of the whole process."""
+    if current().target == "CPU":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return ms.runtime.max_memory_allocated()
+
+
+def free_memory() -> int | None:
+    """Return the memory in bytes that is free on this machine (CPU), or None where MindSpore cannot tell."""
+    meminfo = Path("/proc/meminfo")
+    if current().target != "CPU" or not meminfo.exists():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024

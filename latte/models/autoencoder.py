@@ -1,0 +1,337 @@
+"""AutoencoderKL of Stable Diffusion (Rombach et al., 2022): images to the moments of their latents, and back.
+
+Layer names are those of diffusers. Inside, images are in the native layout of `latte.ops.conv`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mindspore as ms
+from mindspore import nn
+
+from latte.errors import UserError
+from latte.models.layers import Block, Conv2d, Initializers, Linear, Norm
+from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to_nchw, upsample_nearest
+
+EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Everything that fixes the shape of an AutoencoderKL, named as in diffusers' config.json."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise UserError(
+                f"block_out_channels {tuple(self.block_out_channels)} are not multiples of "
+                f"norm_num_groups {self.norm_num_groups}"
+            )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a latent spans in height and width."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+def resnet_block(
+    x: ms.Tensor,
+    norm1_weight: ms.Tensor,
+    norm1_bias: ms.Tensor,
+    conv1_weight: ms.Tensor,
+    conv1_bias: ms.Tensor,
+    norm2_weight: ms.Tensor,
+    norm2_bias: ms.Tensor,
+    conv2_weight: ms.Tensor,
+    conv2_bias: ms.Tensor,
+    shortcut_weight: ms.Tensor | None,
+    shortcut_bias: ms.Tensor | None,
+    groups: int,
+) -> ms.Tensor:
+    """Return x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 x 1 convolution of x where the channels change."""
+    y = conv2d(silu(group_norm(x, norm1_weight, norm1_bias, groups, EPS)), conv1_weight, conv1_bias)
+    y = conv2d(silu(group_norm(y, norm2_weight, norm2_bias, groups, EPS)), conv2_weight, conv2_bias)
+    if shortcut_weight is not None:
+        x = conv2d(x, shortcut_weight, shortcut_bias)
+    return x + y
+
+
+def attention_block(
+    x: ms.Tensor,
+    norm_weight: ms.Tensor,
+    norm_bias: ms.Tensor,
+    q_weight: ms.Tensor,
+    q_bias: ms.Tensor,
+    k_weight: ms.Tensor,
+    k_bias: ms.Tensor,
+    v_weight: ms.Tensor,
+    v_bias: ms.Tensor,
+    out_weight: ms.Tensor,
+    out_bias: ms.Tensor,
+    groups: int,
+) -> ms.Tensor:
+    """Return x plus its single-head self-attention over all pixels."""
+    y = to_nchw(group_norm(x, norm_weight, norm_bias, groups, EPS))  # (N, C, H, W)
+    n, c, h, w = y.shape
+    y = y.reshape(n, c, h * w).transpose(0, 2, 1)  # (N, H W, C)
+    q, k, v = linear(y, q_weight, q_bias), linear(y, k_weight, k_bias), linear(y, v_weight, v_bias)
+    y = linear(attention(q, k, v, 1, c**-0.5, False), out_weight, out_bias)  # (N, H W, C)
+    return x + from_nchw(y.transpose(0, 2, 1).reshape(n, c, h, w))
+
+
+def upsample_conv(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
+    """Return the image at twice its size, convolved."""
+    return conv2d(upsample_nearest(x), weight, bias)
+
+
+def norm_conv(
+    x: ms.Tensor,
+    norm_weight: ms.Tensor,
+    norm_bias: ms.Tensor,
+    conv_weight: ms.Tensor,
+    conv_bias: ms.Tensor,
+    groups: int,
+) -> ms.Tensor:
+    """Return conv(silu(norm(x))), the end of encoder and decoder."""
+    return conv2d(silu(group_norm(x, norm_weight, norm_bias, groups, EPS)), conv_weight, conv_bias)
+
+
+class Conv(Block):
+    """A convolution that is a graph of its own where the compile scope is the block."""
+
+    forward = staticmethod(conv2d)
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Initializers, stride: int = 1):
+        super().__init__()
+        conv = Conv2d(in_channels, out_channels, kernel, init.torch_default)
+        self.weight, self.bias, self.stride = conv.weight, conv.bias, stride
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return weight and bias."""
+        return self.weight, self.bias
+
+    def settings(self) -> tuple[int]:
+        """Return the stride."""
+        return (self.stride,)
+
+
+class ResnetBlock(Block):
+    """Two convolutions and a shortcut."""
+
+    forward = staticmethod(resnet_block)
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, init: Initializers):
+        super().__init__()
+        self.norm1 = Norm(in_channels)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, init.torch_default)
+        self.norm2 = Norm(out_channels)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, init.torch_default)
+        self.has_shortcut = in_channels != out_channels
+        if self.has_shortcut:
+            self.conv_shortcut = Conv2d(in_channels, out_channels, 1, init.torch_default)
+        self.groups = groups
+
+    def weights(self) -> tuple[ms.Parameter | None, ...]:
+        """Return the parameters in the order of `resnet_block`."""
+        shortcut = (self.conv_shortcut.weight, self.conv_shortcut.bias) if self.has_shortcut else (None, None)
+        first = (self.norm1.weight, self.norm1.bias, self.conv1.weight, self.conv1.bias)
+        return (*first, self.norm2.weight, self.norm2.bias, self.conv2.weight, self.conv2.bias, *shortcut)
+
+    def settings(self) -> tuple[int]:
+        """Return the number of groups."""
+        return (self.groups,)
+
+
+class AttentionBlock(Block):
+    """Self-attention over the pixels of the smallest image."""
+
+    forward = staticmethod(attention_block)
+
+    def __init__(self, channels: int, groups: int, init: Initializers):
+        super().__init__()
+        self.group_norm = Norm(channels)
+        self.to_q = Linear(channels, channels, init.torch_default)
+        self.to_k = Linear(channels, channels, init.torch_default)
+        self.to_v = Linear(channels, channels, init.torch_default)
+        self.to_out = nn.CellList([Linear(channels, channels, init.torch_default)])
+        self.groups = groups
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return the parameters in the order of `attention_block`."""
+        q, k, v, out = self.to_q, self.to_k, self.to_v, self.to_out[0]
+        first = (self.group_norm.weight, self.group_norm.bias, q.weight, q.bias, k.weight, k.bias)
+        return (*first, v.weight, v.bias, out.weight, out.bias)
+
+    def settings(self) -> tuple[int]:
+        """Return the number of groups."""
+        return (self.groups,)
+
+
+class UpsampleConv(Conv):
+    """Doubling of the image, then a convolution."""
+
+    forward = staticmethod(upsample_conv)
+
+    def settings(self) -> tuple[()]:
+        """Return nothing: the stride is 1."""
+        return ()
+
+
+class Sampler(nn.Cell):
+    """The holder of a down- or upsampling convolution, for its official name."""
+
+    def __init__(self, conv: nn.Cell):
+        super().__init__()
+        self.conv = conv
+
+
+class Stage(nn.Cell):
+    """Residual blocks at one resolution, then perhaps a change of resolution."""
+
+    def __init__(self, resnets: list[ResnetBlock], down: nn.Cell | None = None, up: nn.Cell | None = None):
+        super().__init__()
+        self.resnets = nn.CellList(resnets)
+        if down is not None:
+            self.downsamplers = nn.CellList([Sampler(down)])
+        if up is not None:
+            self.upsamplers = nn.CellList([Sampler(up)])
+        self.has_down, self.has_up = down is not None, up is not None
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the native image after this stage."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        if self.has_down:
+            x = self.downsamplers[0].conv(x)
+        if self.has_up:
+            x = self.upsamplers[0].conv(x)
+        return x
+
+
+class MidBlock(nn.Cell):
+    """A residual block, attention, a residual block."""
+
+    def __init__(self, channels: int, groups: int, init: Initializers):
+        super().__init__()
+        self.attentions = nn.CellList([AttentionBlock(channels, groups, init)])
+        self.resnets = nn.CellList([ResnetBlock(channels, channels, groups, init) for _ in range(2)])
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the native image, its shape unchanged."""
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class NormConv(Block):
+    """The last norm and convolution of a coder, which owns the two under their official names."""
+
+    forward = staticmethod(norm_conv)
+
+    def __init__(self, norm: Norm, conv: Conv2d, groups: int):
+        super().__init__()
+        # Not as attributes of the cell: it would list the weights a second time, under a second name.
+        object.__setattr__(self, "borrowed", (norm, conv))
+        self.groups = groups
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return the parameters in the order of `norm_conv`."""
+        norm, conv = self.borrowed
+        return norm.weight, norm.bias, conv.weight, conv.bias
+
+    def settings(self) -> tuple[int]:
+        """Return the number of groups."""
+        return (self.groups,)
+
+
+class Coder(nn.Cell):
+    """What encoder and decoder share: convolution in, stages and a middle, norm and convolution out."""
+
+    def __init__(self, channels: tuple[int, int, int, int], groups: int, init: Initializers):
+        super().__init__()
+        in_channels, first, last, out_channels = channels
+        self.conv_in = Conv(in_channels, first, 3, init)
+        self.conv_norm_out = Norm(last)
+        self.conv_out = Conv2d(last, out_channels, 3, init.torch_default)
+        object.__setattr__(self, "head", NormConv(self.conv_norm_out, self.conv_out, groups))
+
+
+class Encoder(Coder):
+    """Images to moments at an eighth of the size."""
+
+    def __init__(self, config: AutoencoderConfig, init: Initializers):
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        super().__init__((config.in_channels, widths[0], widths[-1], 2 * config.latent_channels), groups, init)
+        stages = []
+        for i, width in enumerate(widths):
+            sizes = [widths[max(i - 1, 0)]] + [width] * config.layers_per_block
+            resnets = [ResnetBlock(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
+            last = i == len(widths) - 1
+            stages.append(Stage(resnets, down=None if last else Conv(width, width, 3, init, stride=2)))
+        self.down_blocks = nn.CellList(stages)
+        self.mid_block = MidBlock(widths[-1], groups, init)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the native moments of native images."""
+        x = self.conv_in(x)
+        for stage in self.down_blocks:
+            x = stage(x)
+        return self.head(self.mid_block(x))
+
+
+class Decoder(Coder):
+    """Latents to images of eight times the size."""
+
+    def __init__(self, config: AutoencoderConfig, init: Initializers):
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        super().__init__((config.latent_channels, widths[0], widths[-1], config.out_channels), groups, init)
+        stages = []
+        for i, width in enumerate(widths):
+            sizes = [widths[max(i - 1, 0)]] + [width] * (config.layers_per_block + 1)
+            resnets = [ResnetBlock(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
+            last = i == len(widths) - 1
+            stages.append(Stage(resnets, up=None if last else UpsampleConv(width, width, 3, init)))
+        self.up_blocks = nn.CellList(stages)
+        self.mid_block = MidBlock(widths[0], groups, init)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the native images of native latents."""
+        x = self.mid_block(self.conv_in(x))
+        for stage in self.up_blocks:
+            x = stage(x)
+        return self.head(x)
+
+
+class AutoencoderKL(nn.Cell):
+    """Encoder and decoder with the 1 x 1 convolutions around the latents."""
+
+    def __init__(self, config: AutoencoderConfig | None = None, seed: int | None = 0):
+        super().__init__()
+        init = Initializers(seed)
+        self.config = config = config or AutoencoderConfig()
+        latent = config.latent_channels
+        self.encoder = Encoder(config, init)
+        self.decoder = Decoder(config, init)
+        self.quant_conv = Conv(2 * latent, 2 * latent, 1, init)
+        self.post_quant_conv = Conv(latent, latent, 1, init)
+        self.set_train(False)
+
+    def encode(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the moments of the latents' posterior: mean, then log-variance, not clamped.
+
+        x (N, 3, H, W) in [-1, 1], H and W multiples of `config.downsampling` -> (N, 2 L, H / 8, W / 8).
+        """
+        return to_nchw(self.quant_conv(self.encoder(from_nchw(x))))
+
+    def decode(self, z: ms.Tensor) -> ms.Tensor:
+        """Return the images of latents that are not scaled: z (N, L, h, w) -> (N, 3, 8 h, 8 w), about [-1, 1]."""
+        return to_nchw(self.decoder(self.post_quant_conv(from_nchw(z))))
+
+    def construct(self, z: ms.Tensor) -> ms.Tensor:
+        """Return `decode(z)`."""
+        return self.decode(z)

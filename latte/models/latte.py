@@ -1,0 +1,329 @@
+"""Latte (Ma et al., 2024): variant 1 of figure 2, interleaved spatial and temporal transformer blocks.
+
+Blocks are DiT's (Peebles and Xie, 2023) with adaptive layer norm (adaLN-Zero). Tokens are (B, F, T, D): batch,
+frames, patches of a frame, width. Even blocks attend over T, odd ones over F.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from latte import device
+from latte.errors import UserError
+from latte.models import embeddings
+from latte.models.layers import Block, Embedding, Initializers, Linear, SiLU, parameter, zeros
+from latte.models.precision import prepare
+from latte.ops import gelu, linear, modulated_norm, patch_projection, self_attention, silu
+
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
+PATCHES = (2, 4, 8)
+CLIP_TEXT = (77, 768)  # tokens and width of the text condition
+FREQUENCIES = 256  # width of the sinusoidal timestep embedding
+
+
+@dataclasses.dataclass(frozen=True)
+class LatteConfig:
+    """Everything that fixes the shape of a Latte network."""
+
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    patch_size: int = 2
+    input_size: int | tuple[int, int] = 32  # height and width of the latents
+    num_frames: int = 16
+    in_channels: int = 4
+    learn_sigma: bool = True  # twice the channels out: noise and variance
+    condition: str | None = None  # None, "class" or "text"
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.condition not in (None, "class", "text"):
+            raise UserError(f"condition {self.condition!r} is not known; choose null, class or text")
+        if self.condition == "class" and not self.num_classes:
+            raise UserError("condition class needs num_classes")
+        if self.hidden_size % (2 * self.num_heads) or self.hidden_size % 4:
+            raise UserError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of even width")
+        if any(size % self.patch_size for size in self.latent_size):
+            raise UserError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents."""
+        return (self.input_size,) * 2 if isinstance(self.input_size, int) else tuple(self.input_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.latent_size[0] // self.patch_size, self.latent_size[1] // self.patch_size
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output: the noise, then the interpolation of its variance."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+
+def transformer_block(  # noqa: PLR0913 - the weights of a block, so that all blocks share one compiled graph
+    x: ms.Tensor,
+    c: ms.Tensor,
+    qkv_weight: ms.Tensor,
+    qkv_bias: ms.Tensor,
+    proj_weight: ms.Tensor,
+    proj_bias: ms.Tensor,
+    fc1_weight: ms.Tensor,
+    fc1_bias: ms.Tensor,
+    fc2_weight: ms.Tensor,
+    fc2_bias: ms.Tensor,
+    ada_weight: ms.Tensor,
+    ada_bias: ms.Tensor,
+    heads: int,
+    over_frames: bool,
+    flash: bool,
+) -> ms.Tensor:
+    """Return a block of figure 2: attention and MLP, each normed, modulated and gated by the condition.
+
+    x (B, F, T, D), c (B, D). The weights are those of `TransformerBlock`.
+    """
+    b, _, _, d = x.shape
+    scale = (d // heads) ** -0.5
+    modulation = linear(silu(c).astype(x.dtype), ada_weight, ada_bias)  # (B, 6D)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = ops.chunk(modulation, 6, 1)  # (B, D)
+
+    y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
+    y = self_attention(y, (qkv_weight, qkv_bias), (proj_weight, proj_bias), heads, scale, over_frames, flash)
+    x = x + gate_attn.reshape(b, 1, 1, d) * y
+
+    y = modulated_norm(x, shift_mlp, scale_mlp)
+    y = linear(gelu(linear(y, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)  # (B, F, T, 4D) -> (B, F, T, D)
+    return x + gate_mlp.reshape(b, 1, 1, d) * y
+
+
+class Attention(nn.Cell):
+    """The joint input projection and the output projection of multi-head attention."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        self.qkv = Linear(width, 3 * width, init.xavier)
+        self.proj = Linear(width, width, init.xavier)
+
+
+class Mlp(nn.Cell):
+    """The two layers of the feed-forward part."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        self.fc1 = Linear(width, 4 * width, init.xavier)
+        self.fc2 = Linear(4 * width, width, init.xavier)
+
+
+class TransformerBlock(Block):
+    """A block that attends over patches or over frames."""
+
+    forward = staticmethod(transformer_block)
+
+    def __init__(self, width: int, heads: int, over_frames: bool, flash: bool, init: Initializers):
+        super().__init__()
+        self.attn = Attention(width, init)
+        self.mlp = Mlp(width, init)
+        self.adaLN_modulation = nn.SequentialCell(SiLU(), Linear(width, 6 * width, zeros))
+        self.heads, self.over_frames, self.flash = heads, over_frames, flash
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return the parameters in the order of `transformer_block`."""
+        qkv, proj, fc1, fc2 = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
+        ada = self.adaLN_modulation[1]
+        attn = (qkv.weight, qkv.bias, proj.weight, proj.bias)
+        return (*attn, fc1.weight, fc1.bias, fc2.weight, fc2.bias, ada.weight, ada.bias)
+
+    def settings(self) -> tuple[int, bool, bool]:
+        """Return heads, direction of attention, fused kernel."""
+        return self.heads, self.over_frames, self.flash
+
+
+def final_layer(
+    x: ms.Tensor,
+    c: ms.Tensor,
+    linear_weight: ms.Tensor,
+    linear_bias: ms.Tensor,
+    ada_weight: ms.Tensor,
+    ada_bias: ms.Tensor,
+    grid: tuple[int, int],
+    patch_size: int,
+) -> ms.Tensor:
+    """Return the latents that the tokens stand for, in float32.
+
+    x (B, F, T, D), c (B, D) -> (B, F, out channels, H, W).
+    """
+    b, f, _, _ = x.shape
+    shift, scale = ops.chunk(linear(silu(c), ada_weight, ada_bias), 2, 1)  # (B, D)
+    x = modulated_norm(x.astype(ms.float32), shift, scale)
+    x = linear(x, linear_weight, linear_bias)  # (B, F, T, p p C)
+    x = x.reshape(b, f, grid[0], grid[1], patch_size, patch_size, -1)  # (B, F, h, w, p, p, C)
+    x = x.transpose(0, 1, 6, 2, 4, 3, 5)  # (B, F, C, h, p, w, p)
+    return x.reshape(b, f, -1, grid[0] * patch_size, grid[1] * patch_size)
+
+
+class FinalLayer(Block):
+    """The last norm and projection, always in float32."""
+
+    forward = staticmethod(final_layer)
+
+    def __init__(self, config: LatteConfig):
+        super().__init__()
+        width, patch = config.hidden_size, config.patch_size
+        self.linear = Linear(width, patch * patch * config.out_channels, zeros)
+        self.adaLN_modulation = nn.SequentialCell(SiLU(), Linear(width, 2 * width, zeros))
+        self.grid, self.patch_size = config.grid, patch
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return the parameters in the order of `final_layer`."""
+        ada = self.adaLN_modulation[1]
+        return self.linear.weight, self.linear.bias, ada.weight, ada.bias
+
+    def settings(self) -> tuple[tuple[int, int], int]:
+        """Return the grid of patches and the patch size."""
+        return self.grid, self.patch_size
+
+
+class PatchProjection(nn.Cell):
+    """The weight (D, C, p, p) and bias (D,) of the patch embedding, which is a convolution and a matrix product."""
+
+    def __init__(self, config: LatteConfig, init: Initializers):
+        super().__init__()
+        self.weight = parameter(init.xavier((config.hidden_size, config.in_channels, *(config.patch_size,) * 2)))
+        self.bias = parameter(zeros((config.hidden_size,)))
+
+
+class PatchEmbed(Block):
+    """Latents (B, F, C, H, W) to tokens (B, F, T, D)."""
+
+    forward = staticmethod(patch_projection)
+
+    def __init__(self, config: LatteConfig, as_convolution: bool, init: Initializers):
+        super().__init__()
+        self.proj = PatchProjection(config, init)
+        self.as_convolution = as_convolution
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return weight and bias."""
+        return self.proj.weight, self.proj.bias
+
+    def settings(self) -> tuple[bool]:
+        """Return whether the convolution operator computes it."""
+        return (self.as_convolution,)
+
+
+class TimestepEmbedder(nn.Cell):
+    """Timesteps (B,) to vectors (B, D)."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        self.mlp = nn.SequentialCell(Linear(FREQUENCIES, width, init.normal), SiLU(), Linear(width, width, init.normal))
+        self.frequencies = ms.Tensor(embeddings.timestep_frequencies(FREQUENCIES))
+
+    def construct(self, t: ms.Tensor) -> ms.Tensor:
+        """Return the embedding of `t` (B,), which may be fractional, as (B, D)."""
+        return self.mlp(embeddings.timestep_embedding(t, self.frequencies))
+
+
+class LabelEmbedder(nn.Cell):
+    """Labels (B,) to vectors (B, D); the last row is the null label of classifier-free guidance."""
+
+    def __init__(self, num_classes: int, width: int, init: Initializers):
+        super().__init__()
+        self.embedding_table = Embedding(num_classes + 1, width, init.normal)
+
+    def construct(self, y: ms.Tensor) -> ms.Tensor:
+        """Return the embedding of labels 0 .. num_classes."""
+        return self.embedding_table(y)
+
+
+class Latte(nn.Cell):
+    """The network: noisy latents, timesteps and a condition to the noise and the interpolation of its variance."""
+
+    def __init__(
+        self,
+        config: LatteConfig,
+        patch_embedder: str = "conv",
+        enable_flash_attention: bool = False,
+        seed: int | None = 0,
+    ):
+        super().__init__()
+        init = Initializers(seed)
+        width = config.hidden_size
+        self.config = config
+        self.dtype = ms.float32  # of the tokens inside the blocks
+        self.flash = device.use_flash_attention(enable_flash_attention)
+        self.x_embedder = PatchEmbed(config, patch_embedder == "conv", init)
+        self.t_embedder = TimestepEmbedder(width, init)
+        if config.condition == "class":
+            self.y_embedder = LabelEmbedder(config.num_classes, width, init)
+        if config.condition == "text":
+            tokens, text_width = CLIP_TEXT
+            self.text_embedding_projection = nn.SequentialCell(SiLU(), Linear(tokens * text_width, width, init.xavier))
+        self.pos_embed = parameter(embeddings.patch_embedding(width, config.grid), requires_grad=False)
+        self.temp_embed = parameter(embeddings.frame_embedding(width, config.num_frames), requires_grad=False)
+        self.blocks = nn.CellList(
+            [TransformerBlock(width, config.num_heads, i % 2 == 1, self.flash, init) for i in range(config.depth)]
+        )
+        self.first_temporal = 1
+        self.final_layer = FinalLayer(config)
+
+    def construct(self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None) -> ms.Tensor:
+        """Predict the noise in `x` and the interpolation of its variance.
+
+        x (B, F, C, H, W) float32; t (B,) timesteps 0 .. 999; y: labels (B,) int32 or CLIP text (B, 77, 768) float32,
+        None for the unconditional network. Returns (B, F, 2C, H, W) float32, or C channels without learn_sigma.
+        """
+        x = self.x_embedder(x) + self.pos_embed  # (B, F, T, D)
+        x = x.astype(self.dtype)
+        c = last_c = self.t_embedder(t)  # (B, D)
+        if self.config.condition == "class":
+            c = last_c = c + self.y_embedder(y)
+        if self.config.condition == "text":  # the official final layer does not see the text
+            c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
+        for i, block in enumerate(self.blocks):
+            if i == self.first_temporal:
+                x = x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
+            x = block(x, c)  # over T, then over F, and so on
+        return self.final_layer(x, last_c)  # (B, F, 2C, H, W)
+
+
+def named_sizes(name: str) -> dict[str, int]:
+    """Return depth, hidden_size, num_heads and patch_size of a name such as "Latte-XL/2".
+
+    Raises UserError for a name that is not one of S, B, L, XL with patch 2, 4 or 8.
+    """
+    size, _, patch = name.removeprefix("Latte-").partition("/")
+    if size not in SIZES or patch not in [str(p) for p in PATCHES] or not name.startswith("Latte-"):
+        choices = ", ".join(f"Latte-{s}/{p}" for s in SIZES for p in PATCHES)
+        raise UserError(f"model_name {name!r} is not known; choose one of {choices}")
+    depth, width, heads = SIZES[size]
+    return {"depth": depth, "hidden_size": width, "num_heads": heads, "patch_size": int(patch)}
+
+
+def create_model(
+    name: str = "Latte-XL/2",
+    *,
+    dtype: str = "fp32",
+    patch_embedder: str = "conv",
+    enable_flash_attention: bool = False,
+    seed: int | None = 0,
+    **config: int | str | bool | tuple[int, int] | None,
+) -> Latte:
+    """Return a Latte network with the official random initialisation.
+
+    `config` are fields of LatteConfig (input_size, num_frames, condition, num_classes, ...) and override the sizes of
+    `name`; None leaves them. `seed=None` leaves the weights unset, for a checkpoint to fill.
+    Raises UserError for a name, dtype or configuration that does not exist.
+    """
+    sizes = named_sizes(name) | {key: value for key, value in config.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(LatteConfig)}
+    if unknown := sorted(set(sizes) - known):
+        raise UserError(f"create_model does not know {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
+    compute = device.compute_dtype(dtype)
+    net = Latte(LatteConfig(**sizes), patch_embedder, enable_flash_attention, seed)
+    net.set_train(False)
+    return net if seed is None else prepare(net, compute)

@@ -1,0 +1,146 @@
+"""Layers that hold weights under their official names; what they compute is in `latte.ops`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from latte import device
+from latte.ops import conv2d, linear
+
+Init = Callable[[tuple[int, ...]], np.ndarray]
+
+
+def empty(shape: tuple[int, ...]) -> np.ndarray:
+    """Return memory that is not touched before a checkpoint fills it."""
+    return np.empty(shape, np.float32)
+
+
+def zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Return zeros, as biases, adaLN and the final layer start."""
+    return np.zeros(shape, np.float32)
+
+
+def ones(shape: tuple[int, ...]) -> np.ndarray:
+    """Return ones, as the weights of norms start."""
+    return np.ones(shape, np.float32)
+
+
+class Initializers:
+    """The random initialisations of the official code, from one seeded stream; without a seed, memory is left empty."""
+
+    def __init__(self, seed: int | None):
+        self.rng = None if seed is None else np.random.default_rng(seed)
+
+    def xavier(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return U(-a, a), a = sqrt(6 / (fan in + fan out)), the weight seen as a matrix (out, in * k * k)."""
+        if self.rng is None:
+            return empty(shape)
+        bound = np.float32(np.sqrt(6.0 / (shape[0] + np.prod(shape[1:]))))
+        values = self.rng.random(shape, np.float32)
+        values *= 2 * bound
+        values -= bound
+        return values
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return N(0, 0.02^2)."""
+        if self.rng is None:
+            return empty(shape)
+        return self.rng.standard_normal(shape, np.float32) * np.float32(0.02)
+
+    def torch_default(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return U(-1/sqrt(fan in), 1/sqrt(fan in)), what PyTorch's linear and convolution layers start with."""
+        if self.rng is None:
+            return empty(shape)
+        return self.rng.uniform(-1, 1, shape).astype(np.float32) / np.float32(np.sqrt(np.prod(shape[1:])))
+
+
+def parameter(values: np.ndarray, requires_grad: bool = True) -> ms.Parameter:
+    """Return a float32 parameter that takes over the memory of `values`."""
+    return ms.Parameter(ms.Tensor.from_numpy(np.ascontiguousarray(values)), requires_grad=requires_grad)
+
+
+class Linear(nn.Cell):
+    """An affine map with weight (out, in) and bias (out,)."""
+
+    def __init__(self, in_features: int, out_features: int, init: Init, bias_init: Init = zeros):
+        super().__init__()
+        self.weight = parameter(init((out_features, in_features)))
+        self.bias = parameter(bias_init((out_features,)))
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return x W^T + b in the dtype of `x`."""
+        return linear(x, self.weight, self.bias)
+
+
+class SiLU(nn.Cell):
+    """x * sigmoid(x); a layer only because it takes a place in the numbering of official names."""
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return x * sigmoid(x)."""
+        return ops.silu(x)
+
+
+class Embedding(nn.Cell):
+    """A table of vectors with weight (rows, width)."""
+
+    def __init__(self, rows: int, width: int, init: Init):
+        super().__init__()
+        self.weight = parameter(init((rows, width)))
+
+    def construct(self, index: ms.Tensor) -> ms.Tensor:
+        """Return the rows of integer `index` (B,) as (B, width)."""
+        return ops.gather(self.weight, index, 0)
+
+
+class Conv2d(nn.Cell):
+    """A convolution of native images with weight (out, in, k, k) and bias (out,); see `latte.ops.conv2d`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, stride: int = 1):
+        super().__init__()
+        self.weight = parameter(init((out_channels, in_channels, kernel, kernel)))
+        self.bias = parameter(zeros((out_channels,)))
+        self.stride = stride
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the convolved native image."""
+        return conv2d(x, self.weight, self.bias, self.stride)
+
+
+class Norm(nn.Cell):
+    """The weight and bias (channels,) of a group norm."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = parameter(ones((channels,)))
+        self.bias = parameter(zeros((channels,)))
+
+
+class Block(nn.Cell):
+    """A cell whose forward is a function of (inputs, weights, settings).
+
+    Where the compile scope is the block, all cells with the same function, settings and shapes run through one
+    compiled graph, each with its own weights. Inside a larger graph the function is part of that graph.
+    """
+
+    forward: Callable
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return the parameters in the order that `forward` takes them."""
+        raise NotImplementedError
+
+    def settings(self) -> tuple[Any, ...]:
+        """Return the constants that `forward` takes last."""
+        return ()
+
+    def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
+        """Return `forward` of the inputs, as part of the surrounding graph."""
+        return self.forward(*inputs, *self.weights(), *self.settings())
+
+    def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
+        """Return `forward` of the inputs through the graph that equal cells share."""
+        return device.call_block(self.forward, inputs, self.weights(), self.settings())

@@ -1,0 +1,23 @@
+"""Attention, convolution, norms and activations: one function each, the fastest form for the device at hand."""
+
+from latte.ops.activation import gelu, silu
+from latte.ops.attention import attention, self_attention
+from latte.ops.conv import conv2d, from_nchw, patch_projection, to_nchw, upsample_nearest
+from latte.ops.linear import linear
+from latte.ops.norm import group_norm, layer_norm, modulated_norm
+
+__all__ = [
+    "attention",
+    "conv2d",
+    "from_nchw",
+    "gelu",
+    "group_norm",
+    "layer_norm",
+    "linear",
+    "modulated_norm",
+    "patch_projection",
+    "self_attention",
+    "silu",
+    "to_nchw",
+    "upsample_nearest",
+]

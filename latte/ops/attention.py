@@ -1,0 +1,56 @@
+"""Attention, through one function."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import ops
+
+from latte.ops.linear import linear
+from latte.ops.target import on_cpu
+
+_qk = ops.BatchMatMul(transpose_b=True)
+_av = ops.BatchMatMul()
+
+
+def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, flash: bool) -> ms.Tensor:
+    """Return softmax(scale q k^T) v, the attention of Vaswani et al. (2017), equation 1.
+
+    q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `flash` takes Ascend's fused
+    kernel (float16 or bfloat16, width a multiple of 16); otherwise the product is exact, with the softmax in float32.
+    """
+    if flash:
+        return ops.flash_attention_score(q, k, v, heads, scalar_value=scale, input_layout="BSH")
+    n, length, channels = q.shape
+    q = (q * scale).reshape(n, length, heads, -1).transpose(0, 2, 1, 3)  # (N, heads, L, width)
+    k = k.reshape(n, k.shape[1], heads, -1).transpose(0, 2, 1, 3)  # (N, heads, S, width)
+    v = v.reshape(n, v.shape[1], heads, -1).transpose(0, 2, 1, 3)
+    scores = ops.softmax(_qk(q, k).astype(ms.float32), -1).astype(v.dtype)  # (N, heads, L, S)
+    return _av(scores, v).transpose(0, 2, 1, 3).reshape(n, length, channels)
+
+
+def self_attention(
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, over_frames: bool, flash: bool
+) -> ms.Tensor:
+    """Attend over the T patches of each frame, or over the F frames of each patch.
+
+    x (B, F, T, D); `qkv` and `proj` are (weight, bias) of the joint input and the output projection.
+    """
+    b, f, t, _ = x.shape
+    q, k, v = [_fold(part, over_frames) for part in _project(x, qkv)]
+    y = attention(q, k, v, heads, scale, flash)  # (B F, T, D) or (B T, F, D)
+    y = y.reshape(b, t, f, -1).transpose(0, 2, 1, 3) if over_frames else y.reshape(b, f, t, -1)
+    return linear(y, *proj)
+
+
+def _project(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
+    """Return q, k, v, each (B, F, T, D)."""
+    if on_cpu():
+        # Splitting the weight is a copy of 16 MB; splitting the product would be one of 57 MB for XL/2.
+        weights, biases = ops.chunk(qkv[0], 3, 0), ops.chunk(qkv[1], 3, 0)
+        return [linear(x, weights[i], biases[i]) for i in range(3)]
+    return ops.chunk(linear(x, *qkv), 3, -1)
+
+
+def _fold(x: ms.Tensor, over_frames: bool) -> ms.Tensor:
+    b, f, t, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b * t, f, d) if over_frames else x.reshape(b * f, t, d)

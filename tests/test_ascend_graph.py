@@ -1,0 +1,87 @@
+"""What Ascend would run: graphs exported with its settings, which needs no such device, and their nodes read back."""
+
+from collections import Counter
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindir import nodes
+from mindspore import nn
+
+from latte import create_model, device
+from latte.diffusion.samplers import make_step
+from latte.models import AutoencoderKL
+from latte.models.autoencoder import AutoencoderConfig
+
+MINDIR_NAMES = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
+
+
+def export(net, tmp_path, *arrays):
+    file = tmp_path / "net.mindir"
+    ms.export(net, *[ms.Tensor(a) for a in arrays], file_name=str(file), file_format="MINDIR")
+    (written,) = tmp_path.glob("net*.mindir")  # beyond 1 GB the weights are put beside the graph
+    found = list(nodes(written))
+    written.unlink()
+    return found
+
+
+def check_blocks(found, depth, dtype):
+    count = Counter(node.op for node in found)
+    assert count["FlashAttentionScore"] == depth
+    assert count["Softmax"] == 0 and count["BatchMatMul"] == 0  # no exact attention is left
+    assert count["Pad"] == count["PadV3"] == 0  # heads are widened in the weights, not at run time
+    for node in found:
+        if node.op == "FlashAttentionScore":
+            assert node.dtypes[-1] == MINDIR_NAMES[dtype], node
+        if node.op == "LayerNorm":
+            assert set(node.dtypes) == {"FLOAT"}, node
+        if node.op == "GeLU":
+            assert node.dtypes == [MINDIR_NAMES[dtype]], node
+    assert count["LayerNorm"] == 2 * depth + 1
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("depth", [2, pytest.param(28, marks=pytest.mark.slow)])
+def test_latte_xl_with_flash_attention(dtype, depth, tmp_path):
+    with device.assume("Ascend"):
+        net = create_model("Latte-XL/2", dtype=dtype, enable_flash_attention=True, depth=depth)
+        assert net.blocks[0].attn.qkv.weight.shape == (3 * 16 * 80, 1152)
+        x = np.zeros((1, 16, 4, 32, 32), np.float32)
+        found = export(net, tmp_path, x, np.zeros(1, np.int32))
+    check_blocks(found, depth, dtype)
+
+
+class Step(nn.Cell):
+    """A denoising step as a cell, for the exporter."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.step = make_step(net, "ddpm", guidance_scale=7.0, batched_guidance=True)
+
+    def construct(self, x, t, noise, coef, y, null):
+        return self.step(x, t, noise, coef, y, null)
+
+
+def test_a_guided_step_is_one_graph(tmp_path):
+    with device.assume("Ascend"):
+        net = create_model(
+            "Latte-S/2", dtype="bf16", enable_flash_attention=True, depth=2, condition="class", num_classes=101
+        )
+        x, label = np.zeros((2, 16, 4, 32, 32), np.float32), np.zeros(2, np.int32)
+        found = export(Step(net), tmp_path, x, label, x, np.zeros(5, np.float32), label, label)
+    check_blocks(found, 2, "bf16")
+    assert Counter(node.op for node in found)["Conv2D"] == 1
+
+
+def test_autoencoder_uses_convolutions(tmp_path):
+    config = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1)
+    with device.assume("Ascend"):
+        vae = AutoencoderKL(config)
+        found = export(vae, tmp_path, np.zeros((1, 4, 8, 8), np.float32))
+        vae.construct = vae.encode
+        found_encoder = export(vae, tmp_path, np.zeros((1, 3, 16, 16), np.float32))
+    convolutions = [Counter(node.op for node in graph)["Conv2D"] for graph in (found, found_encoder)]
+    kernels = [p.name for p in vae.get_parameters() if p.ndim == 4]
+    decoder = [name for name in kernels if name.startswith(("decoder", "post_quant"))]
+    assert convolutions == [len(decoder), len(kernels) - len(decoder)]

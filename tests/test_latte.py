@@ -1,0 +1,223 @@
+"""The Latte network against what the official code computed from the same checkpoints."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from helpers import error, recorded, tiny
+
+from latte import create_model, device
+from latte.diffusion.loss import DiffusionLoss
+from latte.diffusion.samplers import NoiseStream, coefficients, make_step, sample_loop
+from latte.diffusion.schedule import create_schedule
+from latte.errors import UserError
+from latte.models.latte import SIZES
+from latte.models.precision import pad_heads
+
+PARAMETERS = {  # of the released and the published sizes, counted in the official code
+    ("Latte-XL/2", None): 673_994_912,
+    ("Latte-XL/2", 101): 674_112_416,
+    ("Latte-L/2", None): 457_094_176,
+    ("Latte-B/2", None): 129_755_936,
+    ("Latte-S/2", None): 32_585_120,
+}
+
+
+def inputs(data, kind):
+    names = ("x", "t", "y") if kind == "class" else ("x", "t")
+    return [ms.Tensor(data[name]) for name in names]
+
+
+@pytest.mark.parametrize("patch_embedder", ["conv", "linear"])
+@pytest.mark.parametrize("weights", ["model", "ema"])
+@pytest.mark.parametrize("kind", ["uncond", "class"])
+def test_forward(kind, weights, patch_embedder):
+    data = recorded(f"latte_{kind}")
+    net = tiny(kind, weights, patch_embedder=patch_embedder)
+    assert error(net(*inputs(data, kind)), data[f"{weights}_out"]) <= 1e-5
+
+
+@pytest.mark.parametrize("patch_embedder", ["conv", "linear"])
+def test_forward_as_one_graph_of_the_accelerators_form(patch_embedder):
+    """GPU and Ascend compile the whole network, with a real convolution and the plain adaptive norm."""
+    data = recorded("latte_class")
+    with device.assume("GPU"):
+        graph = ms.jit(tiny("class", patch_embedder=patch_embedder).construct)
+        assert error(graph(*inputs(data, "class")), data["ema_out"]) <= 1e-5
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_guidance(batched):
+    data = recorded("latte_class")
+    scale = float(data["cfg_scale"])
+    net = tiny("class")
+
+    def solver_input(x, t, *labels):  # the step's network output, before the solver
+        captured.append(net(x, t, *labels))
+        return captured[-1]
+
+    captured = []
+    from latte.diffusion.guidance import guided
+
+    x, t = ms.Tensor(data["x"][:1]), ms.Tensor(data["t"][:1])
+    labels = [ms.Tensor(data["cfg_y"][i : i + 1]) for i in (0, 1)]
+    cond, uncond = (solver_input(x, t, y) for y in labels)
+    if batched:
+        twice = [ms.ops.concat((a, a), 0) for a in (x, t)]
+        both = solver_input(*twice, ms.Tensor(data["cfg_y"]))
+        cond, uncond = both[:1], both[1:]
+    out = guided(cond, uncond, scale).asnumpy()
+    expected = data["cfg_out"]
+    assert error(out, expected[:1]) <= 1e-5
+    assert error(out[:, :, :4], expected[1:, :, :4]) <= 1e-5  # the official code repeats the guided noise
+
+
+def test_loss_and_gradients():
+    data = recorded("diffusion_training")
+    net = tiny("uncond", "model")
+    loss_net = DiffusionLoss(net, create_schedule())
+    args = [ms.Tensor(data[name]) for name in ("x_start", "t", "noise")]
+    parameters = [p for p in net.get_parameters() if p.requires_grad]
+
+    def mean_loss(x_start, t, noise):
+        loss, mse, vb = loss_net(x_start, t, noise)
+        return loss.mean(), loss, mse, vb
+
+    step = ms.jit(ms.value_and_grad(mean_loss, None, parameters, has_aux=True))
+    (_, loss, mse, vb), gradients = step(*args)
+    for name, value in (("loss", loss), ("mse", mse), ("vb", vb)):
+        assert error(value, data[f"term_{name}"]) <= 1e-5, name
+    gradients = {p.name: g.asnumpy() for p, g in zip(parameters, gradients, strict=True)}
+    names = [key.removeprefix("grad_") for key in data if key.startswith("grad_") and key != "grad_global_norm"]
+    assert names
+    for name in names:
+        assert error(gradients[name], data[f"grad_{name}"]) <= 1e-4, name
+    norm = np.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values()))
+    assert abs(norm / float(data["grad_global_norm"]) - 1) <= 1e-4
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_ten_steps(solver):
+    data = recorded("diffusion_sampling")
+    schedule = create_schedule("10")
+    noises = iter(data["ddpm10_step_noise"]) if solver == "ddpm" else None
+    step = device.compile_step(make_step(tiny("uncond"), solver))
+    loop = sample_loop(step, ms.Tensor(data["noise"]), noises, schedule.timesteps, coefficients(solver, schedule))
+    *_, (_, x) = loop
+    assert error(x, data[f"{solver}10"]) <= 1e-4
+
+
+def test_wider_heads_change_nothing():
+    data = recorded("latte_class")
+    net = tiny("class")
+    for block in net.blocks:
+        block.attn.qkv.weight.set_data(block.attn.qkv.weight)
+        names = [p.name for p in block.attn.get_parameters()]
+        pad_heads(block.attn, 4)  # the heads are 16 wide: nothing to do
+        assert block.attn.qkv.weight.shape == (192, 64)
+    wide = create_model("Latte-S/2", hidden_size=48, depth=2, num_heads=4, input_size=8, num_frames=4, seed=3)
+    for p in wide.get_parameters():  # so that neither the gates nor the last layer are zero
+        if p.requires_grad:
+            p.set_data(ms.Tensor(np.random.default_rng(0).normal(0, 0.05, p.shape).astype(np.float32)))
+    args = inputs(data, "uncond")
+    before = wide(*args).asnumpy()
+    for block in wide.blocks:
+        names = [p.name for p in block.attn.get_parameters()]
+        pad_heads(block.attn, 4)
+        assert block.attn.qkv.weight.shape == (3 * 4 * 16, 48) and block.attn.proj.weight.shape == (48, 4 * 16)
+        assert [p.name for p in block.attn.get_parameters()] == names
+    assert np.abs(before).max() > 0.01
+    assert error(wide(*args), before) <= 1e-5
+
+
+@pytest.mark.parametrize("name, classes", PARAMETERS)
+def test_parameter_counts(name, classes):
+    condition = "class" if classes else None
+    net = create_model(name, condition=condition, num_classes=classes, seed=None)
+    assert sum(p.size for p in net.get_parameters()) == PARAMETERS[name, classes]
+
+
+def test_official_initialisation():
+    net = create_model("Latte-S/2", condition="class", num_classes=101, depth=2, input_size=8, num_frames=4)
+    values = {p.name: p.asnumpy() for p in net.get_parameters()}
+    for name, value in values.items():
+        if name in ("pos_embed", "temp_embed"):
+            continue
+        if name.endswith("bias") or "adaLN" in name or name.startswith("final_layer"):
+            assert not value.any(), name
+        elif name.startswith(("t_embedder", "y_embedder")):
+            assert abs(value.std() / 0.02 - 1) < 0.02 and abs(value.mean()) < 1e-3, name
+        else:
+            bound = np.sqrt(6 / (value.shape[0] + value[0].size))
+            assert 0.99 * bound < np.abs(value).max() <= bound, name
+            assert abs(value.std() / (bound / np.sqrt(3)) - 1) < 0.02, name
+    official = {p.name: p.asnumpy() for p in tiny("uncond").get_parameters()}
+    fresh = create_model("Latte-S/2", hidden_size=64, depth=4, num_heads=4, input_size=8, num_frames=4)
+    for name in ("pos_embed", "temp_embed"):
+        assert np.array_equal(dict(fresh.parameters_and_names())[name].asnumpy(), official[name])
+
+
+def test_text_condition_steers_blocks_but_not_the_final_layer():
+    net = create_model("Latte-S/2", hidden_size=16, depth=2, num_heads=2, input_size=4, num_frames=2, condition="text")
+    rng = np.random.default_rng(0)
+    for p in net.get_parameters():
+        if p.requires_grad and "text" not in p.name:
+            p.set_data(ms.Tensor(rng.normal(0, 0.1, p.shape).astype(np.float32)))
+    x, t = ms.Tensor(rng.normal(size=(2, 2, 4, 4, 4)).astype(np.float32)), ms.Tensor([1, 2], ms.int32)
+    texts = [ms.Tensor(rng.normal(size=(2, 77, 768)).astype(np.float32)) for _ in range(2)]
+    first, second = (net(x, t, y).asnumpy() for y in texts)
+    assert first.shape == (2, 2, 8, 4, 4) and np.abs(first - second).max() > 1e-3
+    for block in net.blocks:  # without the blocks' modulation, nothing of the text is left
+        ada = block.adaLN_modulation[1]
+        ada.weight.set_data(ms.Tensor(np.zeros(ada.weight.shape, np.float32)))
+    first, second = (net(x, t, y).asnumpy() for y in texts)
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("patch", [2, 4, 8])
+def test_every_named_size_and_uneven_images(size, patch):
+    net = create_model(f"Latte-{size}/{patch}", depth=2, hidden_size=32, num_heads=2, input_size=(16, 8), num_frames=3)
+    x = ms.Tensor(np.ones((1, 3, 4, 16, 8), np.float32))
+    assert net(x, ms.Tensor([5], ms.int32)).shape == (1, 3, 8, 16, 8)
+
+
+def test_float16_is_close_and_keeps_the_ends_in_float32():
+    data = recorded("latte_class")
+    net = tiny("class", dtype="fp16")
+    assert {p.dtype for p in net.blocks.get_parameters()} == {ms.float16}
+    assert {p.dtype for p in net.get_parameters() if not p.name.startswith("blocks")} == {ms.float32}
+    out = net(*inputs(data, "class"))
+    assert out.dtype == ms.float32 and 1e-6 < error(out, data["ema_out"]) <= 1e-2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"name": "Latte-XXL/2"}, "Latte-XL/2"),
+        ({"name": "Latte-XL/3"}, "Latte-XL/4"),
+        ({"condition": "class"}, "num_classes"),
+        ({"condition": "audio"}, "audio"),
+        ({"input_size": 33}, "multiple of patch_size"),
+        ({"num_heads": 7}, "heads"),
+        ({"heads": 7}, "num_heads"),
+        ({"dtype": "int8"}, "bf16"),
+    ],
+)
+def test_impossible_models_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        create_model(**arguments)
+
+
+def test_flash_attention_is_said_to_be_exact_attention_once(caplog):
+    device.say_once.cache_clear()
+    data = recorded("latte_class")
+    for _ in range(2):
+        net = tiny("class", enable_flash_attention=True)
+    assert [r for r in caplog.messages if "exact attention" in r] == caplog.messages and len(caplog.messages) == 1
+    assert error(net(*inputs(data, "class")), data["ema_out"]) <= 1e-5
+
+
+def test_noise_of_a_video_does_not_depend_on_the_batch():
+    together, alone = NoiseStream([7, 8], (2, 3)), NoiseStream([8], (2, 3))
+    for _ in range(3):
+        assert np.array_equal(together.normal()[1], alone.normal()[0])
