@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
 import logging
@@ -17,6 +18,7 @@ os.environ.setdefault("GLOG_v", "3")
 warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
 
 import mindspore as ms  # noqa: E402
+import psutil  # noqa: E402
 
 from latte.errors import UserError  # noqa: E402
 
@@ -24,6 +26,7 @@ log = logging.getLogger("latte")
 
 TARGETS = ("Ascend", "GPU", "CPU")  # best first
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
+ONEDNN_BF16 = 1  # dnnl_fpmath_mode_bf16
 _DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
 
 
@@ -125,7 +128,7 @@ def init_device(
                 f"install its driver and libraries, or pass --device_target {best_target()}"
             )
         ms.set_device(target, device_id + local_rank)
-    else:
+    elif ms.get_context("device_target") != "CPU":
         ms.set_device("CPU")
     # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -156,28 +159,40 @@ def say_once(message: str) -> None:
 def compute_dtype(name: str) -> ms.Type:
     """Return the dtype of tensors inside the blocks for `name` (fp32, fp16 or bf16) on this device.
 
-    On CPU, bf16 multiplies matrices in bfloat16 and keeps float32 in memory: MindSpore has no bfloat16 kernels there,
-    oneDNN has. It has to be asked for before the first matrix product of the process.
-    Raises UserError for an unknown name, or bf16 where it cannot be computed.
+    On CPU, bf16 multiplies all matrices of the process in bfloat16, the autoencoder's too, and keeps float32 in memory:
+    MindSpore has no bfloat16 kernels there, oneDNN has.
+    Raises UserError for an unknown name, or for a dtype that cannot be had on this device or any more.
     """
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
     target = current().target
     if name == "bf16" and target == "GPU":
         raise UserError("dtype bf16 has no kernels in MindSpore's GPU back end; use --dtype fp16 or fp32")
-    if name == "bf16" and target == "CPU":
-        os.environ["ONEDNN_DEFAULT_FPMATH_MODE"] = "BF16"
-        if not _cpu_multiplies_bfloat16():
-            say_once("dtype bf16: this CPU has no bfloat16 units, so matrices are multiplied in float32")
+    if target == "CPU" and name in ("fp32", "bf16"):
+        _choose_cpu_products(name)
         return ms.float32
-    if name == "fp16" and target == "CPU":
+    if target == "CPU":
         say_once("dtype fp16: float16 is slower than float32 on a CPU; fp32 or bf16 is the better choice here")
     return DTYPES[name]
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+def _choose_cpu_products(name: str) -> None:
+    """Settle whether oneDNN multiplies in float32 or bfloat16; it reads the variable once, when it is first used."""
+    variable = "ONEDNN_DEFAULT_FPMATH_MODE"
+    if name == "bf16":
+        os.environ[variable] = "BF16"
+    mode = ctypes.c_int(0)
+    ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3")).dnnl_get_default_fpmath_mode(ctypes.byref(mode))
+    settled = "bf16" if mode.value == ONEDNN_BF16 else "fp32"
+    if settled != name:
+        raise UserError(
+            f"dtype {name} is not possible any more: this process multiplies matrices in {settled} on the CPU; "
+            f"start a new process (and unset {variable} for fp32)"
+        )
     flags = Path("/proc/cpuinfo")
-    return flags.exists() and any(word in flags.read_text() for word in ("avx512_bf16", "amx_bf16", " bf16 "))
+    units = ("avx512_bf16", "amx_bf16", " bf16 ")
+    if name == "bf16" and flags.exists() and not any(unit in flags.read_text() for unit in units):
+        say_once("dtype bf16: this CPU has no bfloat16 units, so oneDNN multiplies matrices in float32")
 
 
 def use_flash_attention(requested: bool) -> bool:
@@ -223,8 +238,4 @@ def peak_memory() -> int:
 
 def free_memory() -> int | None:
     """Return the memory in bytes that is free on this machine (CPU), or None where MindSpore cannot tell."""
-    meminfo = Path("/proc/meminfo")
-    if current().target != "CPU" or not meminfo.exists():
-        return None
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    return psutil.virtual_memory().available if current().target == "CPU" else None

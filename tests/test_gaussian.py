@@ -97,7 +97,7 @@ def test_the_256_likelihoods_sum_to_one():
 def test_loss_terms(mode):
     terms = loss_terms if mode == "eager" else ms.jit(loss_terms)
     names = ("model_out", "x_start", "x_t", "t", "noise")
-    for actual, name in zip(terms(TABLES, *map(tensor, names)), ("loss", "mse", "vb")):
+    for actual, name in zip(terms(TABLES, *map(tensor, names)), ("loss", "mse", "vb"), strict=True):
         assert actual.shape == (COUNT,)
         for index in range(COUNT):  # each by itself: the terms of different timesteps are of different sizes
             assert_close(actual[index], DATA[name][index], 1e-4 if index == FAR_TAIL else 1e-5)
@@ -146,7 +146,7 @@ def test_half_precision_outputs_are_computed_on_in_float32():
     inputs = [tensor(name) for name in ("x_start", "x_t", "t", "noise")]
     half = tensor("model_out").astype(ms.float16)
     single = loss_terms(TABLES, half.astype(ms.float32), *inputs)
-    for rounded, full in zip(loss_terms(TABLES, half, *inputs), single):
+    for rounded, full in zip(loss_terms(TABLES, half, *inputs), single, strict=True):
         assert rounded.dtype == ms.float32
         np.testing.assert_array_equal(rounded.asnumpy(), full.asnumpy())
 

@@ -76,17 +76,17 @@ def test_loss_and_gradients():
     net = tiny("uncond", "model")
     loss_net = DiffusionLoss(net, create_schedule())
     args = [ms.Tensor(data[name]) for name in ("x_start", "t", "noise")]
-    parameters = [p for p in net.get_parameters() if p.requires_grad]
+    named = {name: p for name, p in net.parameters_and_names() if p.requires_grad}
 
     def mean_loss(x_start, t, noise):
         loss, mse, vb = loss_net(x_start, t, noise)
         return loss.mean(), loss, mse, vb
 
-    step = ms.jit(ms.value_and_grad(mean_loss, None, parameters, has_aux=True))
+    step = ms.jit(ms.value_and_grad(mean_loss, None, list(named.values()), has_aux=True))
     (_, loss, mse, vb), gradients = step(*args)
     for name, value in (("loss", loss), ("mse", mse), ("vb", vb)):
         assert error(value, data[f"term_{name}"]) <= 1e-5, name
-    gradients = {p.name: g.asnumpy() for p, g in zip(parameters, gradients, strict=True)}
+    gradients = {name: g.asnumpy() for name, g in zip(named, gradients, strict=True)}
     names = [key.removeprefix("grad_") for key in data if key.startswith("grad_") and key != "grad_global_norm"]
     assert names
     for name in names:

@@ -149,8 +149,8 @@ def sample_loop(
 class NoiseStream:
     """Standard normal noise of which each video has its own stream, keyed by that video's seed.
 
-    A video's numbers are the same in whatever batch, on whatever rank and device it is sampled. ``shape`` is that of one
-    video, (F, C, H, W). Raises UserError for a negative seed or none at all.
+    A video's numbers are the same in whatever batch, on whatever rank and device it is sampled. ``shape`` is that of
+    one video, (F, C, H, W). Raises UserError for a negative seed or none at all.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int]) -> None:

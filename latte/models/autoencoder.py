@@ -27,6 +27,9 @@ class AutoencoderConfig:
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
     layers_per_block: int = 2
     norm_num_groups: int = 32
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
 
     def __post_init__(self) -> None:
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):
@@ -216,16 +219,20 @@ class Stage(nn.Cell):
 
 
 class MidBlock(nn.Cell):
-    """A residual block, attention, a residual block."""
+    """A residual block, attention if the configuration has it, a residual block."""
 
-    def __init__(self, channels: int, groups: int, init: Initializers):
+    def __init__(self, channels: int, config: AutoencoderConfig, init: Initializers):
         super().__init__()
-        self.attentions = nn.CellList([AttentionBlock(channels, groups, init)])
+        groups = config.norm_num_groups
+        self.attentions = nn.CellList([AttentionBlock(channels, groups, init)] * config.mid_block_add_attention)
         self.resnets = nn.CellList([ResnetBlock(channels, channels, groups, init) for _ in range(2)])
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the native image, its shape unchanged."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        x = self.resnets[0](x)
+        for attend in self.attentions:
+            x = attend(x)
+        return self.resnets[1](x)
 
 
 class NormConv(Block):
@@ -274,7 +281,7 @@ class Encoder(Coder):
             last = i == len(widths) - 1
             stages.append(Stage(resnets, down=None if last else Conv(width, width, 3, init, stride=2)))
         self.down_blocks = nn.CellList(stages)
-        self.mid_block = MidBlock(widths[-1], groups, init)
+        self.mid_block = MidBlock(widths[-1], config, init)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the native moments of native images."""
@@ -297,7 +304,7 @@ class Decoder(Coder):
             last = i == len(widths) - 1
             stages.append(Stage(resnets, up=None if last else UpsampleConv(width, width, 3, init)))
         self.up_blocks = nn.CellList(stages)
-        self.mid_block = MidBlock(widths[0], groups, init)
+        self.mid_block = MidBlock(widths[0], config, init)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the native images of native latents."""
@@ -317,8 +324,8 @@ class AutoencoderKL(nn.Cell):
         latent = config.latent_channels
         self.encoder = Encoder(config, init)
         self.decoder = Decoder(config, init)
-        self.quant_conv = Conv(2 * latent, 2 * latent, 1, init)
-        self.post_quant_conv = Conv(latent, latent, 1, init)
+        self.quant_conv = Conv(2 * latent, 2 * latent, 1, init) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = Conv(latent, latent, 1, init) if config.use_post_quant_conv else nn.Identity()
         self.set_train(False)
 
     def encode(self, x: ms.Tensor) -> ms.Tensor:

@@ -1,0 +1,113 @@
+"""From weight files to networks: what a converted or official checkpoint holds is enough to rebuild its network."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from latte import device
+from latte.errors import UserError
+from latte.models import AutoencoderKL, Latte
+from latte.models.autoencoder import AutoencoderConfig
+from latte.models.embeddings import frame_embedding
+from latte.models.latte import LatteConfig, named_sizes
+from latte.models.precision import prepare
+from latte.weights.files import read_state_dict
+from latte.weights.loading import adapt_latte, check_state, infer_latte_config, infer_vae_config, load_state
+
+log = logging.getLogger("latte")
+RESIZABLE = ("input_size", "num_frames")  # what position embeddings can be adapted to
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "fp32",
+    patch_embedder: str = "conv",
+    enable_flash_attention: bool = False,
+    weights: str | None = None,
+    **asked: int | str | tuple[int, int] | None,
+) -> Latte:
+    """Rebuild the Latte network that a checkpoint holds (.ckpt, .safetensors, or an official .pt).
+
+    `weights` is "ema" or "model"; None takes "ema" where there is one. `asked` are fields of LatteConfig: another
+    input_size or num_frames than the file's adapts its position embeddings; num_heads is taken where the file does not
+    tell; anything else must agree with the file.
+    Raises UserError if the file cannot be read, is not a whole Latte, or is another network than the one asked for.
+    """
+    compute = device.compute_dtype(dtype)
+    tensors, config = _read_latte(path, weights, asked)
+    net = Latte(config, patch_embedder, enable_flash_attention, seed=None)
+    load_state(net, tensors, str(path))
+    net.set_train(False)
+    return prepare(net, compute)
+
+
+def load_weights(net: Latte, path: str | Path, weights: str | None = None, interpolate: bool = False) -> Latte:
+    """Load a checkpoint into an existing network, strictly, and return the network.
+
+    With `interpolate`, position embeddings of another image size or frame count are adapted. The network must not have
+    been prepared for the fused kernel, which widens its heads: `load_model` does both in the right order.
+    Raises UserError that lists missing, unexpected and mis-shaped names; then nothing is loaded.
+    """
+    if interpolate:
+        asked = {key: getattr(net.config, key) for key in (*RESIZABLE, "num_heads")}
+        tensors, _ = _read_latte(path, weights, asked)
+    else:
+        tensors = read_state_dict(path, weights).tensors
+    load_state(net, tensors, str(path))
+    return net
+
+
+def load_vae(path: str | Path) -> AutoencoderKL:
+    """Rebuild the AutoencoderKL that a checkpoint or a diffusers folder holds.
+
+    Raises UserError if the file cannot be read or is not a whole autoencoder.
+    """
+    vae, tensors = _read_vae(path)
+    load_state(vae, tensors, str(path))
+    return vae
+
+
+def check_vae(path: str | Path) -> AutoencoderConfig:
+    """Return the configuration of the autoencoder that `load_vae` would build; raises UserError as it does."""
+    vae, tensors = _read_vae(path)
+    check_state(vae, tensors, str(path))
+    return vae.config
+
+
+def _read_vae(path: str | Path) -> tuple[AutoencoderKL, dict[str, np.ndarray]]:
+    state = read_state_dict(path)
+    config = infer_vae_config(state.tensors, state.metadata, source=str(path))
+    return AutoencoderKL(AutoencoderConfig(**config), seed=None), state.tensors
+
+
+def check_model(path: str | Path, weights: str | None = None, **asked: int | str | None) -> LatteConfig:
+    """Return the configuration of the network that `load_model` would build, having read names and shapes only.
+
+    Raises UserError as `load_model` does.
+    """
+    tensors, config = _read_latte(path, weights, asked)
+    check_state(Latte(config, seed=None), tensors, str(path))  # its memory is never touched
+    return config
+
+
+def _read_latte(path: str | Path, weights: str | None, asked: dict) -> tuple[dict[str, np.ndarray], LatteConfig]:
+    """Return the tensors of a file and the configuration they are for, both fitted to the sizes that are asked for."""
+    asked = {key: value for key, value in asked.items() if value is not None}
+    if name := asked.pop("model_name", None):
+        asked = named_sizes(name) | asked
+    state = read_state_dict(path, weights)
+    found = infer_latte_config(state.tensors, state.metadata, asked.get("num_heads"), str(path))
+    wrong = [key for key in asked if key not in RESIZABLE and asked[key] != found.get(key)]
+    if wrong:
+        has, wants = (", ".join(f"{key} {config.get(key)}" for key in wrong) for config in (found, asked))
+        raise UserError(f"{path} holds a network with {has}, but {wants} is asked for; correct the one or the other")
+    for key in RESIZABLE:
+        if key in asked and asked[key] != found[key]:
+            log.warning("%s: position embeddings adapted from %s %s to %s", path, key, found[key], asked[key])
+    stored, config = LatteConfig(**found), LatteConfig(**(found | asked))
+    frames = frame_embedding(config.hidden_size, config.num_frames)
+    return adapt_latte(state.tensors, config.grid, frames, stored.grid), config
