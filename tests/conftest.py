@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def cpu():
-    """Tests compute on the CPU, whatever else the machine has; those marked ascend or gpu use processes of their own."""
+    """Tests compute on the CPU, whatever the machine has; those marked ascend or gpu use processes of their own."""
     from latte import device
 
     device.init_device("CPU")

@@ -26,4 +26,4 @@ def error(actual, expected) -> float:
 
 def tiny(kind: str = "uncond", weights: str = "ema", **options):
     """Return the network of a tiny official checkpoint: "uncond" or "class"."""
-    return load_model(FIXTURES / f"latte_{kind}.pt", weights=weights, num_heads=4, **options)
+    return load_model(FIXTURES / f"latte_{kind}.pt", weights=weights, **options)

@@ -8,7 +8,9 @@ from helpers import FIXTURES, error, recorded
 from latte import device, load_vae
 from latte.codec import Codec
 from latte.models import AutoencoderKL
+from latte.models.autoencoder import AutoencoderConfig
 from latte.ops import conv2d, from_nchw, group_norm, to_nchw, upsample_nearest
+from latte.weights.files import CONFIG, write_state_dict
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +96,20 @@ def test_group_norm_with_a_large_mean_and_upsampling():
         assert error(result, expected) <= 1e-4  # float32 holds 100 + x to 4e-6 of x
     for result in native(upsample_nearest, x):
         assert np.array_equal(result, x.repeat(2, 2).repeat(2, 3))
+
+
+def test_an_autoencoder_without_attention_and_quant_convolutions(tmp_path):
+    config = AutoencoderConfig(
+        block_out_channels=(16, 16),
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    made = AutoencoderKL(config)
+    tensors = {name: p.asnumpy() for name, p in made.parameters_and_names()}
+    write_state_dict(tmp_path / "vae.safetensors", tensors, {CONFIG: '{"norm_num_groups": 4}'})
+    loaded = load_vae(tmp_path / "vae.safetensors")
+    assert loaded.config == config and not any("attentions" in name or "quant" in name for name in tensors)
+    z = ms.Tensor(np.ones((1, 4, 4, 4), np.float32))
+    assert np.array_equal(loaded.decode(z).asnumpy(), made.decode(z).asnumpy())

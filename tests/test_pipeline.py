@@ -47,7 +47,6 @@ def options(folder, **changes):
         "sampling_steps": 3,
         "num_samples": 3,
         "guidance_scale": 4.0,
-        "num_heads": 4,
     }
     return SampleConfig(**(base | changes))
 
@@ -111,7 +110,6 @@ def run_sample(monkeypatch, *arguments):
 
 
 TINY = ("--checkpoint", FIXTURES / "latte_class.pt", "--vae_checkpoint", FIXTURES / "vae.bin", "--sampling_steps", 2)
-TINY += ("--num_heads", 4)
 
 
 def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, capsys):
@@ -146,6 +144,7 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, monkeypatch, capsys):
         (("--vae_checkpoint", FIXTURES / "latte_class.pt"), "latte_class.pt"),
         (("--model_name", "Latte-S/2"), "hidden_size 64"),
         (("--num_classes", 101), "num_classes 5"),
+        (("--num_heads", 2), "num_heads 4"),
         (("--class_labels", "[7]"), "0 to 4"),
         (("--image_size", 24, "--checkpoint", FIXTURES / "latte_uncond.pt", "--guidance_scale", 2), "conditional"),
     ],
@@ -169,9 +168,7 @@ def test_the_program_exits_with_2_and_no_traceback(tmp_path):
 
 
 def test_more_frames_and_larger_images_than_the_checkpoint(caplog):
-    net = load_model(
-        FIXTURES / "latte_uncond.pt", num_heads=4, input_size=64, num_frames=32
-    )  # 512 px for an 8 times smaller latent
+    net = load_model(FIXTURES / "latte_uncond.pt", input_size=64, num_frames=32)  # 512 px for an 8 times smaller latent
     assert "adapted" in caplog.text
     assert net.pos_embed.shape == (1, 1024, 64) and net.temp_embed.shape == (1, 32, 64)
     noise = np.random.default_rng(0).normal(size=(1, 32, 4, 64, 64)).astype(np.float32)

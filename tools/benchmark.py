@@ -48,7 +48,7 @@ def main(
         num_frames: frames a video.
         dtypes: arithmetic to measure; both by default.
         steps: denoising steps after the first one, or frames; the median counts.
-        torch_bf16_steps: the same for PyTorch's bf16 autocast, which takes minutes a step without bf16 units.
+        torch_bf16_steps: the same for PyTorch's bf16 autocast; 0 times the first step, where a step takes minutes.
         threads: CPU threads for both sides.
         repeats: how often each pair is measured, in turn.
         parts: what to measure; all by default.
@@ -72,7 +72,8 @@ def _measure(python: str, job: dict[str, Any], threads: int) -> dict[str, Any]:
     """Run one measurement in a process of its own and return what it measured."""
     print(f"measuring {job['part']} {job['dtype']} {job['side']} ...", file=sys.stderr, flush=True)
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    env["PYTHONPATH"] = job["official"] if job["side"] == "torch" else ""
+    if job["side"] == "torch":
+        env["PYTHONPATH"] = job["official"]
     command = [python, __file__, "--worker", json.dumps(job | {"threads": threads})]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=False, text=True)
     if done.returncode:
@@ -87,7 +88,7 @@ def _timed(call: Callable[[int], Any], count: int) -> dict[str, Any]:
         start = time.perf_counter()
         call(i)
         seconds.append(time.perf_counter() - start)
-    return {"first": seconds[0], "seconds": statistics.median(seconds[1:])}
+    return {"first": seconds[0], "seconds": statistics.median(seconds[1:] or seconds)}
 
 
 def _inputs(job: dict[str, Any]) -> dict[str, Any]:
@@ -277,4 +278,4 @@ if __name__ == "__main__":
     else:
         from jsonargparse import auto_cli
 
-        auto_cli(main)
+        auto_cli(main, as_positional=False)

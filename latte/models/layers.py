@@ -61,7 +61,7 @@ class Initializers:
 
 def parameter(values: np.ndarray, requires_grad: bool = True) -> ms.Parameter:
     """Return a float32 parameter that takes over the memory of `values`."""
-    # Written as one expression without keywords, MindSpore sees that nobody else holds the tensor, and does not copy it.
+    # As one expression without keywords, MindSpore sees that nobody else holds the tensor and does not copy it.
     new = ms.Parameter(ms.Tensor.from_numpy(np.ascontiguousarray(values)))
     new.requires_grad = requires_grad
     return new

@@ -1,0 +1,132 @@
+"""Read and write weights in any of the forms in which users hold them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latte.errors import UserError
+from latte.files import atomic_path
+from latte.weights.mapped import map_file, not_a_checkpoint, sniff
+from latte.weights.mindspore_file import read_mindspore, write_mindspore
+from latte.weights.names import canonical, unnest
+from latte.weights.safetensors_file import read_safetensors, write_safetensors
+from latte.weights.torch_file import read_torch_file, write_torch_file
+
+CONFIG = "config"  # the metadata key whose value is the network's configuration as JSON
+SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The weights in a file, by the names of our networks, and what it says about them."""
+
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def read_state_dict(path: str | Path, which: str | None = None) -> StateFile:
+    """Return the weights in a PyTorch, MindSpore or safetensors file, or in a folder as diffusers writes it.
+
+    What the file is, is read off its contents. `which` is "ema" or "model"; None takes "ema" where there is one. The
+    arrays are read-only views into the file. A config.json in the folder, or NAME.json beside NAME.bin, becomes
+    metadata["config"].
+    Raises UserError if there is no such file, it is damaged, or it does not have what is asked for.
+    """
+    path = Path(path)
+    files = _files_in(path) if path.is_dir() else [path]
+    obj, metadata = _read_file(files[0])
+    if len(files) > 1:
+        obj, metadata = {}, {}
+        for shard in files:
+            obj |= unnest(_read_file(shard)[0], None, str(shard))
+    if CONFIG not in metadata and (config := _config_beside(path)):
+        metadata = {**metadata, CONFIG: config}
+    return StateFile(canonical(unnest(obj, which, str(path))), metadata)
+
+
+def write_state_dict(
+    path: str | Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    progress: Callable[[int], Any] = lambda count: None,
+) -> None:
+    """Write weights in the form that the suffix names, with every dtype and the order of keys kept.
+
+    .ckpt is MindSpore's. .pt and .pth hold {"ema": weights, "metadata": metadata} for PyTorch. .bin holds the bare
+    weights for PyTorch, and NAME.json beside it metadata["config"]. `progress` gets the number of bytes of each tensor
+    that has been written. A file is there whole or not at all.
+    Raises UserError for another suffix, or if the file cannot be written.
+    """
+    path = check_suffix(path)
+    if path.suffix == ".ckpt":
+        write_mindspore(path, tensors, metadata, progress)
+    elif path.suffix == ".safetensors":
+        write_safetensors(path, tensors, metadata, progress)
+    elif path.suffix == ".bin":
+        write_torch_file(path, tensors, progress)
+        if CONFIG in metadata:
+            with atomic_path(path.with_suffix(".json")) as temporary:
+                temporary.write_text(metadata[CONFIG] + "\n", encoding="utf-8")
+    else:
+        write_torch_file(path, {"ema": tensors, "metadata": dict(metadata)}, progress)
+
+
+def check_suffix(path: str | Path) -> Path:
+    """Return the path; raises UserError if its suffix is none that can be written."""
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}, which says the form of the file to write")
+    return path
+
+
+def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
+    """Return the objects in a file and its metadata."""
+    data = map_file(path)
+    kind = sniff(data)
+    if kind in ("zip", "legacy"):
+        obj = read_torch_file(path)
+        metadata = obj.get("metadata") if isinstance(obj, dict) else None
+        is_ours = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+        return obj, metadata if is_ours else {}
+    if kind == "safetensors":
+        return read_safetensors(path)
+    if kind == "mindspore":
+        return read_mindspore(path)
+    raise not_a_checkpoint(path, data)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the weight files of a diffusers or transformers folder, all shards of one set."""
+    for suffix in (".safetensors", ".bin"):
+        for index in sorted(folder.glob(f"*{suffix}.index.json")):
+            try:
+                names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                return [folder / Path(name).name for name in sorted(names)]
+            except (OSError, ValueError, LookupError, AttributeError, TypeError):
+                raise UserError(f"{index} is not the index of a set of weight files; download it again") from None
+        found = sorted(folder.glob(f"*{suffix}"))
+        plain = [path for path in found if path.stem.count(".") == 0]  # without variants such as model.fp16.safetensors
+        if len(plain or found) > 1:
+            raise UserError(
+                f"{folder} holds several files of weights; name one: {', '.join(p.name for p in found[:5])}"
+            )
+        if found:
+            return plain or found
+    raise UserError(f"{folder} is a folder without .safetensors or .bin files; name the checkpoint, or its folder")
+
+
+def _config_beside(path: Path) -> str | None:
+    """Return the JSON that describes a folder or file of weights, if there is one."""
+    beside = path / "config.json" if path.is_dir() else path.with_suffix(".json")
+    if path.stem.partition(".")[0] == "diffusion_pytorch_model":
+        beside = path.with_name("config.json")
+    try:
+        return beside.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,269 @@
+"""PyTorch's checkpoint files without PyTorch: read both serializations, write the newer one.
+
+The newer one is a zip archive, not compressed: `data.pkl` describes the objects, `data/0`, `data/1`, ... are the
+storages. The older one is a row of pickles (magic number, protocol, system, objects, storage keys), then the storages,
+each after its int64 length. Nothing in a file is ever executed; see pickle_data.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latte.errors import UserError
+from latte.files import atomic_path
+from latte.weights.dtypes import BY_NUMPY, TABLE, names_of, numpy_dtype, raw_bytes
+from latte.weights.mapped import REMEDY, map_file, not_a_checkpoint, sniff, view
+from latte.weights.pickle_data import KEYS, MAX_BYTES, Opaque, PickleError, Table, read_pickle
+
+ALIGNMENT = 64  # of storages in the zip archive, as PyTorch does it
+_ZIP_ERRORS = (zipfile.BadZipFile, struct.error, ValueError, LookupError, OSError, EOFError, NotImplementedError)
+_STORAGES = {f"torch.{names.storage}": names.numpy for names in TABLE}
+
+
+class _Storage(NamedTuple):
+    """A run of numbers in the file."""
+
+    dtype: str
+    start: int  # byte in the file
+    size: int  # numbers
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """Return the objects that `torch.save` wrote (.pt, .pth, .bin, .ckpt).
+
+    Tensors and parameters come as read-only NumPy arrays, views into the file, so memory is used as they are read;
+    tensors of one storage share it. bfloat16 is MindSpore's NumPy type. OrderedDicts come as dicts, torch.Size as a
+    tuple, torch.float32 and its like as NumPy dtypes, and what is not data as Opaque.
+    Raises UserError if the file is missing, damaged, no PyTorch file, or holds tensors of a kind that is not known.
+    """
+    data = map_file(path)
+    kind = sniff(data)
+    try:
+        if kind == "zip":
+            return _read_zip(path, data)
+        if kind == "legacy":
+            return _read_legacy(path, data)
+    except PickleError as error:
+        raise UserError(f"{path} cannot be read: {error}; save it again as plain tensors, or {REMEDY}") from None
+    raise not_a_checkpoint(path, data)
+
+
+def _read_zip(path: str | Path, data: mmap.mmap) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+            if "data.pkl" not in records:
+                raise not_a_checkpoint(path, data)
+            if "constants.pkl" in records:
+                raise UserError(f"{path} is a TorchScript program, not a checkpoint; save its state_dict() instead")
+            spans = {name: _span(path, data, info) for name, info in records.items()}
+    except _ZIP_ERRORS:
+        raise UserError(f"{path} is a zip file that is cut off or damaged; {REMEDY}") from None
+    order, stop = spans.get("byteorder", (0, 0))
+    if data[order:stop] == b"big":
+        raise _big_endian(path)
+
+    def storage(key: str, dtype: str, size: int) -> _Storage:
+        start, stop = spans.get(f"data/{key}", (0, 0))
+        if size * numpy_dtype(dtype).itemsize > stop - start:
+            raise PickleError("a storage that is smaller than it says")
+        return _Storage(dtype, start, size)
+
+    start, stop = spans["data.pkl"]
+    return read_pickle(data[start : min(stop, start + MAX_BYTES)], _table(data, storage))[0]
+
+
+def _span(path: str | Path, data: mmap.mmap, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Return where the bytes of a record lie in the file: start, end."""
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        raise UserError(
+            f"{path} is a compressed archive; unpack it and name the file inside, or save it with torch.save"
+        )
+    name_length, extra_length = struct.unpack("<HH", data[info.header_offset + 26 : info.header_offset + 30])
+    start = info.header_offset + 30 + name_length + extra_length
+    if start + info.file_size > len(data):
+        raise zipfile.BadZipFile
+    return start, start + info.file_size
+
+
+def _read_legacy(path: str | Path, data: mmap.mmap) -> Any:
+    position, objects = 0, []
+    declared: dict[str, tuple[str, int]] = {}
+
+    def declare(key: str, dtype: str, size: int) -> _Storage:
+        declared[key] = (dtype, size)
+        return _Storage(dtype, 0, 0)
+
+    # The storages come last, so the objects are read twice: first for where they end and what storages they name.
+    for _ in range(5):
+        value, length = read_pickle(data[position : position + MAX_BYTES], _table(None, declare))
+        objects.append((value, position))
+        position += length
+    system = objects[2][0]
+    if isinstance(system, dict) and system.get("little_endian") is False:
+        raise _big_endian(path)
+
+    found: dict[str, _Storage] = {}
+    keys = objects[4][0] if isinstance(objects[4][0], list) else [None]
+    for key in keys:
+        dtype, size = declared.get(key, ("", 0)) if isinstance(key, str) else ("", 0)
+        if not dtype or int.from_bytes(data[position : position + 8], "little") != size:
+            raise PickleError("a list of storages that is not that of its tensors")
+        found[key] = _Storage(dtype, position + 8, size)
+        position += 8 + size * numpy_dtype(dtype).itemsize
+    if position > len(data) or set(found) != set(declared):
+        raise PickleError("an early end")
+    return read_pickle(data[objects[3][1] : objects[4][1]], _table(data, lambda key, dtype, size: found[key]))[0]
+
+
+def _big_endian(path: str | Path) -> UserError:
+    return UserError(f"{path} was written on a big-endian computer; save it on a little-endian one")
+
+
+def _table(data: mmap.mmap | None, storage: Callable[[str, str, int], _Storage]) -> Table:
+    """Return the meaning of the names that PyTorch's pickles use; without `data`, tensors come as None."""
+
+    def tensor(source: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray | None:
+        if not isinstance(source, _Storage):
+            raise PickleError("a tensor without a storage")
+        if data is None:
+            return None
+        if type(offset) is not int or offset < 0:
+            raise PickleError("a tensor with an offset that is none")
+        dtype = numpy_dtype(source.dtype)
+        stop = source.start + source.size * dtype.itemsize
+        array = view(data, dtype, shape, source.start + offset * dtype.itemsize, stop, strides)
+        if array.size > source.size:
+            raise PickleError("a tensor that repeats the numbers of its storage; save it after .contiguous()")
+        return array
+
+    def persistent(identifier: Any) -> _Storage:
+        tag, kind, key, _, size, *views = identifier
+        if tag != "storage" or not isinstance(kind, Opaque) or not isinstance(key, str) or any(views):
+            raise PickleError("a reference to something that is no storage")
+        if kind.name not in _STORAGES:
+            raise PickleError(f"tensors of the kind {kind.name} are not supported")
+        if type(size) is not int or size < 0:
+            raise PickleError("a storage with a size that is none")
+        return storage(key, _STORAGES[kind.name], size)
+
+    functions = {
+        "collections.OrderedDict": _ordered_dict,
+        "torch.Size": tuple,
+        "torch._utils._rebuild_tensor": tensor,
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_parameter": lambda value, *_: value,
+        "torch._utils._rebuild_parameter_with_state": lambda value, *_: value,
+        "torch._tensor._rebuild_from_type_v2": lambda function, _, arguments, *__: _apply(tensor, function, arguments),
+    }
+    return Table(functions, _constant, persistent)
+
+
+def _apply(tensor: Callable[..., Any], function: Any, arguments: tuple) -> Any:
+    """Rebuild a tensor that carries attributes, which are left out."""
+    is_tensor = function == Opaque("torch._utils._rebuild_tensor_v2")
+    return tensor(*arguments) if is_tensor else Opaque(getattr(function, "name", "torch.Tensor"))
+
+
+def _ordered_dict(items: Iterable[Any] = ()) -> dict:
+    return {key: value for key, value in items if isinstance(key, KEYS)}
+
+
+def _constant(name: str) -> Any:
+    """Return the NumPy dtype of torch.float32 and its like, an Opaque for any other name."""
+    module, _, attribute = name.rpartition(".")
+    return numpy_dtype(attribute) if module == "torch" and attribute in BY_NUMPY else Opaque(name)
+
+
+def write_torch_file(path: str | Path, obj: Any, progress: Callable[[int], Any] = lambda count: None) -> None:
+    """Write nested dicts, lists, numbers, texts and NumPy arrays so that torch.load reads arrays as tensors.
+
+    One array is in memory at a time, if it is a view into a file. Arrays keep their dtype; those that are one object
+    share a storage. `progress` gets the number of bytes of each array that has been written. The file takes the place
+    of an older one when it is whole.
+    Raises UserError if something else is among them, or the file cannot be written.
+    """
+    pickler = _Pickler()
+    pickler.add(obj, "the object")
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        _write_record(archive, "data.pkl", b"\x80\x02" + b"".join(pickler.parts) + b".")
+        _write_record(archive, "byteorder", b"little")
+        for index, array in enumerate(pickler.arrays.values()):
+            _write_record(archive, f"data/{index}", raw_bytes(array))
+            progress(array.nbytes)
+        _write_record(archive, "version", b"3\n")
+        _write_record(archive, ".data/serialization_id", b"0" * 40)
+
+
+def _write_record(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> None:
+    """Add a record whose content begins at a multiple of ALIGNMENT, by an extra field in its header."""
+    info = zipfile.ZipInfo(f"archive/{name}")
+    info.file_size = len(content)
+    zip64 = 20 if info.file_size * 1.05 > zipfile.ZIP64_LIMIT else 0  # zipfile's own rule for a larger header
+    start = archive.start_dir + 30 + len(info.filename) + zip64 + 4
+    padding = -start % ALIGNMENT
+    info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)
+    with archive.open(info, "w") as record:
+        record.write(content)
+
+
+class _Pickler:
+    """Writes a pickle of protocol 2 as PyTorch does, and collects the arrays in it."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.arrays: dict[int, np.ndarray] = {}  # by identity
+
+    def add(self, obj: Any, key: str) -> None:
+        """Append an object; raises UserError, with `key` for its name, if it is of no known kind."""
+        if isinstance(obj, np.generic) and obj.dtype.name != "bfloat16":
+            obj = obj.item()
+        if obj is None or isinstance(obj, bool):
+            self.parts.append({None: b"N", True: b"\x88", False: b"\x89"}[obj])
+        elif isinstance(obj, int):
+            encoded = obj.to_bytes(obj.bit_length() // 8 + 1, "little", signed=True)
+            self.parts.append(b"\x8a" + struct.pack("<B", len(encoded)) + encoded)
+        elif isinstance(obj, float):
+            self.parts.append(b"G" + struct.pack(">d", obj))
+        elif isinstance(obj, str):
+            encoded = obj.encode()
+            self.parts.append(b"X" + struct.pack("<I", len(encoded)) + encoded)
+        elif isinstance(obj, np.ndarray):
+            self.add_array(obj, key)
+        elif isinstance(obj, Mapping):
+            self.parts.append(b"}(")
+            for name, value in obj.items():
+                self.add(name, f"a key of {key}")
+                self.add(value, str(name))
+            self.parts.append(b"u")
+        elif isinstance(obj, (list, tuple)):
+            self.parts.append(b"](" if isinstance(obj, list) else b"(")
+            for i, value in enumerate(obj):
+                self.add(value, f"{key}[{i}]")
+            self.parts.append(b"e" if isinstance(obj, list) else b"t")
+        else:
+            raise UserError(f"{key} is a {type(obj).__name__}, which cannot be saved; give arrays or plain values")
+
+    def add_array(self, array: np.ndarray, key: str) -> None:
+        """Append a call that rebuilds a tensor from the storage with the array's number."""
+        names = names_of(array, key)
+        self.arrays.setdefault(id(array), array)
+        strides = [math.prod(array.shape[i + 1 :]) for i in range(array.ndim)]
+        self.parts.append(b"ctorch._utils\n_rebuild_tensor_v2\n((")
+        self.add("storage", key)
+        self.parts.append(f"ctorch\n{names.storage}\n".encode())
+        self.add(str(list(self.arrays).index(id(array))), key)
+        self.add("cpu", key)
+        self.add(array.size, key)
+        self.parts.append(b"tQ")
+        for value in (0, array.shape, tuple(strides), False):
+            self.add(value, key)
+        self.parts.append(b"ccollections\nOrderedDict\n)RtR")
