@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import warnings
 from typing import Any
+
+# Before anything imports MindSpore: it warns of every optional library that is missing. Its errors are kept,
+# unless the user chose a level.
+os.environ.setdefault("GLOG_v", "3")
+warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
 
 __version__ = "0.1.0"
 

@@ -39,7 +39,8 @@ def load_model(
     """
     compute = device.compute_dtype(dtype)
     tensors, config = _read_latte(path, weights, asked)
-    net = Latte(config, patch_embedder, enable_flash_attention, seed=None)
+    flash = device.use_flash_attention(enable_flash_attention, compute)
+    net = Latte(config, patch_embedder, flash, seed=None)
     load_state(net, tensors, str(path))
     net.set_train(False)
     return prepare(net, compute)

@@ -8,19 +8,14 @@ import functools
 import logging
 import os
 import resource
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# MindSpore reports every missing optional library as a warning; keep its errors only, unless the user chose a level.
-os.environ.setdefault("GLOG_v", "3")
-warnings.filterwarnings("ignore", message="The value of the smallest subnormal")
+import mindspore as ms
+import psutil
 
-import mindspore as ms  # noqa: E402
-import psutil  # noqa: E402
-
-from latte.errors import UserError  # noqa: E402
+from latte.errors import UserError
 
 log = logging.getLogger("latte")
 
@@ -195,13 +190,13 @@ def _choose_cpu_products(name: str) -> None:
         say_once("dtype bf16: this CPU has no bfloat16 units, so oneDNN multiplies matrices in float32")
 
 
-def use_flash_attention(requested: bool) -> bool:
+def use_flash_attention(requested: bool, dtype: ms.Type) -> bool:
     """Return whether the fused attention kernel is used; say once if it was asked for and exact attention stands in."""
-    if requested and not current().flash_attention:
-        say_once(
-            f"enable_flash_attention: {current().target} has no fused kernel here; exact attention computes the same"
-        )
-    return requested and current().flash_attention
+    there, takes = current().flash_attention, dtype in (ms.float16, ms.bfloat16)
+    if requested and not (there and takes):
+        why = "takes fp16 and bf16 only" if there else f"does not exist on {current().target}"
+        say_once(f"enable_flash_attention: the fused kernel {why}; exact attention computes the same")
+    return requested and there and takes
 
 
 def compile_step(step: Callable) -> Callable:

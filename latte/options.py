@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import re
+import sys
 import textwrap
 import tokenize
 import types
@@ -136,7 +137,7 @@ def _read_arguments(
 ) -> dict[str, Any]:
     """Return the options that the command line gives, without defaults."""
     try:
-        given = parser.parse_args(argv, defaults=False).as_dict()
+        given = parser.parse_args(_flags_spelled_out(argv, hints), defaults=False).as_dict()
     except jsonargparse.ArgumentError as error:
         text = str(error)
         if text.startswith(_UNRECOGNIZED):
@@ -146,6 +147,16 @@ def _read_arguments(
             raise UserError(f"{COMMAND_LINE}: {word!r} is no option; write --name value, and lists as [1,2]") from None
         raise _option_error(text, hints, COMMAND_LINE) from None
     return _checked(given, hints, COMMAND_LINE)
+
+
+def _flags_spelled_out(argv: Sequence[str] | None, hints: dict[str, Any]) -> list[str]:
+    """Write `--dry_run` without a value as `--dry_run=true`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    alone = [following.startswith("-") for following in (*words[1:], "-")] if words else []
+    return [
+        f"{word}=true" if last and hints.get(word.removeprefix("--")) is bool and word.startswith("--") else word
+        for word, last in zip(words, alone, strict=True)
+    ]
 
 
 def _read_yaml(

@@ -107,10 +107,10 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     """Make this rank's videos and write them and, if there are several, a grid of them; return the files."""
     numbers, folder, files, videos = video_numbers(cfg), Path(cfg.output_path), [], []
     frames = pipe.net.config.num_frames
-    total = len(numbers) * cfg.sampling_steps
+    total, quiet = len(numbers) * cfg.sampling_steps, device.current().rank > 0
     with (
-        tqdm(total=total, desc="denoising", unit="step", smoothing=0.1) as steps,
-        tqdm(total=len(numbers) * frames, desc="decoding", unit="frame") as decoded,
+        tqdm(total=total, desc="denoising", unit="step", smoothing=0.1, disable=quiet) as steps,
+        tqdm(total=len(numbers) * frames, desc="decoding", unit="frame", disable=quiet) as decoded,
     ):
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]

@@ -207,3 +207,11 @@ def test_inference_config_says_only_what_differs(parse, path):
     config, defaults = parse("-c", path), SampleConfig()
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert [key for key in given if getattr(config, key) == getattr(defaults, key)] == []
+
+
+def test_a_flag_alone_is_true():
+    assert parse_config(SampleConfig, ["--dry_run", "--seed", "1"]).dry_run is True
+    assert parse_config(SampleConfig, ["--seed", "1", "--use_parallel"]).use_parallel is True
+    assert parse_config(SampleConfig, ["--dry_run", "False"]).dry_run is False
+    with pytest.raises(UserError, match="seed"):
+        parse_config(SampleConfig, ["--seed", "--dry_run"])

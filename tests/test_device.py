@@ -79,3 +79,11 @@ def test_capabilities_of_an_assumed_device():
         device.compute_dtype("bf16")
     assert device.init_device("CPU", mode=1).compile_scope == "none"
     device.init_device("CPU")
+
+
+def test_the_fused_kernel_is_not_given_float32(caplog):
+    device.say_once.cache_clear()
+    with device.assume("Ascend"):
+        assert device.use_flash_attention(True, ms.bfloat16) and not caplog.messages
+        assert not device.use_flash_attention(True, ms.float32) and "fp16 and bf16 only" in caplog.text
+        assert not device.use_flash_attention(False, ms.float16)

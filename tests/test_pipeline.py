@@ -128,7 +128,7 @@ def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, caps
 
 
 def test_dry_run_checks_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    run_sample(monkeypatch, *TINY, "--output_path", tmp_path / "out", "--dry_run", "True")
+    run_sample(monkeypatch, *TINY, "--output_path", tmp_path / "out", "--dry_run")
     printed = capsys.readouterr().out
     assert "1 videos of 4 frames, 16 x 16 pixels, 2 DDPM steps" in printed and "memory: about" in printed
     assert not (tmp_path / "out").exists()

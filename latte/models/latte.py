@@ -247,7 +247,7 @@ class Latte(nn.Cell):
         self,
         config: LatteConfig,
         patch_embedder: str = "conv",
-        enable_flash_attention: bool = False,
+        flash: bool = False,
         seed: int | None = 0,
     ):
         super().__init__()
@@ -255,7 +255,7 @@ class Latte(nn.Cell):
         width = config.hidden_size
         self.config = config
         self.dtype = ms.float32  # of the tokens inside the blocks
-        self.flash = device.use_flash_attention(enable_flash_attention)
+        self.flash = flash  # the fused attention kernel
         self.x_embedder = PatchEmbed(config, patch_embedder == "conv", init)
         self.t_embedder = TimestepEmbedder(width, init)
         if config.condition == "class":
@@ -324,6 +324,7 @@ def create_model(
     if unknown := sorted(set(sizes) - known):
         raise UserError(f"create_model does not know {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
     compute = device.compute_dtype(dtype)
-    net = Latte(LatteConfig(**sizes), patch_embedder, enable_flash_attention, seed)
+    flash = device.use_flash_attention(enable_flash_attention, compute)
+    net = Latte(LatteConfig(**sizes), patch_embedder, flash, seed)
     net.set_train(False)
     return net if seed is None else prepare(net, compute)

@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import nn
 
 from latte.errors import UserError
+from latte.weights.dtypes import numpy_dtype
 from latte.weights.files import CONFIG
 from latte.weights.names import kind_of
 
@@ -29,7 +30,7 @@ def load_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> 
     """
     check_state(net, tensors, source)
     for name, parameter in net.parameters_and_names():
-        dtype = np.dtype(ms.dtype_to_nptype(parameter.dtype))
+        dtype = numpy_dtype(str(parameter.dtype).lower())
         # A copy, as the file's pages are read-only and may not be aligned.
         parameter.set_data(ms.Tensor.from_numpy(np.array(tensors[name], dtype, order="C")))
 
