@@ -54,6 +54,10 @@ class LattePipeline:
         latents = self.sample_latents(
             seeds, conditions, null_condition, num_inference_steps, solver, eta, guidance_scale, on_step
         )
+        return self.decode(latents, on_frames)
+
+    def decode(self, latents: np.ndarray, on_frames: Progress | None = None) -> np.ndarray:
+        """Return the videos (B, F, H, W, 3) uint8 of scaled latents (B, F, C, h, w)."""
         b, f = latents.shape[:2]
         frames = self.codec.decode(latents.reshape(b * f, *latents.shape[2:]), on_frames)
         return frames.reshape(b, f, *frames.shape[1:])

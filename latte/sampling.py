@@ -105,37 +105,42 @@ def _text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     """Make this rank's videos and write them and, if there are several, a grid of them; return the files."""
-    numbers, folder, files, videos = video_numbers(cfg), Path(cfg.output_path), [], []
-    frames = pipe.net.config.num_frames
-    total, quiet = len(numbers) * cfg.sampling_steps, device.current().rank > 0
-    with (
-        tqdm(total=total, desc="denoising", unit="step", smoothing=0.1, disable=quiet) as steps,
-        tqdm(total=len(numbers) * frames, desc="decoding", unit="frame", disable=quiet) as decoded,
-    ):
+    numbers, folder = video_numbers(cfg), Path(cfg.output_path)
+    files: list[Path] = []
+    videos: list[np.ndarray] = []
+    with _bar(len(numbers), "videos", "video", leave=True) as done:
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
-            given, null = conditions(cfg, pipe.net.config, batch)
-            made = pipe(
-                [cfg.seed + k for k in batch],
-                given,
-                null,
-                num_inference_steps=cfg.sampling_steps,
-                solver="ddim" if cfg.ddim_sampling else "ddpm",
-                eta=cfg.eta,
-                guidance_scale=cfg.guidance_scale,
-                on_step=steps.update,
-                on_frames=decoded.update,
-            )
-            for i, (k, video) in enumerate(zip(batch, made, strict=True)):
-                label = f"-class{given[i]}" if pipe.net.config.condition == "class" else ""
+            labels, made = _make(cfg, pipe, batch)
+            for k, label, video in zip(batch, labels, made, strict=True):
                 files += save_video(video, folder / f"video-{k:04d}{label}", cfg.output_format, cfg.fps)
                 videos.append(video)
+                done.update()
     if len(videos) > 1:
         rank = f"-rank{device.current().rank}" if device.current().world_size > 1 else ""
         formats = [form for form in cfg.output_format if form != "png"] or ["mp4"]
         board = grid(np.stack(videos), columns=math.ceil(math.sqrt(len(videos))))
         files += save_video(board, folder / f"grid{rank}", formats, cfg.fps)
     return files
+
+
+def _make(cfg: SampleConfig, pipe: LattePipeline, batch: list[int]) -> tuple[list[str], np.ndarray]:
+    """Return what to add to the names of these videos, and the videos (B, F, H, W, 3) uint8."""
+    config = pipe.net.config
+    given, null = conditions(cfg, config, batch)
+    seeds, solver = [cfg.seed + k for k in batch], "ddim" if cfg.ddim_sampling else "ddpm"
+    with _bar(len(batch) * cfg.sampling_steps, "denoising", "step") as bar:
+        latents = pipe.sample_latents(
+            seeds, given, null, cfg.sampling_steps, solver, cfg.eta, cfg.guidance_scale, bar.update
+        )
+    with _bar(len(batch) * config.num_frames, "decoding", "frame") as bar:
+        made = pipe.decode(latents, bar.update)
+    labels = [f"-class{label}" for label in given] if config.condition == "class" else [""] * len(batch)
+    return labels, made
+
+
+def _bar(total: int, what: str, unit: str, leave: bool = False) -> tqdm:
+    return tqdm(total=total, desc=what, unit=unit, leave=leave, smoothing=0.1, disable=device.current().rank > 0)
 
 
 def summary(pipe: LattePipeline) -> str:
@@ -177,7 +182,10 @@ def dry_run(cfg: SampleConfig) -> str:
 
 
 def estimate_memory(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConfig) -> int:
-    """Return about how many bytes sampling takes at its peak: weights, and the larger of a block and the decoder."""
+    """Return about how many bytes sampling takes at its peak: weights, a block, and the decoder.
+
+    The run time keeps the memory of the denoising steps while it decodes.
+    """
     b = cfg.batch_size * (1 if cfg.guidance_scale == 1 else 2) if device.current().batches_videos else 1
     d, patches, frames = config.hidden_size, config.grid[0] * config.grid[1], config.num_frames
     weights = 4 * (config.depth * 18 * d * d + 2 * d * d + 256 * d)
@@ -186,4 +194,4 @@ def estimate_memory(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConf
     slice_frames = cfg.vae_slice or device.current().frames_per_slice
     pixels = config.latent_size[0] * config.latent_size[1] * vae.downsampling**2
     decoder = slice_frames * pixels * vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)] * BYTES_PIXEL
-    return BYTES_BASE + weights + max(block, decoder)
+    return BYTES_BASE + weights + block + decoder
