@@ -221,3 +221,13 @@ def test_noise_of_a_video_does_not_depend_on_the_batch():
     together, alone = NoiseStream([7, 8], (2, 3)), NoiseStream([8], (2, 3))
     for _ in range(3):
         assert np.array_equal(together.normal()[1], alone.normal()[0])
+
+
+@pytest.mark.parametrize("kind", ["uncond", "class"])
+def test_a_missing_or_superfluous_condition_is_said(kind):
+    data = recorded(f"latte_{kind}")
+    wrong = inputs(data, "uncond") + ([ms.Tensor([0, 1], ms.int32)] if kind == "uncond" else [])
+    with pytest.raises(ValueError, match="exactly if it has a condition"):
+        tiny(kind)(*wrong)
+    with pytest.raises(ValueError, match="exactly if it has a condition"):
+        ms.jit(tiny(kind).construct)(*wrong)

@@ -14,7 +14,7 @@ from mindspore import nn, ops
 from latte import device
 from latte.errors import UserError
 from latte.models import embeddings
-from latte.models.layers import Block, Embedding, Initializers, Linear, SiLU, parameter, zeros
+from latte.models.layers import Block, Conv2d, Embedding, Initializers, Linear, SiLU, parameter, zeros
 from latte.models.precision import prepare
 from latte.ops import gelu, linear, modulated_norm, patch_projection, self_attention, silu
 
@@ -187,15 +187,6 @@ class FinalLayer(Block):
         return self.grid, self.patch_size
 
 
-class PatchProjection(nn.Cell):
-    """The weight (D, C, p, p) and bias (D,) of the patch embedding, which is a convolution and a matrix product."""
-
-    def __init__(self, config: LatteConfig, init: Initializers):
-        super().__init__()
-        self.weight = parameter(init.xavier((config.hidden_size, config.in_channels, *(config.patch_size,) * 2)))
-        self.bias = parameter(zeros((config.hidden_size,)))
-
-
 class PatchEmbed(Block):
     """Latents (B, F, C, H, W) to tokens (B, F, T, D)."""
 
@@ -203,7 +194,7 @@ class PatchEmbed(Block):
 
     def __init__(self, config: LatteConfig, as_convolution: bool, init: Initializers):
         super().__init__()
-        self.proj = PatchProjection(config, init)
+        self.proj = Conv2d(config.in_channels, config.hidden_size, config.patch_size, init.xavier)
         self.as_convolution = as_convolution
 
     def weights(self) -> tuple[ms.Parameter, ...]:
@@ -276,7 +267,10 @@ class Latte(nn.Cell):
 
         x (B, F, C, H, W) float32; t (B,) timesteps 0 .. 999; y: labels (B,) int32 or CLIP text (B, 77, 768) float32,
         None for the unconditional network. Returns (B, F, 2C, H, W) float32, or C channels without learn_sigma.
+        Raises ValueError if the condition is missing or there is none to take.
         """
+        if (y is None) != (self.config.condition is None):
+            raise ValueError("give the network labels or text exactly if it has a condition")
         x = self.x_embedder(x) + self.pos_embed  # (B, F, T, D)
         x = x.astype(self.dtype)
         c = last_c = self.t_embedder(t)  # (B, D)

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from latte import device
-from latte.ops import conv2d, linear
+from latte.ops import linear
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -101,17 +101,12 @@ class Embedding(nn.Cell):
 
 
 class Conv2d(nn.Cell):
-    """A convolution of native images with weight (out, in, k, k) and bias (out,); see `latte.ops.conv2d`."""
+    """The weight (out, in, k, k) and bias (out,) of a convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init):
         super().__init__()
         self.weight = parameter(init((out_channels, in_channels, kernel, kernel)))
         self.bias = parameter(zeros((out_channels,)))
-        self.stride = stride
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Return the convolved native image."""
-        return conv2d(x, self.weight, self.bias, self.stride)
 
 
 class Norm(nn.Cell):
