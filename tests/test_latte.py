@@ -6,6 +6,7 @@ import pytest
 from helpers import error, recorded, tiny
 
 from latte import create_model, device
+from latte.diffusion.guidance import guided
 from latte.diffusion.loss import DiffusionLoss
 from latte.diffusion.samplers import NoiseStream, coefficients, make_step, sample_loop
 from latte.diffusion.schedule import create_schedule
@@ -48,27 +49,16 @@ def test_forward_as_one_graph_of_the_accelerators_form(patch_embedder):
 @pytest.mark.parametrize("batched", [False, True])
 def test_guidance(batched):
     data = recorded("latte_class")
-    scale = float(data["cfg_scale"])
-    net = tiny("class")
-
-    def solver_input(x, t, *labels):  # the step's network output, before the solver
-        captured.append(net(x, t, *labels))
-        return captured[-1]
-
-    captured = []
-    from latte.diffusion.guidance import guided
-
+    net, labels = tiny("class"), ms.Tensor(data["cfg_y"])
     x, t = ms.Tensor(data["x"][:1]), ms.Tensor(data["t"][:1])
-    labels = [ms.Tensor(data["cfg_y"][i : i + 1]) for i in (0, 1)]
-    cond, uncond = (solver_input(x, t, y) for y in labels)
     if batched:
-        twice = [ms.ops.concat((a, a), 0) for a in (x, t)]
-        both = solver_input(*twice, ms.Tensor(data["cfg_y"]))
+        both = net(ms.ops.concat((x, x), 0), ms.ops.concat((t, t), 0), labels)
         cond, uncond = both[:1], both[1:]
-    out = guided(cond, uncond, scale).asnumpy()
-    expected = data["cfg_out"]
-    assert error(out, expected[:1]) <= 1e-5
-    assert error(out[:, :, :4], expected[1:, :, :4]) <= 1e-5  # the official code repeats the guided noise
+    else:
+        cond, uncond = net(x, t, labels[:1]), net(x, t, labels[1:])
+    out = guided(cond, uncond, float(data["cfg_scale"])).asnumpy()
+    second = np.concatenate([out[:, :, :4], uncond.asnumpy()[:, :, 4:]], axis=2)  # the official code's other half
+    assert error(np.concatenate([out, second]), data["cfg_out"]) <= 1e-5
 
 
 def test_loss_and_gradients():
@@ -108,12 +98,6 @@ def test_ten_steps(solver):
 
 def test_wider_heads_change_nothing():
     data = recorded("latte_class")
-    net = tiny("class")
-    for block in net.blocks:
-        block.attn.qkv.weight.set_data(block.attn.qkv.weight)
-        names = [p.name for p in block.attn.get_parameters()]
-        pad_heads(block.attn, 4)  # the heads are 16 wide: nothing to do
-        assert block.attn.qkv.weight.shape == (192, 64)
     wide = create_model("Latte-S/2", hidden_size=48, depth=2, num_heads=4, input_size=8, num_frames=4, seed=3)
     for p in wide.get_parameters():  # so that neither the gates nor the last layer are zero
         if p.requires_grad:
@@ -122,11 +106,18 @@ def test_wider_heads_change_nothing():
     before = wide(*args).asnumpy()
     for block in wide.blocks:
         names = [p.name for p in block.attn.get_parameters()]
-        pad_heads(block.attn, 4)
+        pad_heads(block.attn, 4)  # from 12 to 16
         assert block.attn.qkv.weight.shape == (3 * 4 * 16, 48) and block.attn.proj.weight.shape == (48, 4 * 16)
         assert [p.name for p in block.attn.get_parameters()] == names
     assert np.abs(before).max() > 0.01
     assert error(wide(*args), before) <= 1e-5
+
+
+def test_heads_of_a_multiple_of_sixteen_stay():
+    attn = tiny("class").blocks[0].attn
+    before = attn.qkv.weight
+    pad_heads(attn, 4)
+    assert attn.qkv.weight is before and before.shape == (192, 64)
 
 
 @pytest.mark.parametrize("name, classes", PARAMETERS)
