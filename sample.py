@@ -26,6 +26,9 @@ def main() -> None:
     if cfg.dry_run:
         print(sampling.dry_run(cfg))
         return
+    if not sampling.video_numbers(cfg):
+        print("no video for this rank: there are more ranks than videos")
+        return
     pipe = sampling.build_pipeline(cfg)
     save_config(cfg, Path(cfg.output_path) / "config.yaml")
     files = sampling.run(cfg, pipe)

@@ -13,7 +13,7 @@ from latte.models import AutoencoderKL, Latte
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.embeddings import frame_embedding
 from latte.models.latte import LatteConfig, named_sizes
-from latte.models.precision import prepare
+from latte.models.precision import prepare, widened
 from latte.weights.files import read_state_dict
 from latte.weights.loading import adapt_latte, check_state, infer_latte_config, infer_vae_config, load_state
 
@@ -40,17 +40,15 @@ def load_model(
     compute = device.compute_dtype(dtype)
     tensors, config = _read_latte(path, weights, asked)
     flash = device.use_flash_attention(enable_flash_attention, compute)
-    net = Latte(config, patch_embedder, flash, seed=None)
-    load_state(net, tensors, str(path))
+    net = Latte(config, patch_embedder, flash, seed=None, dtype=compute)
     net.set_train(False)
-    return prepare(net, compute)
+    return _load(net, tensors, path)
 
 
 def load_weights(net: Latte, path: str | Path, weights: str | None = None, interpolate: bool = False) -> Latte:
     """Load a checkpoint into an existing network, strictly, and return the network.
 
-    With `interpolate`, position embeddings of another image size or frame count are adapted. The network must not have
-    been prepared for the fused kernel, which widens its heads: `load_model` does both in the right order.
+    With `interpolate`, position embeddings of another image size or frame count are adapted.
     Raises UserError that lists missing, unexpected and mis-shaped names; then nothing is loaded.
     """
     if interpolate:
@@ -58,8 +56,15 @@ def load_weights(net: Latte, path: str | Path, weights: str | None = None, inter
         tensors, _ = _read_latte(path, weights, asked)
     else:
         tensors = read_state_dict(path, weights).tensors
+    return _load(net, tensors, path)
+
+
+def _load(net: Latte, tensors: dict[str, np.ndarray], path: str | Path) -> Latte:
+    """Load official weights strictly into a network as it was built, or as it was already prepared."""
+    if net.prepared and net.flash:
+        tensors = {name: widened(name, values, net.config.num_heads) for name, values in tensors.items()}
     load_state(net, tensors, str(path))
-    return net
+    return net if net.prepared else prepare(net)
 
 
 def load_vae(path: str | Path) -> AutoencoderKL:

@@ -96,8 +96,10 @@ def assume(target: str) -> Iterator[Device]:
 def best_target() -> str:
     """Return the best of Ascend, GPU and CPU that this machine and this MindSpore have."""
     for target, file in _DEVICE_FILES.items():
-        if Path(file).exists() and ms.hal.is_available(target):
-            return target
+        if Path(file).exists():
+            if ms.hal.is_available(target):
+                return target
+            say_once(f"this machine has a {target} that MindSpore cannot use; are its libraries on LD_LIBRARY_PATH?")
     return "CPU"
 
 
@@ -122,7 +124,7 @@ def init_device(
                 f"device_target {target} is not available to this MindSpore; "
                 f"install its driver and libraries, or pass --device_target {best_target()}"
             )
-        ms.set_device(target, device_id + local_rank)
+        _set_device(target, device_id + local_rank)
     elif ms.get_context("device_target") != "CPU":
         ms.set_device("CPU")
     # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
@@ -131,16 +133,27 @@ def init_device(
     return _current
 
 
+def _set_device(target: str, device_id: int) -> None:
+    try:
+        ms.set_device(target, device_id)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{target} device {device_id} cannot be used: {reason}; check --device_id") from error
+
+
 def _launch_ranks() -> tuple[int, int, int]:
     """Return (rank, number of ranks, rank on this machine) as the launcher put them into the environment."""
     launchers = (
         ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+        ("RANK_ID", "RANK_SIZE", "DEVICE_ID"),  # msrun sets these too
         ("MS_NODE_ID", "MS_WORKER_NUM", "MS_NODE_ID"),
-        ("RANK_ID", "RANK_SIZE", "DEVICE_ID"),
     )
     for names in launchers:
         if all(name in os.environ for name in names):
-            rank, size, local = (int(os.environ[name]) for name in names)
+            values = [os.environ[name] for name in names]
+            if not all(value.isdecimal() for value in values):
+                raise UserError(f"{', '.join(names)} must be numbers; the launcher set {', '.join(values)}")
+            rank, size, local = map(int, values)
             return rank, size, local
     raise UserError("use_parallel is on but no launcher was found; start with `mpirun -n N python ...` or msrun")
 
@@ -177,7 +190,11 @@ def _choose_cpu_products(name: str) -> None:
     if name == "bf16":
         os.environ[variable] = "BF16"
     mode = ctypes.c_int(0)
-    ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3")).dnnl_get_default_fpmath_mode(ctypes.byref(mode))
+    try:
+        onednn = ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3"))
+        onednn.dnnl_get_default_fpmath_mode(ctypes.byref(mode))
+    except (OSError, AttributeError):  # a build of MindSpore without oneDNN
+        pass
     settled = "bf16" if mode.value == ONEDNN_BF16 else "fp32"
     if settled != name:
         raise UserError(
@@ -200,10 +217,20 @@ def use_flash_attention(requested: bool, dtype: ms.Type) -> bool:
 
 
 def compile_step(step: Callable) -> Callable:
-    """Compile a whole denoising step into one graph a shape, on devices whose compile scope is the step."""
+    """Compile a whole denoising step into one graph a shape, on devices whose compile scope is the step.
+
+    jit_level O2 is MindSpore's whole-graph back end GE, which only Ascend has.
+    """
+    target, level = current().target, current().jit_level
     if current().compile_scope != "step":
+        if level:
+            say_once(f"jit_level {level} changes nothing on {target}")
         return step
-    level = current().jit_level
+    if level == "O2":
+        if target == "Ascend":
+            return ms.jit(step, backend="GE")
+        say_once(f"jit_level O2 is Ascend's; {target} compiles with O1")
+        level = "O1"
     return ms.jit(step, jit_level=level) if level else ms.jit(step)
 
 

@@ -47,8 +47,8 @@ class LattePipeline:
     ) -> np.ndarray:
         """Return a video a seed, (B, F, H, W, 3) uint8; a video depends on its seed and condition only.
 
-        conditions: labels (B,) or CLIP text (B, 77, 768). null_condition: what guidance steers away from; by
-        default the null label. `on_step` and `on_frames` are told of progress.
+        conditions: labels (B,) or CLIP text (B, 77, 768). null_condition: what guidance steers away from, one
+        or one a video; by default the null label. `on_step` and `on_frames` are told of progress.
         Raises UserError for impossible settings.
         """
         latents = self.sample_latents(
@@ -124,10 +124,11 @@ class LattePipeline:
             classes = self.net.config.num_classes
             if np.min(conditions) < 0 or np.max(conditions) > classes:
                 raise UserError(f"class labels are 0 to {classes - 1}; got {list(map(int, conditions))}")
-            null = np.full(1, classes)
+            null = np.full(1, classes) if null is None else np.asarray(null)
         given = ms.Tensor(np.asarray(conditions, dtype))
         if scale == 1:
             return (given,)
         if null is None:
             raise UserError("guidance of a text model needs the embedding of the empty prompt as its null condition")
-        return given, ms.Tensor(np.repeat(np.asarray(null, dtype)[:1], batch, axis=0))
+        null = np.broadcast_to(np.asarray(null, dtype), given.shape)  # one for all videos, or one a video
+        return given, ms.Tensor(np.ascontiguousarray(null))

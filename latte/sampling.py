@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from latte.pipeline import LattePipeline, random_label
 from latte.video import grid, save_video
 
 GIB = 2**30
+GRID = 16  # the most videos in a grid
 # Bytes that the run time and one compiled graph of a block hold, per token and width, per attention score and per
 # decoded pixel and channel; measured on CPU in float32 with Latte-XL/2 and the Stable Diffusion autoencoder at 256 px.
 BYTES_BASE = int(0.5 * GIB)
@@ -66,8 +68,18 @@ def check_fit(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConfig) ->
         )
     if cfg.guidance_scale != 1 and config.condition is None:
         raise UserError(f"guidance_scale {cfg.guidance_scale:g} needs a conditional model; {cfg.checkpoint} is not one")
-    if config.condition == "text" and not cfg.text_embeddings:
-        raise UserError(f"{cfg.checkpoint} is conditioned on text; name its CLIP embeddings with --text_embeddings")
+    if not config.learn_sigma and not cfg.ddim_sampling:
+        raise UserError(f"{cfg.checkpoint} predicts no variance, which DDPM needs; use --ddim_sampling")
+    if (config.condition == "text") != bool(cfg.text_embeddings):
+        need = "name its CLIP embeddings with" if config.condition == "text" else "leave out"
+        what = "is" if config.condition == "text" else "is not"
+        raise UserError(f"{cfg.checkpoint} {what} conditioned on text; {need} --text_embeddings")
+    if (
+        config.condition == "text"
+        and cfg.guidance_scale != 1
+        and _text_embeddings(Path(cfg.text_embeddings))[1] is None
+    ):
+        raise UserError(f"text_embeddings {cfg.text_embeddings} has no 'null', which guidance needs")
 
 
 def video_numbers(cfg: SampleConfig) -> list[int]:
@@ -96,15 +108,16 @@ def _text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path, allow_pickle=False) as file:
             text, null = file["text"], file["null"][None] if "null" in file else None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"text_embeddings {path} is not an .npz file with an array 'text': {error}") from error
-    if text.shape[1:] != CLIP_TEXT or (null is not None and null.shape[1:] != CLIP_TEXT):
-        raise UserError(f"text_embeddings {path}: arrays must be (N, 77, 768) and (77, 768), not {text.shape}")
+    for name, array in (("text", text), ("null", null)):
+        if array is not None and (array.shape[1:] != CLIP_TEXT or not len(array) or array.dtype.kind != "f"):
+            raise UserError(f"text_embeddings {path}: '{name}' is {array.dtype} {array.shape}; see docs/sample.md")
     return text, null
 
 
 def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
-    """Make this rank's videos and write them and, if there are several, a grid of them; return the files."""
+    """Make this rank's videos and write them and, if there are several, a grid of the first; return the files."""
     numbers, folder = video_numbers(cfg), Path(cfg.output_path)
     files: list[Path] = []
     videos: list[np.ndarray] = []
@@ -114,7 +127,7 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
             labels, made = _make(cfg, pipe, batch)
             for k, label, video in zip(batch, labels, made, strict=True):
                 files += save_video(video, folder / f"video-{k:04d}{label}", cfg.output_format, cfg.fps)
-                videos.append(video)
+                videos += [video] if len(videos) < GRID else []
                 done.update()
     if len(videos) > 1:
         rank = f"-rank{device.current().rank}" if device.current().world_size > 1 else ""
@@ -156,6 +169,7 @@ def dry_run(cfg: SampleConfig) -> str:
 
     Raises UserError for everything that `build_pipeline` and `run` would raise it for.
     """
+    device.compute_dtype(cfg.dtype)
     vae = check_vae(cfg.vae_checkpoint)
     config = check_model(cfg.checkpoint, **model_options(cfg, vae))
     check_fit(cfg, config, vae)
@@ -188,10 +202,11 @@ def estimate_memory(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConf
     """
     b = cfg.batch_size * (1 if cfg.guidance_scale == 1 else 2) if device.current().batches_videos else 1
     d, patches, frames = config.hidden_size, config.grid[0] * config.grid[1], config.num_frames
-    weights = 4 * (config.depth * 18 * d * d + 2 * d * d + 256 * d)
+    text = math.prod(CLIP_TEXT) * d if config.condition == "text" else 0
+    weights = 4 * (config.depth * 18 * d * d + 2 * d * d + 256 * d + text)
     scores = b * config.num_heads * patches * frames * max(patches, frames)
     block = b * patches * frames * d * BYTES_TOKEN + scores * BYTES_SCORE
-    slice_frames = cfg.vae_slice or device.current().frames_per_slice
+    slice_frames = min(cfg.vae_slice or device.current().frames_per_slice, b * frames)
     pixels = config.latent_size[0] * config.latent_size[1] * vae.downsampling**2
     decoder = slice_frames * pixels * vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)] * BYTES_PIXEL
     return BYTES_BASE + weights + block + decoder

@@ -85,3 +85,12 @@ def test_autoencoder_uses_convolutions(tmp_path):
     kernels = [p.name for p in vae.get_parameters() if p.ndim == 4]
     decoder = [name for name in kernels if name.startswith(("decoder", "post_quant"))]
     assert convolutions == [len(decoder), len(kernels) - len(decoder)]
+
+
+def test_large_images_split_the_fused_kernels_batch(tmp_path):
+    """Temporal attention has a row a patch; the kernel takes 2048 of them, and a guided 512 px pair has 4096."""
+    with device.assume("Ascend"):
+        sizes = {"depth": 2, "input_size": 64, "num_frames": 2}
+        net = create_model("Latte-S/2", dtype="fp16", enable_flash_attention=True, **sizes)
+        found = export(net, tmp_path, np.zeros((4, 2, 4, 64, 64), np.float32), np.zeros(4, np.int32))
+    assert Counter(node.op for node in found)["FlashAttentionScore"] == 1 + 2

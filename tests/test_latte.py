@@ -1,18 +1,21 @@
 """The Latte network against what the official code computed from the same checkpoints."""
 
+import importlib
+
 import mindspore as ms
 import numpy as np
 import pytest
-from helpers import error, recorded, tiny
+from helpers import FIXTURES, error, recorded, tiny
 
-from latte import create_model, device
+from latte import create_model, device, load_weights
+from latte.checkpoint import _load
 from latte.diffusion.guidance import guided
 from latte.diffusion.loss import DiffusionLoss
 from latte.diffusion.samplers import NoiseStream, coefficients, make_step, sample_loop
 from latte.diffusion.schedule import create_schedule
 from latte.errors import UserError
-from latte.models.latte import SIZES
-from latte.models.precision import pad_heads
+from latte.models.latte import SIZES, Latte, LatteConfig
+from latte.models.precision import pad_heads, prepare
 
 PARAMETERS = {  # of the released and the published sizes, counted in the official code
     ("Latte-XL/2", None): 673_994_912,
@@ -56,7 +59,7 @@ def test_guidance(batched):
         cond, uncond = both[:1], both[1:]
     else:
         cond, uncond = net(x, t, labels[:1]), net(x, t, labels[1:])
-    out = guided(cond, uncond, float(data["cfg_scale"])).asnumpy()
+    out = guided(cond, uncond, float(data["cfg_scale"]), 4).asnumpy()
     second = np.concatenate([out[:, :, :4], uncond.asnumpy()[:, :, 4:]], axis=2)  # the official code's other half
     assert error(np.concatenate([out, second]), data["cfg_out"]) <= 1e-5
 
@@ -215,10 +218,71 @@ def test_noise_of_a_video_does_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("kind", ["uncond", "class"])
-def test_a_missing_or_superfluous_condition_is_said(kind):
+def test_a_missing_or_superfluous_condition_is_said(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MindSpore leaves its report of a graph that raises
     data = recorded(f"latte_{kind}")
     wrong = inputs(data, "uncond") + ([ms.Tensor([0, 1], ms.int32)] if kind == "uncond" else [])
     with pytest.raises(ValueError, match="exactly if it has a condition"):
         tiny(kind)(*wrong)
     with pytest.raises(ValueError, match="exactly if it has a condition"):
         ms.jit(tiny(kind).construct)(*wrong)
+
+
+def exact_flash_attention(q, k, v, heads, scalar_value, input_layout):
+    """What Ascend's kernel is documented to compute and to take."""
+    assert input_layout == "BSH" and q.shape[0] <= 2048 and q.shape[-1] // heads % 16 == 0
+    split = [a.asnumpy().reshape(*a.shape[:2], heads, -1).transpose(0, 2, 1, 3).astype(np.float64) for a in (q, k, v)]
+    scores = split[0] @ split[1].swapaxes(-1, -2) * scalar_value
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    out = weights / weights.sum(-1, keepdims=True) @ split[2]
+    return ms.Tensor(out.transpose(0, 2, 1, 3).reshape(q.shape).astype(np.float32))
+
+
+@pytest.mark.parametrize("limit", [2048, 6])  # 6: temporal attention in three parts, the last one shorter
+def test_the_fused_kernels_way_computes_the_same(limit, monkeypatch):
+    """With its 12-wide heads widened to 16, in the layout and with the scale that the kernel is given."""
+    module = importlib.import_module("latte.ops.attention")
+    monkeypatch.setattr(module.ops, "flash_attention_score", exact_flash_attention)
+    monkeypatch.setattr(module, "FLASH_BATCH", limit)
+    monkeypatch.setattr(device, "_current", device.Device("Ascend", graph_mode=False))
+    data = recorded("latte_class")
+    config = LatteConfig(hidden_size=48, depth=2, num_heads=4, input_size=8, num_frames=4)
+    exact, fused = Latte(config, flash=False), Latte(config, flash=True)
+    rng = np.random.default_rng(0)
+    for a, b in zip(exact.get_parameters(), fused.get_parameters(), strict=True):
+        values = a.asnumpy() if "pos" in a.name or "temp" in a.name else rng.normal(0, 0.2, a.shape).astype(np.float32)
+        a.set_data(ms.Tensor(values))
+        b.set_data(ms.Tensor(values))
+    args = inputs(data, "uncond")
+    expected = prepare(exact)(*args).asnumpy()
+    assert np.abs(expected).max() > 0.1
+    assert error(prepare(fused)(*args), expected) <= 1e-5
+
+
+def test_create_then_load_weights():
+    sizes = {"hidden_size": 64, "depth": 4, "num_heads": 4, "input_size": 8, "num_frames": 4}
+    data = recorded("latte_uncond")
+    for seed in (0, None):  # already prepared, or not yet
+        net = load_weights(create_model(seed=seed, dtype="fp16", **sizes), FIXTURES / "latte_uncond.pt")
+        assert net.blocks[0].mlp.fc1.weight.dtype == ms.float16 and net.dtype == ms.float16
+        assert 1e-6 < error(net(*inputs(data, "uncond")), data["ema_out"]) <= 1e-2
+    wide = create_model(hidden_size=48, depth=1, num_heads=4, input_size=8, num_frames=4, seed=1)
+    official = {name: p.asnumpy() for name, p in wide.parameters_and_names()}
+    for seed in (0, None):
+        with device.assume("Ascend"):
+            net = create_model(
+                **sizes | {"hidden_size": 48, "depth": 1}, seed=seed, dtype="fp16", enable_flash_attention=True
+            )
+            _load(net, official, "here")
+        qkv = net.blocks[0].attn.qkv.weight.asnumpy().reshape(3, 4, 16, 48)
+        expected = official["blocks.0.attn.qkv.weight"].reshape(3, 4, 12, 48).astype(np.float16)
+        assert np.array_equal(qkv[:, :, :12], expected) and not qkv[:, :, 12:].any()
+    with pytest.raises(UserError, match="blocks.3"):
+        load_weights(create_model(seed=None, **sizes | {"depth": 3}), FIXTURES / "latte_uncond.pt")
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 8, 8), (2, 4, 4, 8, 4), (2, 4, 3, 8, 8), (1, 4, 4, 8, 8)])
+def test_other_shapes_are_not_broadcast(shape):
+    x, t, y = (ms.Tensor(a) for a in (np.zeros(shape, np.float32), np.zeros(2, np.int32), np.zeros(2, np.int32)))
+    with pytest.raises(ValueError, match="takes x"):
+        tiny("class")(x, t, y)

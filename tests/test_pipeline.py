@@ -14,6 +14,7 @@ import sample
 from latte import LattePipeline, device, load_model, load_vae, sampling
 from latte.codec import Codec
 from latte.config import SampleConfig
+from latte.diffusion.samplers import NoiseStream
 from latte.errors import UserError
 from latte.models import latte
 from latte.video import read_frames, read_video
@@ -51,14 +52,49 @@ def options(folder, **changes):
     return SampleConfig(**(base | changes))
 
 
-def test_recorded_loop_through_the_pipeline(codec):
-    """The pipeline's own noise, fed to the recorded loop, is what `sample_latents` starts from."""
-    pipe = LattePipeline(tiny("uncond"), codec)
-    latents = pipe.sample_latents([3], None, None, 10, "ddim", 0.0, 1.0)
-    again = pipe.sample_latents([3, 4], None, None, 10, "ddim", 0.0, 1.0)
-    assert latents.shape == recorded("diffusion_sampling")["ddim10"][:1].shape
-    assert np.array_equal(again[0], latents[0]) and not np.array_equal(again[1], latents[0])
-    assert len(pipe.step_seconds) == 30
+@pytest.mark.parametrize("target", ["CPU", "GPU"])
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_recorded_loop_through_the_pipeline(codec, solver, target, monkeypatch):
+    """With the recorded noise in place of a seed's: block by block on CPU, the whole step as one graph on GPU."""
+    data = recorded("diffusion_sampling")
+    noises = [data["noise"], *data["ddpm10_step_noise"]]  # each (2, 4, 4, 8, 8)
+
+    def normal(stream):
+        stream.drawn = getattr(stream, "drawn", -1) + 1
+        return noises[stream.drawn][stream.seeds]
+
+    monkeypatch.setattr(NoiseStream, "normal", normal)
+    with device.assume(target):
+        latents = LattePipeline(tiny("uncond"), codec).sample_latents([0, 1], None, None, 10, solver, 0.0, 1.0)
+    assert error(latents, data[f"{solver}10"]) <= 1e-4
+
+
+def test_the_null_condition_can_be_another(codec):
+    pipe = LattePipeline(tiny("class"), codec)
+    same = pipe.sample_latents([1], np.array([2]), np.array([2]), 3, "ddim", 0.0, 5.0)
+    plain = pipe.sample_latents([1], np.array([2]), None, 3, "ddim", 0.0, 1.0)
+    guided = pipe.sample_latents([1], np.array([2]), None, 3, "ddim", 0.0, 5.0)
+    assert error(same, plain) <= 1e-4 and error(guided, plain) > 1e-2
+
+
+def test_a_rank_without_a_video_ends_well(tmp_path, monkeypatch, capsys):
+    for name, value in {"RANK_ID": "1", "RANK_SIZE": "2", "DEVICE_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    run_sample(monkeypatch, *TINY, "--output_path", tmp_path / "out", "--use_parallel")
+    assert "no video for this rank" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    device.init_device("CPU")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", "empty", "ints"])
+def test_text_embeddings_that_are_none(content, tmp_path):
+    path = tmp_path / "text.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        rows = 0 if content == "empty" else 1
+        np.savez(path, text=np.zeros((rows, 77, 768), np.float32 if rows == 0 else np.int32))
+    with pytest.raises(UserError, match="text.npz"):
+        sampling._text_embeddings(path)
 
 
 def test_one_graph_for_all_steps_blocks_and_halves_of_guidance(codec, monkeypatch):

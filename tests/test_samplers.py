@@ -143,11 +143,11 @@ def test_the_true_noise_leads_back_to_the_data_in_one_last_step(solver, eta):
 def test_guided_moves_the_noise_and_keeps_the_conditional_variance():
     rng = np.random.default_rng(0)
     cond, uncond = rng.standard_normal((2, 2, 2, 8, 4, 4)).astype(np.float32)
-    out = guided(Tensor(cond), Tensor(uncond), 7.0)
+    out = guided(Tensor(cond), Tensor(uncond), 7.0, SHAPE[1])
     assert_close(out[:, :, :4], uncond[:, :, :4] + 7.0 * (cond[:, :, :4].astype(np.float64) - uncond[:, :, :4]))
     np.testing.assert_array_equal(out[:, :, 4:].asnumpy(), cond[:, :, 4:])
-    np.testing.assert_allclose(guided(Tensor(cond), Tensor(uncond), 1.0).asnumpy(), cond, atol=1e-6)
-    assert guided(Tensor(cond, ms.float16), Tensor(uncond, ms.float16), 2.0).dtype == ms.float32
+    np.testing.assert_allclose(guided(Tensor(cond), Tensor(uncond), 1.0, SHAPE[1]).asnumpy(), cond, atol=1e-6)
+    assert guided(Tensor(cond, ms.float16), Tensor(uncond, ms.float16), 2.0, SHAPE[1]).dtype == ms.float32
 
 
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])

@@ -102,14 +102,14 @@ def make_step(
         half = _half(conditions)
         cond = network(x, t, *conditions[:half])  # (B, F, 2C, H, W)
         uncond = network(x, t, *conditions[half:])  # (B, F, 2C, H, W)
-        return solver_step(x, guided(cond, uncond, scale), noise, coef)
+        return solver_step(x, guided(cond, uncond, scale, x.shape[2]), noise, coef)
 
     def one_batch(x, t, noise, coef, *conditions):
         half = _half(conditions)
         pairs = [ops.concat((conditions[i], conditions[half + i]), axis=0) for i in range(half)]  # each (2B, ...)
         both = network(ops.concat((x, x), axis=0), ops.concat((t, t), axis=0), *pairs)  # (2B, F, 2C, H, W)
         cond, uncond = ops.split(both, x.shape[0], axis=0)  # 2 x (B, F, 2C, H, W)
-        return solver_step(x, guided(cond, uncond, scale), noise, coef)
+        return solver_step(x, guided(cond, uncond, scale, x.shape[2]), noise, coef)
 
     if scale == 1.0:
         return plain
@@ -156,7 +156,7 @@ class NoiseStream:
     def __init__(self, seeds: Sequence[int], shape: Sequence[int]) -> None:
         if len(seeds) == 0 or min(seeds) < 0:
             raise UserError(f"seeds must be whole numbers from 0 on, one a video; got {list(seeds)}")
-        self.shape = tuple(shape)
+        self.seeds, self.shape = list(seeds), tuple(shape)
         self.generators = [np.random.Generator(np.random.Philox(int(seed))) for seed in seeds]
 
     def normal(self) -> np.ndarray:

@@ -65,7 +65,7 @@ class LatteConfig:
         return self.in_channels * (2 if self.learn_sigma else 1)
 
 
-def transformer_block(  # noqa: PLR0913 - the weights of a block, so that all blocks share one compiled graph
+def transformer_block(  # the weights are arguments, so that all blocks share one compiled graph
     x: ms.Tensor,
     c: ms.Tensor,
     qkv_weight: ms.Tensor,
@@ -79,7 +79,7 @@ def transformer_block(  # noqa: PLR0913 - the weights of a block, so that all bl
     ada_weight: ms.Tensor,
     ada_bias: ms.Tensor,
     heads: int,
-    over_frames: bool,
+    temporal: bool,
     flash: bool,
 ) -> ms.Tensor:
     """Return a block of figure 2: attention and MLP, each normed, modulated and gated by the condition.
@@ -92,7 +92,7 @@ def transformer_block(  # noqa: PLR0913 - the weights of a block, so that all bl
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = ops.chunk(modulation, 6, 1)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
-    y = self_attention(y, (qkv_weight, qkv_bias), (proj_weight, proj_bias), heads, scale, over_frames, flash)
+    y = self_attention(y, (qkv_weight, qkv_bias), (proj_weight, proj_bias), heads, scale, temporal, flash)
     x = x + gate_attn.reshape(b, 1, 1, d) * y
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
@@ -123,12 +123,12 @@ class TransformerBlock(Block):
 
     forward = staticmethod(transformer_block)
 
-    def __init__(self, width: int, heads: int, over_frames: bool, flash: bool, init: Initializers):
+    def __init__(self, width: int, heads: int, temporal: bool, flash: bool, init: Initializers):
         super().__init__()
         self.attn = Attention(width, init)
         self.mlp = Mlp(width, init)
         self.adaLN_modulation = nn.SequentialCell(SiLU(), Linear(width, 6 * width, zeros))
-        self.heads, self.over_frames, self.flash = heads, over_frames, flash
+        self.heads, self.temporal, self.flash = heads, temporal, flash
 
     def weights(self) -> tuple[ms.Parameter, ...]:
         """Return the parameters in the order of `transformer_block`."""
@@ -139,7 +139,7 @@ class TransformerBlock(Block):
 
     def settings(self) -> tuple[int, bool, bool]:
         """Return heads, direction of attention, fused kernel."""
-        return self.heads, self.over_frames, self.flash
+        return self.heads, self.temporal, self.flash
 
 
 def final_layer(
@@ -240,13 +240,17 @@ class Latte(nn.Cell):
         patch_embedder: str = "conv",
         flash: bool = False,
         seed: int | None = 0,
+        dtype: ms.Type = ms.float32,
     ):
         super().__init__()
         init = Initializers(seed)
         width = config.hidden_size
         self.config = config
-        self.dtype = ms.float32  # of the tokens inside the blocks
+        self.shape = (config.num_frames, config.in_channels, *config.latent_size)
+        self.dtype = dtype  # of the tokens inside the blocks
         self.flash = flash  # the fused attention kernel
+        self._graph = None
+        self.prepared = False  # whether the weights are as `dtype` and `flash` want them
         self.x_embedder = PatchEmbed(config, patch_embedder == "conv", init)
         self.t_embedder = TimestepEmbedder(width, init)
         if config.condition == "class":
@@ -259,30 +263,39 @@ class Latte(nn.Cell):
         self.blocks = nn.CellList(
             [TransformerBlock(width, config.num_heads, i % 2 == 1, self.flash, init) for i in range(config.depth)]
         )
-        self.first_temporal = 1
         self.final_layer = FinalLayer(config)
+
+    def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
+        """Return `construct` of the inputs, as one compiled graph where the compile scope is the step."""
+        if device.current().compile_scope != "step":
+            return super().__call__(*inputs)
+        if self._graph is None:
+            self._graph = device.compile_step(self.construct)
+        return self._graph(*inputs)
 
     def construct(self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None) -> ms.Tensor:
         """Predict the noise in `x` and the interpolation of its variance.
 
         x (B, F, C, H, W) float32; t (B,) timesteps 0 .. 999; y: labels (B,) int32 or CLIP text (B, 77, 768) float32,
         None for the unconditional network. Returns (B, F, 2C, H, W) float32, or C channels without learn_sigma.
-        Raises ValueError if the condition is missing or there is none to take.
+        Raises ValueError if the shapes are others, or the condition is missing or there is none to take.
         """
         if (y is None) != (self.config.condition is None):
             raise ValueError("give the network labels or text exactly if it has a condition")
+        if x.shape[1:] != self.shape or t.shape[0] != x.shape[0] or (y is not None and y.shape[0] != x.shape[0]):
+            raise ValueError(f"the network takes x (B, *{self.shape}), with a timestep and a condition a video")
         x = self.x_embedder(x) + self.pos_embed  # (B, F, T, D)
         x = x.astype(self.dtype)
-        c = last_c = self.t_embedder(t)  # (B, D)
+        c = final_c = self.t_embedder(t)  # (B, D), and so all that is added to it
         if self.config.condition == "class":
-            c = last_c = c + self.y_embedder(y)
+            c = final_c = c + self.y_embedder(y)
         if self.config.condition == "text":  # the official final layer does not see the text
             c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
         for i, block in enumerate(self.blocks):
-            if i == self.first_temporal:
+            if i == 1:  # the first temporal block
                 x = x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
             x = block(x, c)  # over T, then over F, and so on
-        return self.final_layer(x, last_c)  # (B, F, 2C, H, W)
+        return self.final_layer(x, final_c)  # (B, F, 2C, H, W)
 
 
 def named_sizes(name: str) -> dict[str, int]:
@@ -310,7 +323,7 @@ def create_model(
     """Return a Latte network with the official random initialisation.
 
     `config` are fields of LatteConfig (input_size, num_frames, condition, num_classes, ...) and override the sizes of
-    `name`; None leaves them. `seed=None` leaves the weights unset, for a checkpoint to fill.
+    `name`; None leaves them. `seed=None` leaves the weights unset, for `load_weights` to fill.
     Raises UserError for a name, dtype or configuration that does not exist.
     """
     sizes = named_sizes(name) | {key: value for key, value in config.items() if value is not None}
@@ -319,6 +332,6 @@ def create_model(
         raise UserError(f"create_model does not know {', '.join(unknown)}; it takes {', '.join(sorted(known))}")
     compute = device.compute_dtype(dtype)
     flash = device.use_flash_attention(enable_flash_attention, compute)
-    net = Latte(LatteConfig(**sizes), patch_embedder, flash, seed)
+    net = Latte(LatteConfig(**sizes), patch_embedder, flash, seed, compute)
     net.set_train(False)
-    return net if seed is None else prepare(net, compute)
+    return net if seed is None else prepare(net)

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from latte import device
-from latte.ops import linear
+from latte.ops import linear, silu
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -85,7 +85,7 @@ class SiLU(nn.Cell):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return x * sigmoid(x)."""
-        return ops.silu(x)
+        return silu(x)
 
 
 class Embedding(nn.Cell):

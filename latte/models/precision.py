@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 from mindspore import nn
 
@@ -11,39 +10,43 @@ from latte.models.layers import parameter
 HEAD_MULTIPLE = 16  # the fused attention kernel takes head widths that are multiples of this
 
 
-def prepare(net: nn.Cell, dtype: ms.Type) -> nn.Cell:
-    """Make a Latte whose weights are complete ready to compute in `dtype`, and return it.
+def prepare(net: nn.Cell) -> nn.Cell:
+    """Make a Latte whose weights are complete ready to compute in `net.dtype`, and return it.
 
-    The blocks' weights are kept in `dtype`; embeddings and the final layer stay float32. For the fused attention
+    The blocks' weights are kept in that dtype; embeddings and the final layer stay float32. For the fused attention
     kernel the heads are widened with zero weights, which change no result and get no gradient.
     """
-    net.dtype = dtype
     for block in net.blocks:
         if net.flash:
             pad_heads(block.attn, net.config.num_heads)
         for weight in block.get_parameters():
-            weight.set_dtype(dtype)
+            weight.set_dtype(net.dtype)
+    net.prepared = True
     return net
 
 
 def pad_heads(attn: nn.Cell, heads: int) -> None:
     """Widen the heads of an attention layer with zeros to the next width that the fused kernel takes (72 to 80)."""
-    width = attn.proj.weight.shape[1] // heads
-    extra = -width % HEAD_MULTIPLE
-    if not extra:
-        return
-    qkv, bias, proj = (p.asnumpy() for p in (attn.qkv.weight, attn.qkv.bias, attn.proj.weight))
-    after = ((0, 0), (0, 0), (0, extra))
-    qkv = np.pad(qkv.reshape(3, heads, width, -1), (*after, (0, 0)))  # (3, heads, 80, D)
-    bias = np.pad(bias.reshape(3, heads, width), after)  # (3, heads, 80)
-    proj = np.pad(proj.reshape(-1, heads, width), after)  # (D, heads, 80)
-    _replace(attn.qkv, "weight", qkv.reshape(-1, qkv.shape[-1]))
-    _replace(attn.qkv, "bias", bias.reshape(-1))
-    _replace(attn.proj, "weight", proj.reshape(proj.shape[0], -1))
+    for layer, kind in ((attn.qkv, "qkv"), (attn.proj, "proj")):
+        for attribute in ("weight", "bias"):
+            old = getattr(layer, attribute)
+            values = widened(f"attn.{kind}.{attribute}", old.asnumpy(), heads)
+            if values.shape != old.shape:
+                new = parameter(values)
+                new.name = old.name
+                setattr(layer, attribute, new)
 
 
-def _replace(layer: nn.Cell, attribute: str, values: np.ndarray) -> None:
-    name = getattr(layer, attribute).name
-    new = parameter(values)
-    new.name = name
-    setattr(layer, attribute, new)
+def widened(name: str, values: np.ndarray, heads: int) -> np.ndarray:
+    """Return a weight with the zeros that its heads need for the fused kernel; other weights stay as they are.
+
+    attn.qkv.weight (3 * heads * width, D) and bias get rows, attn.proj.weight (D, heads * width) gets columns.
+    """
+    if name.endswith(("attn.qkv.weight", "attn.qkv.bias")):
+        parts, rest = values.reshape(3, heads, -1, *values.shape[1:]), values.shape[1:]
+        extra = -parts.shape[2] % HEAD_MULTIPLE
+        return np.pad(parts, ((0, 0), (0, 0), (0, extra), *((0, 0) for _ in rest))).reshape(-1, *rest)
+    if name.endswith("attn.proj.weight"):
+        parts = values.reshape(values.shape[0], heads, -1)
+        return np.pad(parts, ((0, 0), (0, 0), (0, -parts.shape[2] % HEAD_MULTIPLE))).reshape(values.shape[0], -1)
+    return values

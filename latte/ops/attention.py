@@ -8,6 +8,8 @@ from mindspore import ops
 from latte.ops.linear import linear
 from latte.ops.target import on_cpu
 
+FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention has one row a patch
+
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
 
@@ -18,27 +20,34 @@ def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float
     q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `flash` takes Ascend's fused
     kernel (float16 or bfloat16, width a multiple of 16); otherwise the product is exact, with the softmax in float32.
     """
-    if flash:
-        return ops.flash_attention_score(q, k, v, heads, scalar_value=scale, input_layout="BSH")
     n, length, channels = q.shape
+    if flash:
+        if n <= FLASH_BATCH:
+            return _flash(q, k, v, heads, scale)
+        starts = range(0, n, FLASH_BATCH)
+        return ops.concat([_flash(*[a[i : i + FLASH_BATCH] for a in (q, k, v)], heads, scale) for i in starts], 0)
     q = (q * scale).reshape(n, length, heads, -1).transpose(0, 2, 1, 3)  # (N, heads, L, width)
     k = k.reshape(n, k.shape[1], heads, -1).transpose(0, 2, 1, 3)  # (N, heads, S, width)
-    v = v.reshape(n, v.shape[1], heads, -1).transpose(0, 2, 1, 3)
+    v = v.reshape(n, v.shape[1], heads, -1).transpose(0, 2, 1, 3)  # (N, heads, S, width)
     scores = ops.softmax(_qk(q, k).astype(ms.float32), -1).astype(v.dtype)  # (N, heads, L, S)
-    return _av(scores, v).transpose(0, 2, 1, 3).reshape(n, length, channels)
+    return _av(scores, v).transpose(0, 2, 1, 3).reshape(n, length, channels)  # (N, L, heads * width)
+
+
+def _flash(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float) -> ms.Tensor:
+    return ops.flash_attention_score(q, k, v, heads, scalar_value=scale, input_layout="BSH")
 
 
 def self_attention(
-    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, over_frames: bool, flash: bool
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, flash: bool
 ) -> ms.Tensor:
     """Attend over the T patches of each frame, or over the F frames of each patch.
 
     x (B, F, T, D); `qkv` and `proj` are (weight, bias) of the joint input and the output projection.
     """
     b, f, t, _ = x.shape
-    q, k, v = [_fold(part, over_frames) for part in _project(x, qkv)]
-    y = attention(q, k, v, heads, scale, flash)  # (B F, T, D) or (B T, F, D)
-    y = y.reshape(b, t, f, -1).transpose(0, 2, 1, 3) if over_frames else y.reshape(b, f, t, -1)
+    q, k, v = [_fold(part, temporal) for part in _project(x, qkv)]  # (B F, T, D) or (B T, F, D)
+    y = attention(q, k, v, heads, scale, flash)
+    y = y.reshape(b, t, f, -1).transpose(0, 2, 1, 3) if temporal else y.reshape(b, f, t, -1)  # (B, F, T, D)
     return linear(y, *proj)
 
 
@@ -51,6 +60,6 @@ def _project(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
     return ops.chunk(linear(x, *qkv), 3, -1)
 
 
-def _fold(x: ms.Tensor, over_frames: bool) -> ms.Tensor:
+def _fold(x: ms.Tensor, temporal: bool) -> ms.Tensor:
     b, f, t, d = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(b * t, f, d) if over_frames else x.reshape(b * f, t, d)
+    return x.transpose(0, 2, 1, 3).reshape(b * t, f, d) if temporal else x.reshape(b * f, t, d)
