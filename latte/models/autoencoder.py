@@ -1,6 +1,7 @@
 """AutoencoderKL of Stable Diffusion (Rombach et al., 2022): images to the moments of their latents, and back.
 
-Layer names are those of diffusers. Inside, images are in the native layout of `latte.ops.conv`.
+Layer names are those of diffusers. Inside, images are in the native layout of `latte.ops.conv`; shape comments show
+(N, H, W, C).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import mindspore as ms
 from mindspore import nn
 
 from latte.errors import UserError
-from latte.models.layers import Block, Conv2d, Initializers, Linear, Norm
+from latte.models.layers import Block, Conv2d, Initializers, Linear, Norm, parameter, zeros
 from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to_nchw, upsample_nearest
 
 EPS = 1e-6
@@ -59,7 +60,7 @@ def resnet_block(
     groups: int,
 ) -> ms.Tensor:
     """Return x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 x 1 convolution of x where the channels change."""
-    y = conv2d(silu(group_norm(x, norm1_weight, norm1_bias, groups, EPS)), conv1_weight, conv1_bias)
+    y = conv2d(silu(group_norm(x, norm1_weight, norm1_bias, groups, EPS)), conv1_weight, conv1_bias)  # (N, H, W, out)
     y = conv2d(silu(group_norm(y, norm2_weight, norm2_bias, groups, EPS)), conv2_weight, conv2_bias)
     if shortcut_weight is not None:
         x = conv2d(x, shortcut_weight, shortcut_bias)
@@ -113,8 +114,9 @@ class Conv(Block):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Initializers, stride: int = 1):
         super().__init__()
-        conv = Conv2d(in_channels, out_channels, kernel, init.torch_default)
-        self.weight, self.bias, self.stride = conv.weight, conv.bias, stride
+        self.weight = parameter(init.torch_default((out_channels, in_channels, kernel, kernel)))
+        self.bias = parameter(zeros((out_channels,)))
+        self.stride = stride
 
     def weights(self) -> tuple[ms.Parameter, ...]:
         """Return weight and bias."""
@@ -224,7 +226,8 @@ class MidBlock(nn.Cell):
     def __init__(self, channels: int, config: AutoencoderConfig, init: Initializers):
         super().__init__()
         groups = config.norm_num_groups
-        self.attentions = nn.CellList([AttentionBlock(channels, groups, init)] * config.mid_block_add_attention)
+        attentions = [AttentionBlock(channels, groups, init)] if config.mid_block_add_attention else []
+        self.attentions = nn.CellList(attentions)
         self.resnets = nn.CellList([ResnetBlock(channels, channels, groups, init) for _ in range(2)])
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
@@ -285,10 +288,10 @@ class Encoder(Coder):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the native moments of native images."""
-        x = self.conv_in(x)
+        x = self.conv_in(x)  # (N, H, W, widths[0])
         for stage in self.down_blocks:
-            x = stage(x)
-        return self.head(self.mid_block(x))
+            x = stage(x)  # (N, H / 2, W / 2, width), but for the last one
+        return self.head(self.mid_block(x))  # (N, H / 8, W / 8, 2 L)
 
 
 class Decoder(Coder):
@@ -308,10 +311,10 @@ class Decoder(Coder):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the native images of native latents."""
-        x = self.mid_block(self.conv_in(x))
+        x = self.mid_block(self.conv_in(x))  # (N, h, w, widths[-1])
         for stage in self.up_blocks:
-            x = stage(x)
-        return self.head(x)
+            x = stage(x)  # (N, 2 h, 2 w, width), but for the last one
+        return self.head(x)  # (N, 8 h, 8 w, 3)
 
 
 class AutoencoderKL(nn.Cell):

@@ -69,19 +69,19 @@ def _conv3(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
     row = ops.zeros((n, 1, w, c), x.dtype)
     x = ops.concat((row, x, row), 1)  # (N, H + 2, W, C)
     column = ops.zeros((n, h + 2, 1, c), x.dtype)
-    left = ops.concat((column, x[:, :, : w - 1]), 2)
+    left = ops.concat((column, x[:, :, : w - 1]), 2)  # (N, H + 2, W, C), each pixel's left neighbour
     right = ops.concat((x[:, :, 1:], column), 2)
-    x = ops.concat((left, x, right), -1).reshape(n, (h + 2) * w, 3 * c)
+    x = ops.concat((left, x, right), -1).reshape(n, (h + 2) * w, 3 * c)  # (N, (H + 2) W, 3C)
     rows = [x[:, r * w : (r + h) * w].reshape(n * h * w, 3 * c) for r in (0, 1, 2)]
     return _rows_times_kernel(rows, weight, bias, (n, h, w, weight.shape[0]))
 
 
 def _conv3_stride2(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
     n, h, w, c = x.shape
-    first = ops.chunk(x.reshape(n, h, w // 2, 2 * c), 2, -1)[0]  # the even columns
-    third = ops.concat((first[:, :, 1:], ops.zeros((n, h, 1, c), x.dtype)), 2)
+    first = ops.chunk(x.reshape(n, h, w // 2, 2 * c), 2, -1)[0]  # (N, H, W / 2, C), the even columns
+    third = ops.concat((first[:, :, 1:], ops.zeros((n, h, 1, c), x.dtype)), 2)  # the even columns to their right
     x = ops.concat((x.reshape(n, h, w // 2, 2 * c), third), -1)  # (N, H, W / 2, 3C)
-    even, odd = ops.chunk(x.reshape(n, h // 2, (w // 2) * 6 * c), 2, -1)
+    even, odd = ops.chunk(x.reshape(n, h // 2, (w // 2) * 6 * c), 2, -1)  # (N, H / 2, W / 2 * 3C), rows of pixels
     below = ops.concat((even[:, 1:], ops.zeros((n, 1, (w // 2) * 3 * c), x.dtype)), 1)
     rows = [part.reshape(-1, 3 * c) for part in (even, odd, below)]
     return _rows_times_kernel(rows, weight, bias, (n, h // 2, w // 2, weight.shape[0]))
