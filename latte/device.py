@@ -15,6 +15,7 @@ from pathlib import Path
 import mindspore as ms
 import psutil
 
+from latte import ranks
 from latte.errors import UserError
 
 log = logging.getLogger("latte")
@@ -109,15 +110,17 @@ def init_device(
     mode: int = 0,
     jit_level: str | None = None,
     use_parallel: bool = False,
+    connect: bool = False,
 ) -> Device:
     """Choose the device and how graphs are compiled, once at the start of a program.
 
-    With `use_parallel` the rank and the number of ranks are read from the launcher (mpirun, msrun or a rank table).
+    With `use_parallel` the rank and the number of ranks are read from the launcher (mpirun, msrun or a rank table), and
+    with `connect` the ranks join into a group, as training needs it.
     Raises UserError if the device is not there or a parallel launch is not.
     """
     global _current
     target = device_target or best_target()
-    rank, world_size, local_rank = _launch_ranks() if use_parallel else (0, 1, 0)
+    rank, world_size, local_rank = ranks.read_ranks() if use_parallel else (0, 1, 0)
     if target != "CPU":
         if not ms.hal.is_available(target):
             raise UserError(
@@ -127,6 +130,8 @@ def init_device(
         _set_device(target, device_id + local_rank)
     elif ms.get_context("device_target") != "CPU":
         ms.set_device("CPU")
+    if connect and world_size > 1:
+        ranks.connect(target)
     # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
     ms.set_context(mode=ms.PYNATIVE_MODE)
     _current = Device(target, rank, world_size, jit_level, graph_mode=mode == 0)
@@ -139,23 +144,6 @@ def _set_device(target: str, device_id: int) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{target} device {device_id} cannot be used: {reason}; check --device_id") from error
-
-
-def _launch_ranks() -> tuple[int, int, int]:
-    """Return (rank, number of ranks, rank on this machine) as the launcher put them into the environment."""
-    launchers = (
-        ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-        ("RANK_ID", "RANK_SIZE", "DEVICE_ID"),  # msrun sets these too
-        ("MS_NODE_ID", "MS_WORKER_NUM", "MS_NODE_ID"),
-    )
-    for names in launchers:
-        if all(name in os.environ for name in names):
-            values = [os.environ[name] for name in names]
-            if not all(value.isdecimal() for value in values):
-                raise UserError(f"{', '.join(names)} must be numbers; the launcher set {', '.join(values)}")
-            rank, size, local = map(int, values)
-            return rank, size, local
-    raise UserError("use_parallel is on but no launcher was found; start with `mpirun -n N python ...` or msrun")
 
 
 @functools.cache
@@ -221,17 +209,26 @@ def compile_step(step: Callable) -> Callable:
 
     jit_level O2 is MindSpore's whole-graph back end GE, which only Ascend has.
     """
-    target, level = current().target, current().jit_level
     if current().compile_scope != "step":
-        if level:
-            say_once(f"jit_level {level} changes nothing on {target}")
+        if current().jit_level:
+            say_once(f"jit_level {current().jit_level} changes nothing on {current().target}")
         return step
+    return _compile(step)
+
+
+def _compile(step: Callable) -> Callable:
+    target, level = current().target, current().jit_level
     if level == "O2":
         if target == "Ascend":
             return ms.jit(step, backend="GE")
         say_once(f"jit_level O2 is Ascend's; {target} compiles with O1")
         level = "O1"
     return ms.jit(step, jit_level=level) if level else ms.jit(step)
+
+
+def compile_training(step: Callable) -> Callable:
+    """Compile a whole training step into one graph a shape, on every device: its backward pass needs all of it."""
+    return _compile(step) if current().graph_mode else step
 
 
 @functools.cache

@@ -26,6 +26,7 @@ from latte.errors import UserError
 from latte.files import atomic_path
 
 COMMAND_LINE = "command line"
+INCLUDE = "data_config"  # the option that names a second YAML file, whose options are the weakest
 _UNRECOGNIZED = "unrecognized arguments: "  # how argparse begins that message
 
 
@@ -60,7 +61,7 @@ def in_range(options: Options, key: str, low: float, high: float | None = None) 
 def parse_config(
     cls: type[Config], argv: Sequence[str] | None = None, prog: str | None = None, description: str | None = None
 ) -> Config:
-    """Return the options of a program: the command line over the YAML file of -c over the defaults.
+    """Return the options of a program: the command line over the YAML file of -c over its data file over the defaults.
 
     `argv` is without the program's name; None means that of this process. --help prints every option and exits with 0.
     Raises UserError, naming the file and the option, for unknown options, wrong types and values out of range.
@@ -70,10 +71,14 @@ def parse_config(
     given = _read_arguments(parser, argv, known, _hints(cls))
     path = given.pop("config", None)
     from_file = _read_yaml(parser, path, known, _hints(cls)) if path else {}
+    if INCLUDE not in given and from_file.get(INCLUDE):
+        from_file[INCLUDE] = str(Path(path).parent / from_file[INCLUDE])
+    included = {**from_file, **given}.get(INCLUDE)
+    from_included = _read_yaml(parser, included, known, _hints(cls)) if included else {}
     try:
-        return cls(**{**from_file, **given})
+        return cls(**{**from_included, **from_file, **given})
     except OptionError as error:
-        source = COMMAND_LINE if error.key in given else path
+        source = COMMAND_LINE if error.key in given else path if error.key in from_file else included
         raise OptionError(error.key, error.value, error.allowed, source) from None
 
 

@@ -22,7 +22,7 @@ MAX_FILE, MAX_FUNCTION = 350, 60
 
 # Imports only go to lower numbers, or stay inside a package; a file of layer 2 imports no other package of layer 2.
 LAYERS = {
-    **dict.fromkeys(("errors", "files", "options", "config", "device", "video"), 0),
+    **dict.fromkeys(("errors", "files", "options", "config", "device", "ranks", "video"), 0),
     "ops": 1,
     **dict.fromkeys(("models", "diffusion", "data", "weights", "metrics"), 2),
     **dict.fromkeys(("text", "codec", "checkpoint"), 3),
@@ -30,7 +30,7 @@ LAYERS = {
 }
 NO_NEIGHBOURS = {2}
 DEVICE_WORDS = {"Ascend", "GPU", "CPU"}
-KNOWS_DEVICES = ("latte/device.py", "latte/ops/", "latte/config.py", "tools/benchmark.py", "tests/")
+KNOWS_DEVICES = ("latte/device.py", "latte/ranks.py", "latte/ops/", "latte/config.py", "tools/benchmark.py", "tests/")
 KNOWS_TORCH = ("tests/make_", "tools/benchmark.py")
 RUNS_CODE = re.compile(r"(builtins\.)?(eval|exec)|(pickle|dill)\.(load|loads|Unpickler)|yaml\.(full_|unsafe_)?load")
 CONFIGS = {"inference": "SampleConfig", "training": "TrainConfig", "training/data": "DataConfig"}

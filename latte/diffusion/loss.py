@@ -27,8 +27,9 @@ def loss_terms(
 class DiffusionLoss(nn.Cell):
     """A network with its training loss around it; timesteps and noise are drawn outside and passed in.
 
-    ``network(x_t, t, *conditions)`` maps (B, F, C, H, W) to (B, F, 2C, H, W). ``schedule`` defaults to the 1000 linear
-    steps; a respaced one is a ValueError, as the network is trained on the steps' own numbers.
+    ``network(x_t, t)``, or ``network(x_t, t, condition)``, maps (B, F, C, H, W) to (B, F, 2C, H, W). ``schedule``
+    defaults to the 1000 linear steps; a respaced one is a ValueError, as the network is trained on the
+    steps' own numbers.
     """
 
     def __init__(self, network: nn.Cell, schedule: Schedule | None = None) -> None:
@@ -40,9 +41,9 @@ class DiffusionLoss(nn.Cell):
         self.tables = make_tables(schedule)
 
     def construct(
-        self, x_start: Tensor, t: Tensor, noise: Tensor, *conditions: Tensor
+        self, x_start: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Per-video (loss, mse, bound), each (B,), for x_start and noise (B, F, C, H, W) and t (B,) int32."""
         x_t = q_sample(self.tables, x_start, t, noise)  # (B, F, C, H, W)
-        model_out = self.network(x_t, t, *conditions)  # (B, F, 2C, H, W)
+        model_out = self.network(x_t, t) if condition is None else self.network(x_t, t, condition)  # (B, F, 2C, H, W)
         return loss_terms(self.tables, model_out, x_start, x_t, t, noise)

@@ -277,12 +277,15 @@ class Latte(nn.Cell):
         """Predict the noise in `x` and the interpolation of its variance.
 
         x (B, F, C, H, W) float32; t (B,) timesteps 0 .. 999; y: labels (B,) int32 or CLIP text (B, 77, 768) float32,
-        None for the unconditional network. Returns (B, F, 2C, H, W) float32, or C channels without learn_sigma.
+        None for the unconditional network. Single images (B, 1, C, H, W) skip the temporal blocks.
+        Returns (B, F, 2C, H, W) float32, or C channels without learn_sigma.
         Raises ValueError if the shapes are others, or the condition is missing or there is none to take.
         """
         if (y is None) != (self.config.condition is None):
             raise ValueError("give the network labels or text exactly if it has a condition")
-        if x.shape[1:] != self.shape or t.shape[0] != x.shape[0] or (y is not None and y.shape[0] != x.shape[0]):
+        images = x.shape[1] == 1 and self.shape[0] > 1
+        fits = x.shape[2:] == self.shape[1:] and (images or x.shape[1] == self.shape[0])
+        if not fits or t.shape[0] != x.shape[0] or (y is not None and y.shape[0] != x.shape[0]):
             raise ValueError(f"the network takes x (B, *{self.shape}), with a timestep and a condition a video")
         x = self.x_embedder(x) + self.pos_embed  # (B, F, T, D)
         x = x.astype(self.dtype)
@@ -292,6 +295,8 @@ class Latte(nn.Cell):
         if self.config.condition == "text":  # the official final layer does not see the text
             c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
         for i, block in enumerate(self.blocks):
+            if images and block.temporal:
+                continue
             if i == 1:  # the first temporal block
                 x = x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
             x = block(x, c)  # over T, then over F, and so on

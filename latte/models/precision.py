@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 import numpy as np
 from mindspore import nn
 
@@ -10,17 +11,18 @@ from latte.models.layers import parameter
 HEAD_MULTIPLE = 16  # the fused attention kernel takes head widths that are multiples of this
 
 
-def prepare(net: nn.Cell) -> nn.Cell:
+def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
     """Make a Latte whose weights are complete ready to compute in `net.dtype`, and return it.
 
-    The blocks' weights are kept in that dtype; embeddings and the final layer stay float32. For the fused attention
-    kernel the heads are widened with zero weights, which change no result and get no gradient.
+    The blocks' weights are kept in that dtype, but for training in float32, and cast where they are used; embeddings
+    and the final layer stay float32. For the fused attention kernel the heads are widened with zero weights, which
+    change no result and get no gradient.
     """
     for block in net.blocks:
         if net.flash:
             pad_heads(block.attn, net.config.num_heads)
         for weight in block.get_parameters():
-            weight.set_dtype(net.dtype)
+            weight.set_dtype(ms.float32 if for_training else net.dtype)
     net.prepared = True
     return net
 
@@ -49,4 +51,14 @@ def widened(name: str, values: np.ndarray, heads: int) -> np.ndarray:
     if name.endswith("attn.proj.weight"):
         parts = values.reshape(values.shape[0], heads, -1)
         return np.pad(parts, ((0, 0), (0, 0), (0, -parts.shape[2] % HEAD_MULTIPLE))).reshape(values.shape[0], -1)
+    return values
+
+
+def narrowed(name: str, values: np.ndarray, heads: int, width: int) -> np.ndarray:
+    """Return a weight without the zeros that `widened` gave it: the heads have `width` again."""
+    if name.endswith(("attn.qkv.weight", "attn.qkv.bias")):
+        rest = values.shape[1:]
+        return values.reshape(3, heads, -1, *rest)[:, :, :width].reshape(-1, *rest)
+    if name.endswith("attn.proj.weight"):
+        return values.reshape(values.shape[0], heads, -1)[:, :, :width].reshape(values.shape[0], -1)
     return values

@@ -5,8 +5,32 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import ops
 
+from latte.ops.target import Operator, on_cpu
+
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
 _bias_add = ops.BiasAdd()
+
+
+_times = ops.MatMul()  # the product for the gradient of the input
+_transposed_times = ops.MatMul(transpose_a=True)  # and of the weight
+
+
+def column_sums(x: ms.Tensor) -> ms.Tensor:
+    """Return the sum of the rows of a matrix (N, D), as (D,); as a product it is several times faster on CPU."""
+    return _times(ops.ones((1, x.shape[0]), x.dtype), x).reshape(x.shape[1])
+
+
+class _CpuAffine(Operator):
+    """x W^T + b with a gradient of b that does not need the CPU's slow kernel of it."""
+
+    def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
+        return _bias_add(_matmul(x, weight), bias)
+
+    def bprop(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
+        return _times(d, weight), _transposed_times(d, x), column_sums(d)
+
+
+_cpu_affine = _CpuAffine()
 
 
 def linear(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
@@ -14,6 +38,6 @@ def linear(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
 
     x (..., in), weight (out, in), bias (out,); master weights of another dtype are cast, equal dtypes cost nothing.
     """
-    y = _matmul(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))  # (N, out)
-    y = _bias_add(y, bias.astype(x.dtype))
+    rows, weight, bias = x.reshape(-1, x.shape[-1]), weight.astype(x.dtype), bias.astype(x.dtype)
+    y = _cpu_affine(rows, weight, bias) if on_cpu() else _bias_add(_matmul(rows, weight), bias)  # (N, out)
     return y.reshape(*x.shape[:-1], weight.shape[0])

@@ -8,7 +8,7 @@ from mindspore import ops
 from latte.ops.target import channels_last, on_cpu
 
 _bias_add = ops.BiasAdd()
-_matmul = ops.MatMul()
+_batched = ops.BatchMatMul()
 
 _layer_norm_6 = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
 
@@ -58,17 +58,21 @@ def _group_norm_nhwc(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: i
     The variance of a group is the mean of its channels' variances plus the variance of their means.
     """
     n, h, w, c = x.shape
-    ones = ops.ones((1, h * w), ms.float32)
-    images = ()
-    for image in ops.split(x, 1, 0):
-        y = image.reshape(h * w, c)
-        mean = _matmul(ones, y) / (h * w)  # (1, C)
-        y = _bias_add(y, -mean.reshape(c))
-        var = _matmul(ones, y * y) / (h * w)
-        mean, var = mean.reshape(groups, c // groups), var.reshape(groups, c // groups)
-        offset = mean - mean.mean(1, keep_dims=True)  # of each channel from its group
-        group_var = (var + ops.square(offset)).mean(1, keep_dims=True)
-        scale = weight.reshape(groups, c // groups) * ops.rsqrt(group_var + eps)
-        shift = bias.reshape(groups, c // groups) + offset * scale
-        images += (_bias_add(y * scale.reshape(1, c), shift.reshape(c)),)
-    return ops.concat(images, 0).reshape(n, h, w, c)
+    y = x.reshape(n, h * w, c)
+    ones = ops.ones((n, 1, h * w), ms.float32)
+    mean = _batched(ones, y) / (h * w)  # (N, 1, C)
+    y = _plus(y, -mean)
+    var = (_batched(ones, y * y) / (h * w)).reshape(n, groups, c // groups)
+    mean = mean.reshape(n, groups, c // groups)
+    offset = mean - mean.mean(2, keep_dims=True)  # of each channel from its group
+    group_var = (var + ops.square(offset)).mean(2, keep_dims=True)
+    scale = weight.reshape(groups, c // groups) * ops.rsqrt(group_var + eps)  # (N, groups, C / groups)
+    shift = bias.reshape(groups, c // groups) + offset * scale
+    return _plus(y * scale.reshape(n, 1, c), shift.reshape(n, 1, c)).reshape(n, h, w, c)
+
+
+def _plus(x: ms.Tensor, row: ms.Tensor) -> ms.Tensor:
+    """Return x (N, P, C) plus a row (N, 1, C) for each image; for a single image the CPU has a fast kernel."""
+    if x.shape[0] > 1:
+        return x + row
+    return _bias_add(x.reshape(x.shape[1], x.shape[2]), row.reshape(x.shape[2])).reshape(x.shape)

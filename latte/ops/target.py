@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
 from latte import device
@@ -17,3 +18,10 @@ def on_cpu() -> bool:
 def channels_last() -> bool:
     """Return whether images are (N, H, W, C) in the graph being compiled."""
     return device.current().channels_last
+
+
+class Operator(nn.Cell):
+    """A function with a gradient of its own, its `bprop`; one object serves for all calls."""
+
+    def __del__(self) -> None:
+        """Do nothing: at the end of the process the clean-up of cells fails, as its own module is gone by then."""

@@ -1,0 +1,109 @@
+"""What a video is stored as: a folder of frames, or a file; a few of its frames can be read without the others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+
+from latte.errors import UserError
+from latte.video import FRAME_SUFFIXES, read_frames, read_video
+
+try:
+    import decord
+except ImportError:  # no wheel for aarch64
+    decord = None
+
+_BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, *([decord.DECORDError] if decord else []))
+
+
+class FrameFolder:
+    """Images in the order of the integer after the last `_` of their names."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.length = sum(file.suffix.lower() in FRAME_SUFFIXES for file in path.iterdir())
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if one is broken."""
+        return read_frames(self.path, indices)
+
+
+class ImageFile:
+    """A single image, as a video of one frame."""
+
+    def __init__(self, path: Path):
+        self.path, self.length = path, 1
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the image as uint8 (n, H, W, 3); raises UserError if it is broken."""
+        with _named(self.path):
+            return np.repeat(iio.imread(self.path, plugin="pillow", mode="RGB")[None], len(indices), 0)
+
+
+class VideoFile:
+    """A video that is decoded around the wanted frames: by decord, or by PyAV where decord has no wheel or gives up."""
+
+    def __init__(self, path: Path):
+        self.path, self._reader = path, None
+        if decord:
+            with contextlib.suppress(decord.DECORDError, RuntimeError):  # PyAV may still read it
+                self._reader = decord.VideoReader(str(path), num_threads=1)
+        with _named(path):
+            self.length = _count(path) if self._reader is None else len(self._reader)
+        if self.length == 0:
+            raise UserError(f"the video {path} holds no frames")
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if the file is broken."""
+        if self._reader is not None:
+            with contextlib.suppress(decord.DECORDError, RuntimeError):
+                return self._reader.get_batch(list(map(int, indices))).asnumpy()
+        with _named(self.path):
+            wanted, frames = set(map(int, indices)), {}
+            for number, frame in enumerate(iio.imiter(self.path, plugin="pyav")):
+                if number in wanted:
+                    frames[number] = frame
+                if number >= max(wanted):
+                    break
+            return np.stack([frames[int(index)] for index in indices])
+
+
+class Animation:
+    """A gif, which is decoded whole."""
+
+    def __init__(self, path: Path):
+        self._frames = read_video(path)
+        self.length = len(self._frames)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return the frames at `indices` as uint8 (n, H, W, 3)."""
+        return self._frames[indices]
+
+
+def open_clip(path: Path) -> FrameFolder | ImageFile | VideoFile | Animation:
+    """Return the video at `path`, of whatever kind; raises UserError if it is missing or broken."""
+    if path.is_dir():
+        return FrameFolder(path)
+    if not path.is_file():
+        raise UserError(f"there is no video {path}")
+    if path.suffix.lower() in FRAME_SUFFIXES:
+        return ImageFile(path)
+    return Animation(path) if path.suffix.lower() == ".gif" else VideoFile(path)
+
+
+def _count(path: Path) -> int:
+    """Return the number of frames; the container may not tell, and then they are counted."""
+    return iio.improps(path, plugin="pyav").n_images or sum(1 for _ in iio.imiter(path, plugin="pyav"))
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what the decoders raise for broken files into a UserError."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise UserError(f"cannot read the video {path}; it is broken or not a video") from error

@@ -1,0 +1,112 @@
+"""Batches for training: samples with all random numbers that a step needs, decoded ahead by several processes."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from latte.data.dataset import VideoDataset, stream
+from latte.errors import UserError
+
+_NOISE = 3  # a stream of random numbers
+_MARK = "UserError: "  # how MindSpore quotes ours in an error of its own
+
+
+class TrainingSource:
+    """What a training step takes, by position; `columns` are its names.
+
+    x: pixels (F, 3, H, W); posterior_noise and noise (F, L, h, w); t (); skipped (8,); and for a condition label
+    (1 + n,) or text (77, 768). With probability `dropout` the condition is the null one.
+    """
+
+    def __init__(
+        self,
+        dataset: VideoDataset,
+        latent_shape: tuple[int, ...],
+        seed: int,
+        num_classes: int | None = None,
+        text: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        dropout: float = 0.1,
+        steps: int = 1000,
+    ):
+        self.dataset, self.latent_shape, self.seed, self.steps = dataset, latent_shape, seed, steps
+        self.num_classes, self.text, self.dropout = num_classes, text, dropout
+        condition = ["label"] if num_classes else ["text"] if text else []
+        self.columns = ["x", "posterior_noise", "t", "noise", "skipped", *condition]
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, ...]:
+        sample = self.dataset.sample(int(position))
+        rng = stream(self.seed, int(position), _NOISE)
+        dropped = rng.random() < self.dropout
+        t = np.array(rng.integers(self.steps), np.int32)
+        noise, posterior_noise = rng.standard_normal((2, *self.latent_shape), np.float32)
+        values = (sample.pixels, posterior_noise, t, noise, sample.skipped)
+        if self.num_classes:
+            return *values, np.full_like(sample.labels, self.num_classes) if dropped else sample.labels
+        if self.text:
+            embeddings, places, null = self.text
+            return *values, null if dropped else embeddings[places[sample.record]]
+        return values
+
+
+class _Rows:
+    """The positions of one rank's rows, in order, for MindSpore's loader."""
+
+    def __init__(self, source: TrainingSource, batch: int, first: int, last: int, rank: int, world_size: int):
+        self.source, self.batch, self.first, self.last = source, batch, first, last
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.batch
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
+        number, place = divmod(int(row), self.batch)
+        return self.source[((self.first + number) * self.world_size + self.rank) * self.batch + place]
+
+
+def make_loader(
+    source: TrainingSource, batch_size: int, first: int, last: int, rank: int, world_size: int, num_workers: int
+) -> ms.dataset.Dataset:
+    """Return the batches `first` to `last` - 1 of a rank, in order.
+
+    Row j of batch b of rank r is the sample at position (b * world_size + r) * batch_size + j: N ranks see together
+    what one rank with N times the batch size sees.
+    """
+    rows = _Rows(source, batch_size, first, last, rank, world_size)
+    ms.dataset.config.set_enable_shared_mem(num_workers > 1)
+    dataset = ms.dataset.GeneratorDataset(
+        rows,
+        source.columns,
+        shuffle=False,
+        num_parallel_workers=num_workers,
+        python_multiprocessing=num_workers > 1,
+        max_rowsize=-1,
+    )
+    return dataset.batch(batch_size)
+
+
+def unwrapped(error: RuntimeError) -> Exception:
+    """Return the UserError that a worker raised, out of MindSpore's error around it; or that error."""
+    _, mark, text = str(error).partition(_MARK)
+    return UserError(text.splitlines()[0].strip()) if mark else error
+
+
+def read_text(path: str, captions: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return text embeddings (M, 77, 768), the place of each caption among them (N,), and the null one (77, 768).
+
+    The .npz file holds `captions` (M,), `text` and `null`. Raises UserError if it does not, or a
+    caption is missing.
+    """
+    try:
+        with np.load(Path(path), allow_pickle=False) as file:
+            known, text, null = file["captions"], file["text"].astype(np.float32), file["null"].astype(np.float32)
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"text_embeddings {path} is no .npz with captions, text and null: {error}") from error
+    places = {str(caption): place for place, caption in enumerate(known)}
+    missing = [caption for caption in captions if caption not in places]
+    if missing or text.shape[0] != len(known):
+        raise UserError(f"text_embeddings {path} has no embedding of {len(missing)} captions, such as {missing[:1]}")
+    return text, np.array([places[caption] for caption in captions]), null

@@ -1,0 +1,75 @@
+"""Checkpoints of a run: the weights to sample from in one file, everything that a resume needs in another."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latte.errors import UserError
+from latte.weights.files import write_state_dict
+from latte.weights.safetensors_file import read_safetensors, write_safetensors
+
+log = logging.getLogger("latte")
+_STATE = re.compile(r"state-(\d{8})\.safetensors")
+
+
+class Checkpoints:
+    """The folder `ckpt` of a run; a checkpoint is there when its state file is, which is written last.
+
+    The newest `keep_last` are kept, and those whose step is a multiple of `keep_every`, if that is not 0.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 3, keep_every: int = 0):
+        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+
+    def steps(self) -> list[int]:
+        """Return the steps of all checkpoints, in order."""
+        names = [path.name for path in self.folder.glob("state-*")] if self.folder.is_dir() else []
+        return sorted(int(match[1]) for match in map(_STATE.fullmatch, names) if match)
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, np.ndarray],
+        weights: Mapping[str, np.ndarray],
+        metadata: Mapping[str, str],
+        kind: str = "ema",
+        progress: Callable[[int], Any] = lambda count: None,
+    ) -> Path:
+        """Write a checkpoint, remove those that are not to be kept, and return the file of the weights.
+
+        Raises UserError if a file cannot be written; earlier checkpoints stay as they are.
+        """
+        for leftover in self.folder.glob(".*"):  # of a process that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        weights_file = self.folder / f"{kind}-{step:08d}.ckpt"
+        write_state_dict(weights_file, weights, metadata, progress)
+        write_safetensors(self._state_file(step), state, metadata, progress)
+        for old in self.steps()[: -self.keep_last]:
+            if not self.keep_every or old % self.keep_every:
+                self._state_file(old).unlink()
+                for path in self.folder.glob(f"*-{old:08d}.ckpt"):
+                    path.unlink()
+        return weights_file
+
+    def load(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Return the state of a step, as views into its file, and the metadata; raises UserError if it is damaged."""
+        return read_safetensors(self._state_file(step))
+
+    def newest(self) -> int | None:
+        """Return the step of the newest checkpoint that is whole, or None."""
+        for step in reversed(self.steps()):
+            try:
+                self.load(step)
+                return step
+            except UserError as error:
+                log.warning("%s; the checkpoint before it is taken", error)
+        return None
+
+    def _state_file(self, step: int) -> Path:
+        return self.folder / f"state-{step:08d}.safetensors"

@@ -1,0 +1,77 @@
+"""Everything that a resume needs, as named arrays: weights, their average, AdamW's moments, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mindspore as ms
+import numpy as np
+
+from latte import device
+from latte.errors import UserError
+from latte.models.precision import narrowed, widened
+from latte.training.collective import join_parts, own_part
+from latte.training.step import TrainStep
+
+COUNTERS = ("step", "skipped", "good_steps", "loss_scale", "sums")
+
+
+def state_of(step: TrainStep) -> dict[str, np.ndarray]:
+    """Return the state of a training step with the shapes of official weights, whatever the device and ranks.
+
+    Every rank must call it: parts that the ranks share are put together.
+    """
+    config = step.net.config
+    width = config.hidden_size // config.num_heads
+    join = device.compile_training(join_parts)
+    state = {}
+    for name, tensor, is_part in _tensors(step):
+        values = (join(ms.Tensor(tensor)) if is_part else tensor).asnumpy()
+        state[name] = narrowed(name, values, config.num_heads, width)
+    return state | {name: tensor.asnumpy().copy() for name, tensor in _counters(step)}
+
+
+def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> None:
+    """Set a training step to a state; raises UserError, and changes nothing, if names or shapes are others."""
+    heads, flash = step.net.config.num_heads, step.net.flash
+    wanted = []
+    for name, tensor, is_part in [*_tensors(step), *((*pair, False) for pair in _counters(step))]:
+        if name not in state:
+            raise UserError(f"{source} has no {name}; resume with the options that the run was started with")
+        values = widened(name, state[name], heads) if flash else state[name]
+        values = own_part(values) if is_part else values
+        if values.shape != tensor.shape:
+            raise UserError(
+                f"{source}: {name} is {values.shape}, but the options ask for {tensor.shape}; "
+                "resume with the options that the run was started with"
+            )
+        wanted.append((tensor, values))
+    for tensor, values in wanted:
+        dtype = np.int32 if tensor.dtype == ms.int32 else np.float32
+        tensor.set_data(ms.Tensor.from_numpy(np.array(values, dtype)))
+    for weight, part, is_part in zip(step.weights, step.optimizer.weights, step.shared, strict=True):
+        if is_part:
+            part.set_data(own_part(ms.Tensor(weight)))
+
+
+def weights_of(step: TrainStep) -> dict[str, np.ndarray]:
+    """Return what is sampled from, with official names and shapes: the average of the weights, or else the weights."""
+    net = step.ema or step.net
+    heads, width = net.config.num_heads, net.config.hidden_size // net.config.num_heads
+    return {name: narrowed(name, weight.asnumpy(), heads, width) for name, weight in net.parameters_and_names()}
+
+
+def _tensors(step: TrainStep) -> Iterator[tuple[str, ms.Parameter, bool]]:
+    """Yield the names and tensors of weights and moments, and whether a tensor is only this rank's part."""
+    for prefix, net in (("net", step.net), ("ema", step.ema)):
+        if net is not None:
+            yield from ((f"{prefix}.{name}", weight, False) for name, weight in net.parameters_and_names())
+    moments = (("adam_m", step.optimizer.moment1), ("adam_v", step.optimizer.moment2))
+    for prefix, tensors in moments:
+        for name, tensor, is_part in zip(step.names, tensors, step.shared, strict=True):
+            yield f"{prefix}.{name}", tensor, is_part
+
+
+def _counters(step: TrainStep) -> list[tuple[str, ms.Parameter]]:
+    powers = [("beta1_power", step.optimizer.power1), ("beta2_power", step.optimizer.power2)]
+    return [*((name, getattr(step, name)) for name in COUNTERS), *powers]

@@ -1,0 +1,211 @@
+"""One training step as one compiled graph: loss, gradients, mean over ranks, clipping, AdamW, average of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from latte import device
+from latte.codec import LOGVAR_RANGE
+from latte.diffusion.loss import DiffusionLoss
+from latte.models import AutoencoderKL, Latte
+from latte.training.collective import is_shared, join_parts, own_part, sum_over_ranks
+from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_average
+
+SUMS = ("loss", "mse", "bound", "batches", "grad_norm", "updates", "skipped_videos")  # since they were last read
+MAX_LOSS_SCALE = 2.0**24
+
+_map = ops.HyperMap()
+_add = ops.MultitypeFuncGraph("accumulate")
+_clear = ops.MultitypeFuncGraph("clear")
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """What a training step does; see the options of the same names in `latte.config`."""
+
+    accumulation: int = 1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = math.inf  # infinite: no clipping
+    start_clip_step: int = 0
+    ema_decay: float = 0.9999
+    loss_scale: float = 1.0
+    loss_scale_window: int = 0  # 0: the scale is static
+    scale_factor: float = 0.18215
+    images: int = 0  # single images after the frames of each video
+    zero_stage: int = 0
+
+
+class TrainStep(nn.Cell):
+    """A network, the average of its weights, and everything that a step changes, as parameters.
+
+    The call takes a batch and returns its loss; after `accumulation` calls the weights change. With `vae` the first
+    input are pixels, else the moments of the posterior. learning_rates (steps,) float32 are those of all steps.
+    """
+
+    def __init__(
+        self,
+        net: Latte,
+        ema: Latte | None,
+        vae: AutoencoderKL | None,
+        learning_rates: np.ndarray,
+        options: StepOptions,
+    ):
+        super().__init__()
+        self.net, self.ema, self.vae, self.options = net, ema, vae, options
+        self.loss = DiffusionLoss(net)
+        self.names = [name for name, weight in net.parameters_and_names() if weight.requires_grad]
+        by_name, averages = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}
+        self.weights = ms.ParameterTuple([by_name[name] for name in self.names])
+        self.averages = ms.ParameterTuple([averages[name] for name in self.names]) if ema else ()
+        # With ZeRO-1 (Rajbhandari et al., 2020) a rank updates its part of a weight and then gets the others' parts.
+        self.shared = [is_shared(weight, options.zero_stage) for weight in self.weights]
+        parts = [_part(weight) if cut else weight for weight, cut in zip(self.weights, self.shared, strict=True)]
+        self.optimizer = AdamW(parts, options.betas, options.eps, options.weight_decay)
+        accumulates = options.accumulation > 1
+        self.accumulated = self.weights.clone(prefix="sum", init="zeros") if accumulates else ()
+        self.learning_rates = ms.Tensor(learning_rates, ms.float32)
+        self.batch = _counter("batch", 0, ms.int32)  # of those accumulated
+        self.step = _counter("step", 0, ms.int32)  # optimizer steps so far, skipped ones included
+        self.skipped = _counter("skipped", 0, ms.int32)  # steps skipped because of an overflow
+        self.good_steps = _counter("good_steps", 0, ms.int32)  # steps since the loss scale last changed
+        self.loss_scale = _counter("loss_scale", options.loss_scale, ms.float32)
+        self.sums = ms.Parameter(ms.Tensor(np.zeros(len(SUMS)), ms.float32), name="sums", requires_grad=False)
+        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
+
+    def construct(
+        self,
+        x: ms.Tensor,
+        posterior_noise: ms.Tensor,
+        t: ms.Tensor,
+        noise: ms.Tensor,
+        skipped_videos: ms.Tensor,
+        condition: ms.Tensor | None = None,
+    ) -> ms.Tensor:
+        """Train on a batch and return its mean loss.
+
+        x: pixels (B, F, 3, H, W) in [-1, 1], or moments (B, F, 2 L, h, w); posterior_noise, noise (B, F, L, h, w);
+        t (B,) int32; skipped_videos (B, n) int32, -1 for none; condition: labels (B, 1 + images) int32 or text.
+        """
+        x_start = self.latents(x, posterior_noise)  # (B, F, L, h, w)
+        (_, loss, mse, bound), gradients = self.value_and_grad(x_start, t, noise, condition)
+        one, zero = ops.ones_like(loss), ops.zeros_like(loss)
+        videos = (skipped_videos >= 0).astype(ms.float32).sum()
+        ops.assign_add(self.sums, ops.stack((loss, mse, bound, one, zero, zero, videos)))
+        if self.options.accumulation == 1:
+            self.update(gradients)
+        else:
+            _map(_add, self.accumulated, gradients)
+            batch = self.batch + 1
+            if batch == self.options.accumulation:
+                self.update(self.accumulated)
+                _map(_clear, self.accumulated)
+                batch = batch * 0
+            ops.assign(self.batch, batch)
+        return loss
+
+    def latents(self, x: ms.Tensor, posterior_noise: ms.Tensor) -> ms.Tensor:
+        """Return scaled latents drawn from the posterior of pixels or moments (Kingma and Welling, 2014, eq. 10)."""
+        if self.vae is not None:
+            b, f = x.shape[:2]
+            moments = self.vae.encode(x.reshape(b * f, *x.shape[2:]))  # (B F, 2 L, h, w)
+            x = ops.stop_gradient(moments.reshape(b, f, *moments.shape[1:]))
+        mean, logvar = ops.chunk(x, 2, 2)  # (B, F, L, h, w)
+        std = ops.exp(0.5 * ops.clamp(logvar, *LOGVAR_RANGE))
+        return (mean + std * posterior_noise) * self.options.scale_factor
+
+    def scaled_loss(
+        self, x_start: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: ms.Tensor | None
+    ) -> tuple[ms.Tensor, ...]:
+        """Return the mean loss of a batch times the loss scale; and the loss, its error and its bound."""
+        images = self.options.images
+        frames = x_start.shape[1] - images
+        terms = self.loss(x_start[:, :frames], t, noise[:, :frames], self.condition_of(condition, 0))  # 3 x (B,)
+        loss, mse, bound = terms[0].mean(), terms[1].mean(), terms[2].mean()
+        if images:
+            of_images = [_as_videos(a[:, frames:]) for a in (x_start, noise)]  # (B n, 1, L, h, w)
+            t = ops.repeat_interleave(t, images)  # (B n,)
+            terms = self.loss(of_images[0], t, of_images[1], self.condition_of(condition, 1))
+            share = images / x_start.shape[1]  # every frame counts alike
+            loss = loss * (1 - share) + terms[0].mean() * share
+            mse = mse * (1 - share) + terms[1].mean() * share
+            bound = bound * (1 - share) + terms[2].mean() * share
+        return loss * self.loss_scale, loss, mse, bound
+
+    def condition_of(self, condition: ms.Tensor | None, part: int) -> ms.Tensor | None:
+        """Return what the network takes besides x and t: for the videos (part 0), or for the single images (part 1)."""
+        if condition is None or self.net.config.condition != "class":
+            return condition
+        return condition[:, 1:].reshape(-1) if part else condition[:, 0]
+
+    def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
+        """Change the weights by the sum of the accumulated gradients of a rank, unless a number is not finite."""
+        options = self.options
+        count = options.accumulation * device.current().world_size
+        gradients = multiply(sum_over_ranks(gradients), 1 / (self.loss_scale * count))
+        norm = global_norm(gradients)
+        finite = ops.isfinite(norm)
+        if finite:
+            self.apply(gradients, norm)
+        one, zero = ops.ones_like(norm), ops.zeros_like(norm)
+        seen, counted = ops.where(finite, norm, zero), ops.where(finite, one, zero)
+        ops.assign_add(self.sums, ops.stack((zero, zero, zero, zero, seen, counted, zero)))
+        ops.assign(self.skipped, self.skipped + ops.where(finite, 0, 1).astype(ms.int32))
+        if options.loss_scale_window:
+            self.rescale(finite)
+        ops.assign(self.step, self.step + 1)
+
+    def apply(self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor) -> None:
+        """Clip, update the weights, and then their average."""
+        options = self.options
+        if not math.isinf(options.max_grad_norm):
+            factor = clip_factor(norm, options.max_grad_norm)
+            factor = ops.where(self.step >= options.start_clip_step, factor, ops.ones_like(factor))
+            gradients = multiply(gradients, factor)
+        learning_rate = self.learning_rates[self.step]
+        if not any(self.shared):
+            self.optimizer(gradients, learning_rate)
+        else:
+            self.optimizer([own_part(g) if cut else g for g, cut in zip(gradients, self.shared)], learning_rate)  # noqa: B905
+            for weight, part, cut in zip(self.weights, self.optimizer.weights, self.shared):  # noqa: B905, in a graph
+                if cut:
+                    ops.assign(weight, join_parts(part))
+        if self.ema is not None:
+            update_average(self.averages, self.weights, options.ema_decay)
+
+    def rescale(self, finite: ms.Tensor) -> None:
+        """Halve the loss scale after an overflow, double it after enough steps without one."""
+        good = ops.where(finite, self.good_steps + 1, 0)
+        grow = good >= self.options.loss_scale_window
+        factor = ops.where(finite, ops.where(grow, 2.0, 1.0), 0.5)
+        ops.assign(self.loss_scale, ops.clamp(self.loss_scale * factor, 1.0, MAX_LOSS_SCALE))
+        ops.assign(self.good_steps, ops.where(grow, 0, good).astype(ms.int32))
+
+
+@_add.register("Tensor", "Tensor")
+def _add_to(total: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
+    return ops.assign_add(total, gradient)
+
+
+@_clear.register("Tensor")
+def _set_to_zero(total: ms.Tensor) -> ms.Tensor:
+    return ops.assign(total, ops.zeros_like(total))
+
+
+def _as_videos(images: ms.Tensor) -> ms.Tensor:
+    """Return images (B, n, ...) as videos of one frame, (B n, 1, ...)."""
+    return images.reshape(-1, 1, *images.shape[2:])
+
+
+def _counter(name: str, value: float, dtype: ms.Type) -> ms.Parameter:
+    return ms.Parameter(ms.Tensor(value, dtype), name=name, requires_grad=False)
+
+
+def _part(weight: ms.Parameter) -> ms.Parameter:
+    return ms.Parameter(own_part(weight), name=f"part.{weight.name}")

@@ -1,0 +1,216 @@
+"""The loop: fetch a batch, take a step, and from time to time report, save and sample."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from latte import device
+from latte.config import TrainConfig, save_config
+from latte.data.loader import make_loader, unwrapped
+from latte.errors import UserError
+from latte.pipeline import LattePipeline
+from latte.training import runs
+from latte.training.build import Training
+from latte.training.checkpoints import Checkpoints
+from latte.training.collective import agree_on, sum_over_ranks
+from latte.training.metrics import Metrics, describe
+from latte.training.state import load_state, state_of, weights_of
+from latte.training.step import SUMS
+from latte.training.stopping import StopSignal
+from latte.video import grid, save_video
+from latte.weights.files import CONFIG
+
+log = logging.getLogger("latte")
+GIB = 2**30
+
+
+class Trainer:
+    """A run: its folder, its place, and what it does besides taking steps."""
+
+    def __init__(self, cfg: TrainConfig, training: Training):
+        self.cfg, self.training = cfg, training
+        here = device.current()
+        self.is_first = here.rank == 0
+        name = (cfg.model_name or "Latte").replace("/", "-")
+        found = str(runs.find_run(cfg.output_path, cfg.resume, name)) if self.is_first else ""
+        self.folder = Path(agree_on(found))
+        self.checkpoints = Checkpoints(self.folder / "ckpt", cfg.ckpt_max_keep, cfg.ckpt_keep_every)
+        self.lock = runs.lock(self.folder) if self.is_first else None
+        self.step = self._resume() if cfg.resume else 0
+        self.bad: dict[int, str] = {}
+        self.seen = time.perf_counter(), self.step
+        per_epoch = max(1, len(training.source.dataset) // training.batch)
+        self.save_interval = cfg.ckpt_save_interval * (1 if cfg.step_mode else per_epoch)
+        if self.is_first:
+            save_config(replace(cfg, data_config=None, resume=None), self.folder / runs.CONFIG_FILE)
+            runs.log_to(self.folder)
+            self.metrics = Metrics(self.folder, self.step)
+        log.info("%s: from step %d to %d", self.folder, self.step, training.total_steps)
+
+    def fit(self) -> None:
+        """Take steps until the end, or until the process is told to stop; then save."""
+        training, cfg = self.training, self.cfg
+        first, last = (n * cfg.gradient_accumulation_steps for n in (self.step, training.total_steps))
+        here = device.current()
+        loader = make_loader(
+            training.source, cfg.train_batch_size, first, last, here.rank, here.world_size, cfg.num_workers
+        )
+        bar = tqdm(
+            total=training.total_steps, initial=self.step, unit="step", disable=not self.is_first, smoothing=0.05
+        )
+        with StopSignal() as signal, bar, logging_redirect_tqdm([log]):
+            self.seen = time.perf_counter(), self.step
+            for loss in self._sunk(loader, last - first) if cfg.dataset_sink_mode else self._called(loader):
+                done = int(training.step.step.asnumpy())
+                if done == self.step and int(training.step.batch.asnumpy()):
+                    continue  # gradients are being accumulated
+                bar.update(done - self.step)
+                self.step = done
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                stop = agree_on("stop" if signal.requested else "") != "" if here.world_size > 1 else signal.requested
+                ends = stop or self.step == training.total_steps
+                if self.step % cfg.log_interval == 0 or self.step == training.total_steps:
+                    self._report()
+                if self.step % self.save_interval == 0 or ends:
+                    self._save()
+                if stop:
+                    log.info("stopped at step %d; go on with --resume auto", self.step)
+                    break
+        if self.is_first:
+            self.metrics.close()
+
+    def _called(self, loader: ms.dataset.Dataset) -> Iterator[float]:
+        """Yield the loss of each batch."""
+        training = self.training
+        try:
+            for batch in loader.create_tuple_iterator(num_epochs=1, output_numpy=True):
+                x, posterior_noise, t, noise, skipped, *condition = batch
+                self._note_bad(skipped)
+                if training.encodes:
+                    x = training.encode(x)
+                tensors = [ms.Tensor(array) for array in (x, posterior_noise, t, noise, skipped, *condition)]
+                yield float(training.call(*tensors))
+        except RuntimeError as error:
+            raise unwrapped(error) from error
+
+    def _sunk(self, loader: ms.dataset.Dataset, batches: int) -> Iterator[float]:
+        """Yield the loss after every sink of batches, which the device fetches itself."""
+        cfg = self.cfg
+        accumulation = cfg.gradient_accumulation_steps
+        size = math.gcd(cfg.sink_size, batches, cfg.log_interval * accumulation, self.save_interval * accumulation)
+        if size < cfg.sink_size:
+            log.info("sink_size is %d, so that it divides the steps between two reports and saves", size)
+        sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=ms.JitConfig())
+        for _ in range(batches // size):
+            yield float(sink())
+
+    def _note_bad(self, skipped: np.ndarray) -> None:
+        """Say which videos were skipped and why, and stop if they are too many."""
+        dataset = self.training.source.dataset
+        for number in map(int, skipped[skipped >= 0]):
+            if number not in self.bad:
+                self.bad[number] = dataset.reason(number)
+                log.warning("skipped: %s (%d bad of %d videos)", self.bad[number], len(self.bad), len(dataset))
+        if len(self.bad) > self.cfg.max_bad_fraction * len(dataset):
+            raise UserError(
+                f"{len(self.bad)} of {len(dataset)} videos are broken or too short, more than max_bad_fraction "
+                f"{self.cfg.max_bad_fraction:g}; the last one: {list(self.bad.values())[-1]}"
+            )
+
+    def _report(self) -> None:
+        """Write the means since the last report; at an end between two, only to the log, so that a resume is exact."""
+        between = self.step % self.cfg.log_interval != 0
+        step, cfg = self.training.step, self.cfg
+        sums = dict(zip(SUMS, _summed(step.sums.value()).asnumpy().tolist(), strict=True))
+        if not between:
+            ops.assign(step.sums, ops.zeros_like(step.sums))  # in place: the compiled step does not see set_data
+        if not self.is_first:
+            return
+        now = time.perf_counter()
+        seconds, steps = now - self.seen[0], self.step - self.seen[1]
+        self.seen = now, self.step
+        values = {
+            "step": self.step,
+            "epoch": round(self.step * self.training.batch / len(self.training.source.dataset), 4),
+            **{name: sums[name] / max(sums["batches"], 1) for name in ("loss", "mse", "bound")},
+            "grad_norm": sums["grad_norm"] / max(sums["updates"], 1),
+            "learning_rate": float(step.learning_rates.asnumpy()[self.step - 1]),
+            "loss_scale": float(step.loss_scale.asnumpy()),
+            "skipped_steps": int(step.skipped.asnumpy()),
+        }
+        rate = steps * self.training.batch / seconds
+        frames = self.training.config.num_frames + cfg.images_per_video
+        others = {
+            "videos_per_second": rate,
+            "images_per_second": rate * frames,
+            "memory_gib": device.peak_memory() / GIB,
+            "bad_videos": len(self.bad) or sums["skipped_videos"],
+        }
+        if not between:
+            self.metrics.write(values, others)
+        log.info(describe(values, others))
+
+    def _save(self) -> None:
+        """Write a checkpoint, the picture of the loss, and samples."""
+        state = state_of(self.training.step)  # on every rank: parts are gathered
+        if not self.is_first:
+            return
+        config = asdict(self.training.config)
+        metadata = {CONFIG: json.dumps(config), "step": str(self.step), "world_size": str(device.current().world_size)}
+        kind = "ema" if self.cfg.use_ema else "model"
+        file = self.checkpoints.save(self.step, state, weights_of(self.training.step), metadata, kind)
+        log.info("saved %s", file)
+        self.metrics.plot()
+        if self.cfg.sample_videos:
+            self._sample()
+        self.seen = time.perf_counter(), self.step  # saving is no training time
+
+    def _sample(self) -> None:
+        """Write a grid of videos made with the current weights, always from the same seeds."""
+        cfg, config, count = self.cfg, self.training.config, self.cfg.sample_videos
+        conditions = null = None
+        if config.condition == "class":
+            conditions = np.arange(count) % config.num_classes
+        elif config.condition == "text":
+            text, places, null = self.training.source.text
+            conditions, null = text[places[np.arange(count) % len(places)]], null[None]
+        pipeline = LattePipeline(self.training.step.ema or self.training.step.net, self.training.codec)
+        guidance = cfg.guidance_scale if config.condition else 1.0
+        steps = {"num_inference_steps": cfg.sample_steps, "solver": "ddim", "guidance_scale": guidance}
+        with tqdm(total=count * cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
+            videos = pipeline(range(count), conditions, null, on_step=bar.update, **steps)
+        board = grid(videos, columns=math.ceil(math.sqrt(count)))
+        save_video(board, self.folder / "samples" / f"step-{self.step:08d}", ["gif"])
+
+    def _resume(self) -> int:
+        """Set everything to the newest whole checkpoint and return its step; 0 if there is none."""
+        newest = self.checkpoints.newest() if self.is_first else None
+        text = agree_on("" if newest is None else str(newest))
+        if not text:
+            return 0
+        state, metadata = self.checkpoints.load(int(text))
+        load_state(self.training.step, state, f"{self.folder}, step {text}")
+        if int(metadata["world_size"]) != device.current().world_size:
+            log.warning("the run had %s ranks and now has %d", metadata["world_size"], device.current().world_size)
+        if int(text) >= self.training.total_steps:
+            log.warning("the run is at its end, step %s; for more steps raise max_steps or epochs", text)
+        return int(text)
+
+
+def _summed(sums: ms.Tensor) -> ms.Tensor:
+    """Return sums over all ranks."""
+    if device.current().world_size == 1:
+        return sums
+    return device.compile_training(sum_over_ranks)((sums,))[0]

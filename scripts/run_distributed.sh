@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Train on several Ascend devices of one or more machines with a rank table (tools/make_rank_table.py makes one):
+#     scripts/run_distributed.sh CONFIG RANK_TABLE START N [options of train.py]
+# START is the first device of this machine, N the number of its devices to use. On every machine the same table is given;
+# which server of it this machine is, is found by its addresses, or said by SERVER_ID. A log a rank is written to
+# outputs/logs/<time>/ (LOG_DIR). If a rank dies, all are stopped. PYTHON chooses the interpreter; BIND_CORES=1 gives each
+# rank an equal share of the processor's cores.
+set -euo pipefail
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+[[ $# -ge 4 ]] || fail "usage: $0 CONFIG RANK_TABLE START N [options of train.py]"
+config=$1 table=$2 start=$3 count=$4
+shift 4
+[[ "$start" =~ ^[0-9]+$ ]] || fail "START is '$start', but must be the number of a device, such as 0"
+[[ "$count" =~ ^[1-9][0-9]*$ ]] || fail "N is '$count', but must be a number of devices from 1 on"
+[[ -f "$table" ]] || fail "there is no rank table $table; tools/make_rank_table.py makes one"
+table=$(cd "$(dirname "$table")" && pwd)/$(basename "$table")
+[[ -f "$config" ]] && config=$(cd "$(dirname "$config")" && pwd)/$(basename "$config")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ -f "$config" ]] || fail "there is no config file $config"
+python=${PYTHON:-python}
+
+# One line a device of this machine: device, rank, number of ranks.
+lines=$("$python" tools/make_rank_table.py --show "$table" --server_id "${SERVER_ID:-}") || exit 2
+declare -A rank_of
+size=0
+while read -r device rank size; do rank_of[$device]=$rank; done <<<"$lines"
+for ((device = start; device < start + count; device++)); do
+    [[ -n "${rank_of[$device]:-}" ]] || fail "device $device of this machine is not in $table"
+done
+
+logs=${LOG_DIR:-outputs/logs/$(date +%Y%m%d-%H%M%S)}
+mkdir -p "$logs"
+cores=$(nproc)
+pids=() ranks=()
+
+stop_all() {
+    local pid
+    for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
+}
+trap 'stop_all TERM' TERM
+trap 'stop_all INT' INT
+
+for ((i = 0; i < count; i++)); do
+    device=$((start + i)) rank=${rank_of[$((start + i))]}
+    bind=()
+    if [[ "${BIND_CORES:-}" == 1 ]] && command -v taskset >/dev/null; then
+        bind=(taskset -c "$((i * cores / count))-$(((i + 1) * cores / count - 1))")
+    fi
+    RANK_TABLE_FILE=$table RANK_ID=$rank RANK_SIZE=$size DEVICE_ID=$device \
+        MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1200} \
+        "${bind[@]}" "$python" train.py -c "$config" --use_parallel True "$@" >"$logs/rank_$rank.log" 2>&1 &
+    pids+=($!) ranks+=("$rank")
+done
+echo "started ranks ${ranks[*]} of $size; their logs are in $logs"
+
+left=$count
+while ((left > 0)); do
+    code=0
+    wait -n -p ended "${pids[@]}" || code=$?
+    [[ -n "${ended:-}" ]] || continue # a signal was handed on
+    for i in "${!pids[@]}"; do [[ "${pids[i]}" == "$ended" ]] && which=$i; done
+    unset "pids[which]"
+    left=$((left - 1))
+    if ((code != 0)); then
+        log=$logs/rank_${ranks[which]}.log
+        echo "error: rank ${ranks[which]} ended with code $code; the last lines of $log:" >&2
+        tail -n 20 "$log" >&2
+        stop_all TERM
+        sleep "${GRACE:-10}" &
+        wait $! || true
+        stop_all KILL
+        exit "$code"
+    fi
+done
