@@ -172,7 +172,8 @@ class TrainStep(nn.Cell):
         if not any(self.shared):
             self.optimizer(gradients, learning_rate)
         else:
-            self.optimizer([own_part(g) if cut else g for g, cut in zip(gradients, self.shared)], learning_rate)  # noqa: B905
+            own = [own_part(g) if cut else g for g, cut in zip(gradients, self.shared)]  # noqa: B905, in a graph
+            self.optimizer(tuple(own), learning_rate)
             for weight, part, cut in zip(self.weights, self.optimizer.weights, self.shared):  # noqa: B905, in a graph
                 if cut:
                     ops.assign(weight, join_parts(part))
