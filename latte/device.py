@@ -120,6 +120,8 @@ def init_device(
     """
     global _current
     target = device_target or best_target()
+    if use_parallel:
+        ranks.serve_if_scheduler(connect)
     rank, world_size, local_rank = ranks.read_ranks() if use_parallel else (0, 1, 0)
     if target != "CPU":
         if not ms.hal.is_available(target):

@@ -20,6 +20,17 @@ _PR_SET_PDEATHSIG = 1
 _SCHEDULER = "from mindspore.communication import init; import mindspore as ms; ms.set_device('CPU'); init()"
 
 
+def serve_if_scheduler(connects: bool) -> None:
+    """End this process if it is the one of msrun's that only lets the ranks find each other, after they have."""
+    if os.environ.get("MS_ROLE") != "MS_SCHED":
+        return
+    if connects:
+        from mindspore import communication
+
+        communication.init()  # stays until the ranks have gone
+    raise SystemExit(0)
+
+
 def read_ranks() -> tuple[int, int, int]:
     """Return (rank, number of ranks, rank on this machine) as the launcher put them into the environment.
 
@@ -79,4 +90,4 @@ def _free_port() -> int:
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -28,7 +28,7 @@ python=${PYTHON:-python}
 lines=$("$python" tools/make_rank_table.py --show "$table" --server_id "${SERVER_ID:-}") || exit 2
 declare -A rank_of
 size=0
-while read -r device rank size; do rank_of[$device]=$rank; done <<<"$lines"
+while read -r device rank ranks; do rank_of[$device]=$rank size=$ranks; done <<<"$lines"
 for ((device = start; device < start + count; device++)); do
     [[ -n "${rank_of[$device]:-}" ]] || fail "device $device of this machine is not in $table"
 done
@@ -36,7 +36,7 @@ done
 logs=${LOG_DIR:-outputs/logs/$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$logs"
 cores=$(nproc)
-pids=() ranks=()
+pids=() started=()
 
 stop_all() {
     local pid
@@ -54,9 +54,9 @@ for ((i = 0; i < count; i++)); do
     RANK_TABLE_FILE=$table RANK_ID=$rank RANK_SIZE=$size DEVICE_ID=$device \
         MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1200} \
         "${bind[@]}" "$python" train.py -c "$config" --use_parallel True "$@" >"$logs/rank_$rank.log" 2>&1 &
-    pids+=($!) ranks+=("$rank")
+    pids+=($!) started+=("$rank")
 done
-echo "started ranks ${ranks[*]} of $size; their logs are in $logs"
+echo "started ranks ${started[*]} of $size; their logs are in $logs"
 
 left=$count
 while ((left > 0)); do
@@ -67,8 +67,8 @@ while ((left > 0)); do
     unset "pids[which]"
     left=$((left - 1))
     if ((code != 0)); then
-        log=$logs/rank_${ranks[which]}.log
-        echo "error: rank ${ranks[which]} ended with code $code; the last lines of $log:" >&2
+        log=$logs/rank_${started[which]}.log
+        echo "error: rank ${started[which]} ended with code $code; the last lines of $log:" >&2
         tail -n 20 "$log" >&2
         stop_all TERM
         sleep "${GRACE:-10}" &

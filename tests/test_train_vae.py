@@ -84,7 +84,6 @@ def test_the_loss_falls_and_the_log_says_so(trained):
     assert [int(row["step"]) for row in rows] == [3, 6, 9, 12]
     assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
     assert [bool(row["held_out_psnr"]) for row in rows] == [False, True, False, True]
-    assert float(rows[3]["held_out_psnr"]) > float(rows[1]["held_out_psnr"])
 
 
 def test_the_file_loads_and_holds_what_was_measured(tool, trained, images):

@@ -8,12 +8,12 @@ Running it again makes only the clips that are missing.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import shutil
 from pathlib import Path
 from typing import Literal
 
-import jsonargparse
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -21,52 +21,66 @@ from tqdm import tqdm
 from latte.data.demo import CLASSES, caption, make_clip
 from latte.errors import UserError, run_main
 from latte.files import atomic_path
-from latte.video import save_mp4
+from latte.options import OptionError, Options, in_range, parse_config
+from latte.video import read_frames, read_video, save_mp4
 
 QUALITY = 95  # of the jpg files
 
 
-def make(
-    folder: str = "datasets/demo",
-    clips: int = 300,
-    num_frames: int = 40,
-    size: int = 64,
-    seed: int = 0,
-    formats: list[Literal["frames", "mp4"]] | None = None,
-) -> None:
-    """Write the data set.
+@dataclasses.dataclass(kw_only=True)
+class Settings(Options):
+    """Demo data"""
 
-    Args:
-        folder: where to write.
-        clips: clips of each class.
-        num_frames: frames a clip.
-        size: pixels a side, even.
-        seed: of the first clip; the others count up from it.
-        formats: frames, mp4 or both, which is the default.
-    """
-    for name, value, least in (
-        ("clips", clips, 1),
-        ("num_frames", num_frames, 1),
-        ("size", size, 16),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise UserError(f"{name} is {value}, but must be at least {least}")
-    if size % 2:
-        raise UserError(f"size is {size}, but must be even")
-    formats = formats or ["frames", "mp4"]
-    root, rows = Path(folder), []
-    with tqdm(total=clips * len(CLASSES), desc=str(root), unit="clip") as bar:
-        for number in range(clips):
+    folder: str = "datasets/demo"  # where to write
+    clips: int = 300  # clips of each class
+    num_frames: int = 40  # frames a clip
+    size: int = 64  # pixels a side, even
+    seed: int = 0  # of the first clip; the others count up from it
+    formats: list[Literal["frames", "mp4"]] = dataclasses.field(
+        default_factory=lambda: ["frames", "mp4"]
+    )  # what to write
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, least in (("clips", 1), ("num_frames", 1), ("size", 16), ("seed", 0)):
+            in_range(self, key, least)
+        if self.size % 2:
+            raise OptionError("size", self.size, "even")
+        if not self.formats:
+            raise OptionError("formats", self.formats, "frames, mp4 or both")
+
+
+def make(settings: Settings) -> None:
+    """Write the data set; raises UserError if it cannot be written, or if clips of another shape are there."""
+    root, rows, seeds = Path(settings.folder), [], range(settings.seed, settings.seed + settings.clips)
+    _check_shape(root, settings)
+    with tqdm(total=settings.clips * len(CLASSES), desc=str(root), unit="clip") as bar:
+        for seed in seeds:
             for label, kind in enumerate(CLASSES):
-                name = f"{kind}-{seed + number:04d}"
-                _write_clip(root, kind, name, formats, (label, seed + number, num_frames, size))
-                where = f"videos/{kind}/{name}.mp4" if "mp4" in formats else f"frames/{kind}/{name}"
-                rows.append((where, kind, caption(label, seed + number)))
+                name = f"{kind}-{seed:04d}"
+                _write_clip(root, kind, name, settings.formats, (label, seed, settings.num_frames, settings.size))
+                where = f"videos/{kind}/{name}.mp4" if "mp4" in settings.formats else f"frames/{kind}/{name}"
+                rows.append((where, kind, caption(label, seed)))
                 bar.update()
     with atomic_path(root / "demo.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("video", "class", "caption"), *rows])
-    print(f"{len(rows)} clips of {num_frames} frames, {size} x {size} pixels, in {root}")
+    side = settings.size
+    print(f"{len(rows)} clips of {settings.num_frames} frames, {side} x {side} pixels, in {root}")
+
+
+def _check_shape(root: Path, settings: Settings) -> None:
+    """Raise UserError if a clip that is there already, one of each form, has another length or size."""
+    there = [
+        (next(root.glob("frames/*/[!.]*"), None), read_frames),
+        (next(root.glob("videos/*/[!.]*.mp4"), None), read_video),
+    ]
+    for path, read in there:
+        frames, side = read(path).shape[:2] if path else (settings.num_frames, settings.size)
+        if (frames, side) != (settings.num_frames, settings.size):
+            raise UserError(
+                f"{path} has {frames} frames of {side} x {side} pixels; "
+                f"pass --num_frames {frames} --size {side}, or another --folder"
+            )
 
 
 def _write_clip(root: Path, kind: str, name: str, formats: list[str], clip: tuple[int, int, int, int]) -> None:
@@ -98,4 +112,4 @@ def _write_frames(pixels: np.ndarray, folder: Path, name: str) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: jsonargparse.auto_cli(make, as_positional=False, description=__doc__))
+    run_main(lambda: make(parse_config(Settings, description=__doc__)))

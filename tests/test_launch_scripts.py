@@ -1,0 +1,178 @@
+"""Launching with rank tables: what each rank is given, by a stand-in for Python that writes it down."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT
+
+SCRIPT = ROOT / "scripts" / "run_distributed.sh"
+CONFIG = "configs/training/sky_video.yaml"
+NAMES = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ASCEND_CHECK_OVERFLOW_MODE")
+# Runs the table's reader for real; in place of train.py it writes down its environment and does what RANK_<id> says.
+STAND_IN = f"""#!{sys.executable}
+import json, os, runpy, signal, sys, time
+if sys.argv[1] == "tools/make_rank_table.py":
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.exit(0)
+rank = os.environ["RANK_ID"]
+signal.signal(signal.SIGTERM, lambda *_: (print("told to stop", flush=True), sys.exit(0)))
+with open(os.path.join(os.environ["RECORD"], rank), "w") as file:
+    json.dump([{{name: os.environ[name] for name in {NAMES}}}, sys.argv[1:]], file)
+print("rank", rank, "says hello", flush=True)
+todo = os.environ.get("RANK_" + rank, "end")
+if todo == "die":
+    print("out of memory", flush=True)
+    sys.exit(7)
+time.sleep(30 if todo == "wait" else 0)
+"""
+
+
+@pytest.fixture
+def launch(tmp_path):
+    stand_in = tmp_path / "python"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    (tmp_path / "record").mkdir()
+
+    def start(*arguments, **environment):
+        environment = {"PYTHON": str(stand_in), "RECORD": str(tmp_path / "record"), "GRACE": "1", **environment}
+        environment |= {"LOG_DIR": str(tmp_path / "logs")}
+        command = ["bash", SCRIPT, *map(str, arguments)]
+        return subprocess.Popen(command, env=os.environ | environment, stdout=-1, stderr=-1, text=True, cwd=tmp_path)
+
+    return start
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(servers):
+        ranks = iter(range(100))
+        listed = []
+        for server, devices in servers.items():
+            entries = [{"device_id": str(d), "device_ip": f"192.1.0.{d}", "rank_id": str(next(ranks))} for d in devices]
+            listed.append({"server_id": server, "device": entries})
+        path = tmp_path / "table.json"
+        path.write_text(json.dumps({"version": "1.0", "server_count": str(len(listed)), "server_list": listed}))
+        return path
+
+    return write
+
+
+def recorded(tmp_path):
+    return {int(path.name): json.loads(path.read_text()) for path in (tmp_path / "record").iterdir()}
+
+
+@pytest.mark.parametrize(
+    "servers, start, server, expected",
+    [
+        ({"10.0.0.1": range(8)}, 0, "", {0: 0, 1: 1, 2: 2, 3: 3}),
+        ({"10.0.0.1": range(8)}, 4, "", {4: 4, 5: 5, 6: 6, 7: 7}),
+        ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 0, "10.0.0.2", {8: 0, 9: 1, 10: 2, 11: 3}),
+        ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 4, "10.0.0.2", {12: 4, 13: 5, 14: 6, 15: 7}),
+        ({"10.0.0.1": range(4, 8), "10.0.0.2": range(4, 8)}, 4, "10.0.0.1", {0: 4, 1: 5, 2: 6, 3: 7}),
+    ],
+)
+def test_what_each_rank_is_given(servers, start, server, expected, launch, table, tmp_path):
+    path = table(servers)
+    process = launch(CONFIG, path, start, 4, "--max_steps", "3", SERVER_ID=server)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    found = recorded(tmp_path)
+    assert {rank: int(given["DEVICE_ID"]) for rank, (given, _) in found.items()} == expected
+    for rank, (given, arguments) in found.items():
+        assert given["RANK_TABLE_FILE"] == str(path) and int(given["RANK_ID"]) == rank
+        assert int(given["RANK_SIZE"]) == sum(len(devices) for devices in servers.values())
+        assert given["MS_ASCEND_CHECK_OVERFLOW_MODE"] == "INFNAN_MODE"
+        assert arguments[:2] == ["train.py", "-c"] and arguments[2].endswith(CONFIG)
+        assert arguments[3:] == ["--use_parallel", "True", "--max_steps", "3"]
+        assert f"rank {rank} says hello" in (tmp_path / "logs" / f"rank_{rank}.log").read_text()
+
+
+def test_when_one_rank_dies_all_are_stopped(launch, table, tmp_path):
+    waits = {"RANK_0": "wait", "RANK_1": "die", "RANK_2": "wait"}
+    begin = time.time()
+    process = launch(CONFIG, table({"10.0.0.1": range(3)}), 0, 3, **waits)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 7 and time.time() - begin < 20
+    assert "rank 1 ended with code 7" in error and "out of memory" in error
+    assert "told to stop" in (tmp_path / "logs" / "rank_0.log").read_text()
+
+
+def test_sigterm_is_handed_to_the_ranks(launch, table, tmp_path):
+    process = launch(CONFIG, table({"10.0.0.1": range(2)}), 0, 2, RANK_0="wait", RANK_1="wait")
+    end = time.time() + 30
+    while len(list((tmp_path / "logs").glob("*.log"))) < 2 or len(recorded_names(tmp_path)) < 2:
+        assert time.time() < end
+        time.sleep(0.1)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert all("told to stop" in (tmp_path / "logs" / f"rank_{rank}.log").read_text() for rank in (0, 1))
+
+
+def recorded_names(tmp_path):
+    return list((tmp_path / "record").iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ((CONFIG, "missing.json", 0, 4), "there is no rank table missing.json"),
+        ((CONFIG, "broken.json", 0, 4), "is not a rank table"),
+        ((CONFIG, "table.json", 6, 4), "device 8 of this machine is not in"),
+        ((CONFIG, "table.json", "x", 4), "START is 'x', but must be"),
+        ((CONFIG, "table.json", 0, 0), "N is '0', but must be"),
+        (("missing.yaml", "table.json", 0, 4), "there is no config file missing.yaml"),
+        ((CONFIG,), "usage:"),
+    ],
+)
+def test_bad_launches_are_one_sentence(arguments, said, launch, table, tmp_path):
+    table({"10.0.0.1": range(8)})
+    (tmp_path / "broken.json").write_text('{"server_list": [{}]}')
+    process = launch(*arguments)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
+    assert said in error and not recorded(tmp_path)
+
+
+def make_table(*arguments):
+    command = [sys.executable, ROOT / "tools" / "make_rank_table.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_tables_are_made_and_merged(tmp_path):
+    ips = "192.1.1.6,192.1.1.7"
+    for k in (1, 2):
+        done = make_table(
+            "--devices", "6-7", "--device_ips", ips, "--server_id", f"10.0.0.{k}", "--target", tmp_path / f"{k}.json"
+        )
+        assert done.returncode == 0, done.stderr
+    merged = tmp_path / "all.json"
+    assert make_table("--merge", tmp_path / "1.json", tmp_path / "2.json", "--target", merged).returncode == 0
+    found = json.loads(merged.read_text())
+    assert found["server_count"] == "2" and found["status"] == "completed"
+    ranks = [(d["rank_id"], d["device_id"], d["device_ip"]) for s in found["server_list"] for d in s["device"]]
+    assert ranks == [("0", "6", ips[:9]), ("1", "7", ips[10:]), ("2", "6", ips[:9]), ("3", "7", ips[10:])]
+    shown = make_table("--show", merged, "--server_id", "10.0.0.2")
+    assert shown.stdout.splitlines() == ["6 2 4", "7 3 4"]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (("--devices", "7-5"), "must be like 0-7 or 0,2,3"),
+        (("--devices", "0,1", "--device_ips", "1.2.3.4"), "gives 1 addresses for 2 devices"),
+        (("--devices", "0", "--device_ips", "here"), "'here' is not an IP address"),
+        (("--merge", "none.json"), "cannot read the rank table none.json"),
+    ],
+)
+def test_bad_tables_are_one_sentence(arguments, said, tmp_path):
+    done = make_table(*arguments, "--target", tmp_path / "t.json")
+    assert done.returncode == 2 and said in done.stderr and not (tmp_path / "t.json").exists()
