@@ -12,6 +12,9 @@ from latte import create_model, device
 from latte.diffusion.samplers import make_step
 from latte.models import AutoencoderKL
 from latte.models.autoencoder import AutoencoderConfig
+from latte.models.latte import Latte, LatteConfig
+from latte.models.precision import prepare
+from latte.training.step import StepOptions, TrainStep
 
 MINDIR_NAMES = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 
@@ -94,3 +97,33 @@ def test_large_images_split_the_fused_kernels_batch(tmp_path):
         net = create_model("Latte-S/2", dtype="fp16", enable_flash_attention=True, **sizes)
         found = export(net, tmp_path, np.zeros((4, 2, 4, 64, 64), np.float32), np.zeros(4, np.int32))
     assert Counter(node.op for node in found)["FlashAttentionScore"] == 1 + 2
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_training_step_is_one_graph(dtype, tmp_path):
+    """O2: blocks in half precision forward and backward; norms, loss, gradients, AdamW and the average in float32."""
+    depth = 2
+    with device.assume("Ascend"):
+        config = LatteConfig(depth=depth, input_size=8, num_frames=4, condition="class", num_classes=3)
+        half = {"fp16": ms.float16, "bf16": ms.bfloat16}[dtype]
+        net, ema = (prepare(Latte(config, flash=True, seed=0, dtype=half), for_training=True) for _ in range(2))
+        for block in net.blocks:
+            block.recompute()
+        scale = {"loss_scale": 65536.0, "loss_scale_window": 2000} if dtype == "fp16" else {}
+        vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1))
+        vae.set_grad(False)
+        for weight in vae.get_parameters():
+            weight.requires_grad = False
+        step = TrainStep(net, ema, vae, np.full(10, 1e-4, np.float32), StepOptions(max_grad_norm=0.1, **scale))
+        pixels, latents = np.zeros((1, 4, 3, 16, 16), np.float32), np.zeros((1, 4, 4, 8, 8), np.float32)
+        none, label = np.full((1, 8), -1, np.int32), np.zeros((1, 1), np.int32)
+        found = export(step, tmp_path, pixels, latents, np.zeros(1, np.int32), latents, none, label)
+    count = Counter(node.op for node in found)
+    assert count["Adam"] == len(step.weights) and count["Conv2D"] > 5
+    # The kernel runs once forward and, being recomputed, once more in the backward pass.
+    assert count["FlashAttentionScore"] in (depth, 2 * depth) and count["FlashAttentionScoreGrad"] == depth
+    for node in found:
+        if node.op == "FlashAttentionScore":
+            assert node.dtypes[-1] == MINDIR_NAMES[dtype], node
+        if node.op in ("LayerNorm", "LayerNormGrad", "Adam"):
+            assert set(node.dtypes) == {"FLOAT"}, node

@@ -62,7 +62,7 @@ def _noise(rng: np.random.Generator, size: int, base: float) -> np.ndarray:
     Its spectrum falls as a power of the frequency below a rounded peak of `base` waves an image.
     """
     fy, fx = np.meshgrid(np.fft.fftfreq(size) * size, np.fft.rfftfreq(size) * size, indexing="ij")
-    waves = np.sqrt((1.6 * fy) ** 2 + fx**2) / 2  # clouds are wider than high
+    waves = np.sqrt(fy**2 + (1.6 * fx) ** 2) / 2  # clouds are wider than high
     amplitude = waves / (base + waves) ** 3.6 / (1 + (waves / 16) ** 4)
     phases = np.exp(2j * np.pi * rng.random(waves.shape))
     values = np.fft.irfft2(amplitude * phases * rng.rayleigh(size=waves.shape), s=(size, size))
