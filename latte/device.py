@@ -61,6 +61,11 @@ class Device:
         return self.target == "Ascend"
 
     @property
+    def sinks_data(self) -> bool:
+        """Whether the device can fetch batches itself, many a call (data sinking)."""
+        return self.target != "CPU"
+
+    @property
     def channels_last(self) -> bool:
         """Whether images are (N, H, W, C) inside the autoencoder, because convolutions are matrix products there."""
         return self.target == "CPU"
@@ -121,7 +126,7 @@ def init_device(
     global _current
     target = device_target or best_target()
     if use_parallel:
-        ranks.serve_if_scheduler(connect)
+        ranks.serve_if_scheduler(connect, target)
     rank, world_size, local_rank = ranks.read_ranks() if use_parallel else (0, 1, 0)
     if target != "CPU":
         if not ms.hal.is_available(target):
@@ -226,6 +231,12 @@ def _compile(step: Callable) -> Callable:
         say_once(f"jit_level O2 is Ascend's; {target} compiles with O1")
         level = "O1"
     return ms.jit(step, jit_level=level) if level else ms.jit(step)
+
+
+def jit_config() -> ms.JitConfig:
+    """Return how far the compiler is to fuse, for MindSpore's functions that compile by themselves."""
+    level = current().jit_level
+    return ms.JitConfig(jit_level=level) if level else ms.JitConfig()
 
 
 def compile_training(step: Callable) -> Callable:

@@ -6,9 +6,6 @@ import os
 import socket
 from datetime import timedelta
 
-import mindspore as ms
-from mindspore import communication
-
 from latte.errors import UserError
 
 LAUNCHERS = (
@@ -16,8 +13,11 @@ LAUNCHERS = (
     ("RANK_ID", "RANK_SIZE", "DEVICE_ID"),  # of a rank table; msrun sets these too
     ("MS_NODE_ID", "MS_WORKER_NUM", "MS_NODE_ID"),
 )
-BACKENDS = {"Ascend": "hccl", "GPU": "nccl", "CPU": "mccl"}
+LOCAL = "127.0.0.1"
 PATIENCE = timedelta(minutes=10)  # until the last rank has started
+# On CPU a rank gives up on the others after 30 seconds, in which the first may well be saving or sampling. That one has
+# died is seen by the launcher. Seconds.
+WAIT_IN_SUMS = ("MS_CPU_COMM_OP_TIMEOUT", "86400")
 
 
 def read_ranks() -> tuple[int, int, int]:
@@ -37,16 +37,17 @@ def read_ranks() -> tuple[int, int, int]:
     raise UserError("use_parallel is on but no launcher was found; start with `mpirun -n N python ...` or msrun")
 
 
-def serve_if_scheduler(connects: bool) -> None:
+def serve_if_scheduler(connects: bool, target: str) -> None:
     """End the process if it is msrun's scheduler, once the ranks have left; otherwise return at once.
 
     msrun starts the program once more than there are ranks, so that they can meet there; that one has no rank.
     """
     if os.environ.get("MS_ROLE") != "MS_SCHED":
         return
-    if connects and int(os.environ["MS_WORKER_NUM"]) > 1:
-        ms.set_device("CPU")
-        communication.init()
+    if connects and target != "CPU" and int(os.environ["MS_WORKER_NUM"]) > 1:
+        from mindspore import communication
+
+        communication.init()  # stays until the ranks have gone
     raise SystemExit(0)
 
 
@@ -55,10 +56,11 @@ def connect(target: str) -> None:
 
     Raises UserError if the others cannot be reached.
     """
+    from mindspore import communication
+
     try:
-        # MindSpore 2.10 does not recognise the mpirun of Open MPI 5, on no device.
-        if "OMPI_COMM_WORLD_RANK" in os.environ and "MS_ROLE" not in os.environ:
-            _meet_under_mpirun(target)
+        if target == "CPU":
+            _meet_on_cpus(*read_ranks()[:2])
         else:
             communication.init()
     except RuntimeError as error:
@@ -66,25 +68,46 @@ def connect(target: str) -> None:
         raise UserError(f"the ranks could not be connected: {reason}; see the logs of the other ranks") from error
 
 
-def _meet_under_mpirun(target: str) -> None:
-    """Use MPI only to tell everybody where rank 0 listens; then MindSpore's own store needs no scheduler process."""
+def _meet_on_cpus(rank: int, world_size: int) -> None:
+    """Connect without a scheduler process.
+
+    Under mpirun MindSpore starts none, so that `communication.init` fails; and after the death of a rank, the one that
+    msrun starts keeps the launcher waiting for half a minute.
+    """
     from mindspore.communication.management import _init_with_store  # its public form is for Ascend only
     from mindspore.mint.distributed import TCPStore
+
+    if "MS_SCHED_PORT" in os.environ:
+        host, port = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
+    elif "OMPI_COMM_WORLD_RANK" in os.environ:
+        host, port = _agree_by_mpi(rank, world_size)
+    else:
+        raise UserError("a rank table is for Ascend devices; start ranks on CPUs with mpirun or msrun")
+    os.environ.setdefault(*WAIT_IN_SUMS)
+    store = TCPStore(host, port, world_size, rank == 0, PATIENCE)
+    _init_with_store("mccl", PATIENCE, world_size, rank, store)
+
+
+def _agree_by_mpi(rank: int, world_size: int) -> tuple[str, int]:
+    """Return on every rank the address and port at which rank 0 will listen."""
     from mpi4py import MPI
 
-    rank, world_size, _ = read_ranks()
-    host, port = MPI.COMM_WORLD.bcast((_own_address(world_size), _free_port()) if rank == 0 else None, root=0)
+    one_machine = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(world_size)
+    place = (LOCAL if one_machine else own_address(), _free_port()) if rank == 0 else None
+    place = MPI.COMM_WORLD.bcast(place, root=0)
     # Now, because at its exit a failing rank would wait in there for the others, and they in a sum for it.
     MPI.Finalize()
-    store = TCPStore(host, port, world_size, rank == 0, PATIENCE)
-    _init_with_store(BACKENDS[target], PATIENCE, world_size, rank, store)
+    return place
 
 
-def _own_address(world_size: int) -> str:
-    """Return the address by which the other ranks reach this machine."""
-    if int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", world_size)) == world_size:
-        return "127.0.0.1"
-    return socket.gethostbyname(socket.gethostname())
+def own_address() -> str:
+    """Return the IP address by which other machines reach this one, or that of the machine itself without a network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; an address for documentation, so by the default route
+        except OSError:
+            return LOCAL
+        return probe.getsockname()[0]
 
 
 def _free_port() -> int:

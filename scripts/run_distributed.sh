@@ -38,42 +38,51 @@ mkdir -p "$logs"
 cores=$(nproc)
 pids=() started=()
 
+# Each rank is a session of its own: so Ctrl-C reaches it once, from here, and its helpers can be killed with it.
 stop_all() {
     local pid
-    for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
 }
-trap 'stop_all TERM' TERM
-trap 'stop_all INT' INT
+trap stop_all TERM INT
 
 for ((i = 0; i < count; i++)); do
     device=$((start + i)) rank=${rank_of[$((start + i))]}
     bind=()
-    if [[ "${BIND_CORES:-}" == 1 ]] && command -v taskset >/dev/null; then
+    if [[ "${BIND_CORES:-}" == 1 ]] && ((cores >= count)) && command -v taskset >/dev/null; then
         bind=(taskset -c "$((i * cores / count))-$(((i + 1) * cores / count - 1))")
     fi
     RANK_TABLE_FILE=$table RANK_ID=$rank RANK_SIZE=$size DEVICE_ID=$device \
         MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1200} \
-        "${bind[@]}" "$python" train.py -c "$config" --use_parallel True "$@" >"$logs/rank_$rank.log" 2>&1 &
+        setsid "${bind[@]}" "$python" train.py -c "$config" --use_parallel True "$@" \
+        </dev/null >"$logs/rank_$rank.log" 2>&1 &
     pids+=($!) started+=("$rank")
 done
 echo "started ranks ${started[*]} of $size; their logs are in $logs"
 
-left=$count
-while ((left > 0)); do
-    code=0
-    wait -n -p ended "${pids[@]}" || code=$?
-    [[ -n "${ended:-}" ]] || continue # a signal was handed on
-    for i in "${!pids[@]}"; do [[ "${pids[i]}" == "$ended" ]] && which=$i; done
-    unset "pids[which]"
-    left=$((left - 1))
-    if ((code != 0)); then
-        log=$logs/rank_${started[which]}.log
-        echo "error: rank ${started[which]} ended with code $code; the last lines of $log:" >&2
-        tail -n 20 "$log" >&2
-        stop_all TERM
-        sleep "${GRACE:-10}" &
-        wait $! || true
-        stop_all KILL
-        exit "$code"
-    fi
+# kill_all: after GRACE seconds in which the ranks may end by themselves
+kill_all() {
+    local pid end=$((SECONDS + ${GRACE:-10}))
+    stop_all
+    for pid in "${pids[@]}"; do
+        while kill -0 "$pid" 2>/dev/null && ((SECONDS < end)); do sleep 0.2; done
+        kill -KILL -- "-$pid" 2>/dev/null || true
+    done
+}
+
+while ((${#pids[@]} > 0)); do
+    for i in "${!pids[@]}"; do
+        kill -0 "${pids[i]}" 2>/dev/null && continue
+        code=0
+        wait "${pids[i]}" || code=$?
+        if ((code != 0)); then
+            log=$logs/rank_${started[i]}.log
+            echo "error: rank ${started[i]} ended with code $code; the last lines of $log:" >&2
+            tail -n 20 "$log" >&2
+            kill_all
+            exit "$code"
+        fi
+        unset "pids[i]"
+    done
+    sleep 0.5 & # in the background, because a trap waits for a command in the foreground
+    wait $! || true
 done

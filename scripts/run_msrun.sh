@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
 # Train on N devices of this machine with msrun: scripts/run_msrun.sh CONFIG N [options of train.py]
-# A log a rank is in outputs/logs/<time>/ (LOG_DIR).
+# A log a rank is in outputs/logs/<time>/ (LOG_DIR); that of rank 0 is shown too. PYTHON chooses the interpreter, whose
+# name must be python or python3, and MASTER_PORT the port at which the ranks meet; by default it is a free one.
 set -euo pipefail
-[[ $# -ge 2 && "$2" =~ ^[1-9][0-9]*$ ]] || {
-    echo "error: usage: $0 CONFIG N [options of train.py], N being the number of devices" >&2
-    exit 2
-}
-config=$1 count=$2
-shift 2
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE
-logs=${LOG_DIR:-outputs/logs/$(date +%Y%m%d-%H%M%S)}
-exec msrun --worker_num="$count" --local_worker_num="$count" --master_port="${MASTER_PORT:-8118}" --join=True \
-    --log_dir="$logs" train.py -c "$config" --use_parallel True "$@"
+# shellcheck source=scripts/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+
+free_port='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
+port=${MASTER_PORT:-$("$python" -c "$free_port")}
+[[ "$python" == */* ]] && export PATH=${python%/*}:$PATH # msrun itself starts a plain `python`
+launch msrun --worker_num="$count" --local_worker_num="$count" --master_port="$port" --join=True --log_dir="$logs" \
+    --worker_log_name=rank --tail_worker_log=0 "${python##*/}" train.py -c "$config" --use_parallel True "${options[@]}"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from latte import load_model
 from latte.config import TrainConfig, parse_config
+from latte.data.demo import CLASSES, make_clip
 from latte.video import save_mp4
 
 SMALL = {
@@ -166,6 +167,7 @@ def test_bad_videos_are_named_and_too_many_stop_the_run(folders, tmp_path):
     assert done.returncode == 2 and "1 of 3 videos are broken or too short, more than max_bad_fraction" in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_a_resumed_run_is_the_uninterrupted_one(folders, tmp_path):
     options = {"data_folder": folders, "max_steps": 40, "ckpt_save_interval": 100}
     assert train(**options, output_path=tmp_path / "whole").returncode == 0
@@ -194,6 +196,24 @@ def test_killed_three_times_and_resumed_is_the_uninterrupted_run(options, folder
     done = train(**options, output_path=tmp_path / "cut", resume="auto")
     assert done.returncode == 0, done.stderr
     assert_equal_runs(run_of(tmp_path / "whole"), run_of(tmp_path / "cut"), 40)
+
+
+@pytest.mark.slow
+def test_loss_curves_of_all_precisions_lie_together(tmp_path):
+    for label, kind in enumerate(CLASSES):
+        (tmp_path / "frames" / kind).mkdir(parents=True)
+        for number, frame in enumerate(make_clip(label, 0, 12, 32)):
+            Image.fromarray(frame).save(tmp_path / "frames" / kind / f"x_{number}.png")
+    curves = {}
+    for dtype in ("fp32", "fp16", "bf16"):
+        options = {"data_folder": tmp_path / "frames", "dtype": dtype, "start_learning_rate": 1e-3, "max_steps": 200}
+        done = train(**options, output_path=tmp_path / dtype, log_interval=20, ckpt_save_interval=200)
+        assert done.returncode == 0, done.stderr
+        rows = csv.DictReader((run_of(tmp_path / dtype) / "metrics.csv").read_text().splitlines())
+        curves[dtype] = np.array([float(row["loss"]) for row in rows])
+    assert len(curves["fp32"]) == 10 and curves["fp32"][-1] < 0.9 * curves["fp32"][0]
+    for dtype in ("fp16", "bf16"):
+        assert np.abs(curves[dtype] / curves["fp32"] - 1).max() < 0.02, curves
 
 
 def wait_for(folder, name, rows, seconds=120):

@@ -3,7 +3,7 @@
 On each machine:       python tools/make_rank_table.py --devices 0-7 --target this.json
 On several, then once: python tools/make_rank_table.py --merge first.json second.json --target all.json
 
-The addresses of the devices are read from /etc/hccn.conf, unless --device_ips gives them.
+The addresses of the devices are read from /etc/hccn.conf, or asked of hccn_tool, unless --device_ips gives them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import argparse
 import ipaddress
 import json
 import re
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from latte.errors import UserError, run_main
 from latte.files import atomic_path
+from latte.ranks import own_address
 
 HCCN = Path("/etc/hccn.conf")
 
@@ -26,8 +31,8 @@ def main() -> None:
     """Make, merge or show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", default="0-7", help="devices of this machine, such as 0-7 or 0,2,3")
-    parser.add_argument("--device_ips", help="their addresses, separated by commas; by default from /etc/hccn.conf")
-    parser.add_argument("--server_id", help="address of this machine; by default that of its name")
+    parser.add_argument("--device_ips", help="their addresses, separated by commas; by default as the driver has them")
+    parser.add_argument("--server_id", help="address of this machine; by default by which others reach it")
     parser.add_argument("--merge", nargs="+", metavar="TABLE", help="tables of single machines, in the order of ranks")
     parser.add_argument("--target", help="file to write")
     parser.add_argument(
@@ -64,17 +69,15 @@ def parse_devices(text: str) -> list[int]:
 def this_server(devices: list[int], device_ips: str | None, server_id: str | None) -> dict[str, Any]:
     """Return the entry of this machine; raises UserError if an address is missing or none."""
     if device_ips:
-        addresses = dict(zip(devices, device_ips.split(","), strict=False))
-        if len(device_ips.split(",")) != len(devices):
-            raise UserError(f"--device_ips gives {len(device_ips.split(','))} addresses for {len(devices)} devices")
-    elif HCCN.exists():
-        found = re.findall(r"^address_(\d+)=(\S+)", HCCN.read_text(encoding="utf-8"), re.MULTILINE)
-        addresses = {int(number): address for number, address in found}
+        given = device_ips.split(",")
+        if len(given) != len(devices):
+            raise UserError(f"--device_ips gives {len(given)} addresses for {len(devices)} devices")
+        addresses = dict(zip(devices, given, strict=True))
     else:
-        raise UserError(f"there is no {HCCN}, so this machine has no Ascend devices set up; or give --device_ips")
+        addresses = driver_addresses(devices)
     if missing := [device for device in devices if device not in addresses]:
-        raise UserError(f"{HCCN} has no address of device {missing[0]}; set it with hccn_tool, or give --device_ips")
-    server_id = server_id or socket.gethostbyname(socket.gethostname())
+        raise UserError(f"device {missing[0]} has no address; set it with hccn_tool, or give --device_ips")
+    server_id = server_id or own_address()
     for address in (server_id, *(addresses[device] for device in devices)):
         try:
             ipaddress.ip_address(address)
@@ -82,6 +85,22 @@ def this_server(devices: list[int], device_ips: str | None, server_id: str | Non
             raise UserError(f"{address!r} is not an IP address") from None
     entries = [{"device_id": str(device), "device_ip": addresses[device]} for device in devices]
     return {"server_id": server_id, "device": entries, "host_nic_ip": "reserve"}
+
+
+def driver_addresses(devices: list[int]) -> dict[int, str]:
+    """Return the addresses of the devices that have one; raises UserError if this machine has no Ascend driver."""
+    if HCCN.exists():
+        found = re.findall(r"^address_(\d+)=(\S+)", HCCN.read_text(encoding="utf-8"), re.MULTILINE)
+        return {int(number): address for number, address in found}
+    tool = shutil.which("hccn_tool")
+    if not tool:
+        raise UserError(f"there is neither {HCCN} nor hccn_tool, so no Ascend driver; or give --device_ips")
+    addresses = {}
+    for device in devices:
+        said = subprocess.run([tool, "-i", str(device), "-ip", "-g"], capture_output=True, text=True, check=False)
+        if match := re.search(r"ipaddr:\s*(\S+)", said.stdout):
+            addresses[device] = match[1]
+    return addresses
 
 
 def numbered(servers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,20 +149,16 @@ def local_ranks(table: dict[str, Any], server_id: str | None, path: str) -> list
 
 
 def addresses_of_host() -> set[str]:
-    """Return the IP addresses of this machine."""
+    """Return the name and the IP addresses of this machine."""
     name = socket.gethostname()
-    found = {name}
+    found = {name, own_address()}
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             found |= {entry[4][0] for entry in socket.getaddrinfo(name, None, family)}
         except OSError:
             continue
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing; tells by which address others see this machine
-            found.add(probe.getsockname()[0])
-        except OSError:
-            pass
+    for addresses in psutil.net_if_addrs().values():
+        found |= {address.address for address in addresses if address.family in (socket.AF_INET, socket.AF_INET6)}
     return found
 
 

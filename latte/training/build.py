@@ -78,7 +78,7 @@ def build(cfg: TrainConfig) -> Training:
         for block in net.blocks:
             block.recompute()
     # The run time of a CPU frees nothing inside a graph: there the autoencoder runs before the step, slice by slice.
-    encodes = device.current().compile_scope != "step" and not cfg.dataset_sink_mode
+    encodes = device.current().compile_scope != "step"
     for weight in vae.get_parameters():
         weight.requires_grad = False
     options = _step_options(cfg)

@@ -72,7 +72,10 @@ class Trainer:
         )
         with StopSignal() as signal, bar, logging_redirect_tqdm([log]):
             self.seen = time.perf_counter(), self.step
-            for loss in self._sunk(loader, last - first) if cfg.dataset_sink_mode else self._called(loader):
+            sinks = cfg.dataset_sink_mode and here.sinks_data
+            if cfg.dataset_sink_mode and not sinks:
+                device.say_once(f"dataset_sink_mode: {here.target} cannot fetch data itself; the loop does the same")
+            for loss in self._sunk(loader, last - first) if sinks else self._called(loader):
                 done = int(training.step.step.asnumpy())
                 if done == self.step and int(training.step.batch.asnumpy()):
                     continue  # gradients are being accumulated
@@ -112,7 +115,7 @@ class Trainer:
         size = math.gcd(cfg.sink_size, batches, cfg.log_interval * accumulation, self.save_interval * accumulation)
         if size < cfg.sink_size:
             log.info("sink_size is %d, so that it divides the steps between two reports and saves", size)
-        sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=ms.JitConfig())
+        sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=device.jit_config())
         for _ in range(batches // size):
             yield float(sink())
 

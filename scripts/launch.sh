@@ -1,0 +1,36 @@
+# Sourced by run_mpirun.sh and run_msrun.sh: reads CONFIG and N, and runs a launcher so that the ranks can end in order.
+# Sets config, count, options (those of train.py), python and logs, and goes to the repository's root.
+# shellcheck shell=bash
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+[[ $# -ge 2 ]] || fail "usage: $0 CONFIG N [options of train.py]"
+[[ "$2" =~ ^[1-9][0-9]*$ ]] || fail "N is '$2', but must be a number of devices from 1 on"
+# shellcheck disable=SC2034 # most of these are for the scripts that source this one
+config=$1 count=$2 options=("${@:3}") python=${PYTHON:-python} logs=${LOG_DIR:-outputs/logs/$(date +%Y%m%d-%H%M%S)}
+[[ -f "$config" ]] && config=$(cd "$(dirname "$config")" && pwd)/$(basename "$config")
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+[[ -f "$config" ]] || fail "there is no config file $config"
+mkdir -p "$logs"
+export MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE
+
+# launch COMMAND... : in a session of its own, so that Ctrl-C reaches the ranks once, from here.
+launch() {
+    local launcher code=0
+    setsid "$@" </dev/null &
+    launcher=$!
+    # The launchers kill at a signal, before anything is saved; so the ranks, which are their children, get it directly.
+    trap 'pkill -TERM -P "$launcher" -f train.py || kill -TERM "$launcher"' TERM INT
+    while kill -0 "$launcher" 2>/dev/null; do
+        code=0
+        wait "$launcher" || code=$? # a signal ends this too
+    done
+    if ((code != 0)); then
+        echo "error: the job ended with code $code; the last lines of each log:" >&2
+        tail -v -n 5 "$logs"/rank_*.log >&2
+    fi
+    exit "$code"
+}
