@@ -2,34 +2,48 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
-SCRIPT = ROOT / "scripts" / "run_distributed.sh"
 CONFIG = "configs/training/sky_video.yaml"
 NAMES = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ASCEND_CHECK_OVERFLOW_MODE")
-# Runs the table's reader for real; in place of train.py it writes down its environment and does what RANK_<id> says.
+# Runs everything but train.py for real; in place of that it writes down its environment and does what RANK_<id> says.
 STAND_IN = f"""#!{sys.executable}
-import json, os, runpy, signal, sys, time
-if sys.argv[1] == "tools/make_rank_table.py":
-    sys.argv = sys.argv[1:]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+import json, os, signal, sys, time
+if sys.argv[1] != "train.py":
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+if os.environ.get("MS_ROLE") == "MS_SCHED":
     sys.exit(0)
-rank = os.environ["RANK_ID"]
-signal.signal(signal.SIGTERM, lambda *_: (print("told to stop", flush=True), sys.exit(0)))
-with open(os.path.join(os.environ["RECORD"], rank), "w") as file:
-    json.dump([{{name: os.environ[name] for name in {NAMES}}}, sys.argv[1:]], file)
+rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["RANK_ID"]
+told = []
+def stop(number, frame):
+    told.append(number)
+    print("told to stop", flush=True)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, stop)
+given = {{name: os.environ.get(name) for name in {NAMES}}} | {{"cores": sorted(os.sched_getaffinity(0))}}
+record = os.path.join(os.environ["RECORD"], rank)
+with open(record + ".part", "w") as file:
+    json.dump([given, sys.argv[1:]], file)
+os.rename(record + ".part", record)
 print("rank", rank, "says hello", flush=True)
 todo = os.environ.get("RANK_" + rank, "end")
 if todo == "die":
     print("out of memory", flush=True)
     sys.exit(7)
-time.sleep(30 if todo == "wait" else 0)
+end = time.time() + (30 if todo == "wait" else 0)
+while not told and time.time() < end:
+    time.sleep(0.05)
+if told:
+    time.sleep(0.5)  # saving
+    print("saved", flush=True)
 """
 
 
@@ -40,11 +54,20 @@ def launch(tmp_path):
     stand_in.chmod(0o755)
     (tmp_path / "record").mkdir()
 
-    def start(*arguments, **environment):
+    def start(*arguments, script="run_distributed.sh", root=ROOT, **environment):
         environment = {"PYTHON": str(stand_in), "RECORD": str(tmp_path / "record"), "GRACE": "1", **environment}
         environment |= {"LOG_DIR": str(tmp_path / "logs")}
-        command = ["bash", SCRIPT, *map(str, arguments)]
-        return subprocess.Popen(command, env=os.environ | environment, stdout=-1, stderr=-1, text=True, cwd=tmp_path)
+        environment |= {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}  # mpirun is beside Python
+        command = ["bash", root / "scripts" / script, *map(str, arguments)]
+        return subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdout=-1,
+            stderr=-1,
+            text=True,
+            cwd=tmp_path,
+            start_new_session=True,  # a process group, as at a terminal
+        )
 
     return start
 
@@ -104,21 +127,77 @@ def test_when_one_rank_dies_all_are_stopped(launch, table, tmp_path):
     assert "told to stop" in (tmp_path / "logs" / "rank_0.log").read_text()
 
 
-def test_sigterm_is_handed_to_the_ranks(launch, table, tmp_path):
-    process = launch(CONFIG, table({"10.0.0.1": range(2)}), 0, 2, RANK_0="wait", RANK_1="wait")
+LAUNCHERS = ("run_distributed.sh", "run_mpirun.sh", pytest.param("run_msrun.sh", marks=pytest.mark.slow))
+
+
+@pytest.mark.parametrize("script", LAUNCHERS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_each_rank_once_and_lets_it_save(script, number, launch, table, tmp_path):
+    """SIGTERM goes to the script, Ctrl-C to all processes of the terminal; at a second one train.py would not save."""
+    arguments = (table({"10.0.0.1": range(2)}), 0, 2) if script == "run_distributed.sh" else (2,)
+    process = launch(CONFIG, *arguments, script=script, RANK_0="wait", RANK_1="wait")
+    wait_for_ranks(tmp_path, 2)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    out, error = process.communicate(timeout=20)
+    assert process.returncode == 0, out + error
+    for rank in (0, 1):
+        log = (tmp_path / "logs" / f"rank_{rank}.log").read_text()
+        assert log.count("told to stop") == 1 and "saved" in log
+
+
+@pytest.mark.parametrize("script", LAUNCHERS[1:])
+def test_when_a_rank_of_a_launcher_dies_its_log_is_shown(script, launch, tmp_path):
+    process = launch(CONFIG, 2, script=script, RANK_0="wait", RANK_1="die")
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == (7 if script == "run_mpirun.sh" else 1)
+    assert "the job ended with code" in error and "rank_1.log" in error and "out of memory" in error
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [((CONFIG,), "usage:"), ((CONFIG, "two"), "N is 'two'"), (("missing.yaml", 2), "no config file missing.yaml")],
+)
+@pytest.mark.parametrize("script", ["run_mpirun.sh", "run_msrun.sh"])
+def test_bad_launches_with_a_launcher_are_one_sentence(script, arguments, said, launch):
+    process = launch(*arguments, script=script)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 2 and error.startswith("error: ") and len(error.splitlines()) == 1 and said in error
+
+
+def test_each_rank_can_have_its_share_of_the_cores(launch, table, tmp_path):
+    cores = len(os.sched_getaffinity(0))
+    process = launch(CONFIG, table({"10.0.0.1": range(2)}), 0, 2, BIND_CORES="1")
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 0, error
+    first, second = (given["cores"] for _, (given, _) in sorted(recorded(tmp_path).items()))
+    assert len(first) + len(second) == cores and not set(first) & set(second) or cores == 1
+
+
+def test_the_command_of_the_tutorial(launch, table, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(ROOT / "scripts", root / "scripts")
+    (root / "tools").symlink_to(ROOT / "tools")
+    config = root / "configs" / "training" / "sky_numpy_video.yaml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    path = table({"10.0.0.1": range(8)})
+    process = launch(path, 4, 2, "--epochs", "1", script="run_distributed_sky_numpy_video.sh", root=root)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 0, error
+    found = recorded(tmp_path)
+    assert sorted(found) == [4, 5]
+    assert found[4][1] == ["train.py", "-c", found[4][1][2], "--use_parallel", "True", "--epochs", "1"]
+    assert found[4][1][2].endswith("configs/training/sky_numpy_video.yaml")
+
+
+def wait_for_ranks(tmp_path, count):
     end = time.time() + 30
-    while len(list((tmp_path / "logs").glob("*.log"))) < 2 or len(recorded_names(tmp_path)) < 2:
+    while len([path for path in (tmp_path / "record").iterdir() if path.name.isdecimal()]) < count:
         assert time.time() < end
         time.sleep(0.1)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert all("told to stop" in (tmp_path / "logs" / f"rank_{rank}.log").read_text() for rank in (0, 1))
-
-
-def recorded_names(tmp_path):
-    return list((tmp_path / "record").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -142,9 +221,23 @@ def test_bad_launches_are_one_sentence(arguments, said, launch, table, tmp_path)
     assert said in error and not recorded(tmp_path)
 
 
-def make_table(*arguments):
+def make_table(*arguments, **environment):
     command = [sys.executable, ROOT / "tools" / "make_rank_table.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+@pytest.mark.skipif(Path("/etc/hccn.conf").exists(), reason="this machine has real Ascend devices")
+def test_addresses_are_asked_of_the_driver(tmp_path):
+    tool = tmp_path / "hccn_tool"
+    tool.write_text('#!/bin/bash\n[[ $2 == 3 ]] || echo -e "ipaddr:192.1.0.$2\\nnetmask:255.255.255.0"\n')
+    tool.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = make_table("--devices", "0-2", "--target", tmp_path / "t.json", PATH=path)
+    assert done.returncode == 0, done.stderr
+    (server,) = json.loads((tmp_path / "t.json").read_text())["server_list"]
+    assert [device["device_ip"] for device in server["device"]] == ["192.1.0.0", "192.1.0.1", "192.1.0.2"]
+    done = make_table("--devices", "0-3", "--target", tmp_path / "none.json", PATH=path)
+    assert done.returncode == 2 and "device 3 has no address" in done.stderr and not (tmp_path / "none.json").exists()
 
 
 def test_tables_are_made_and_merged(tmp_path):
