@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import imageio.v3 as iio
 import numpy as np
@@ -134,7 +135,8 @@ def read_video(path: str | Path) -> np.ndarray:
     if not Path(path).is_file():
         raise UserError(f"there is no video {path}")
     try:
-        frames = iio.imread(path, plugin="pillow") if Path(path).suffix.lower() == ".gif" else _decode(path)
+        is_gif = Path(path).suffix.lower() == ".gif"
+        frames = iio.imread(path, plugin="pillow", mode="RGB") if is_gif else _decode(path)
     except (OSError, RuntimeError, ValueError, SyntaxError, IndexError) as error:  # what the three decoders raise
         raise UserError(f"cannot read the video {path}; it is broken or not a video") from error
     if frames.ndim != 4 or len(frames) == 0:
@@ -181,12 +183,21 @@ def read_frames(folder: str | Path, indices: Sequence[int] | None = None) -> np.
     return np.stack(frames)
 
 
-def _decode(path: str | Path) -> np.ndarray:
-    """Decode with decord where it is installed (x86_64), else, or where it gives up, through a pipe from ffmpeg."""
+def import_decord() -> ModuleType | None:
+    """Return decord, or None where it is not installed: it has no wheel for aarch64."""
+    # decord's library is visible to all that is loaded after it: MindSpore would take old functions from it and abort.
+    import mindspore  # noqa: F401
+
     try:
         import decord
     except ImportError:
-        decord = None
+        return None
+    return decord
+
+
+def _decode(path: str | Path) -> np.ndarray:
+    """Decode with decord where it is installed (x86_64), else, or where it gives up, through a pipe from ffmpeg."""
+    decord = import_decord()
     if decord:
         # It has its own kind of exception for what ffmpeg may still read, such as frames of 8 x 8 pixels.
         with contextlib.suppress(decord.DECORDError, RuntimeError):

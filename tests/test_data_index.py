@@ -56,6 +56,20 @@ def test_csv_with_names_numbers_and_captions(tmp_path):
     assert listed(tmp_path, data_layout="csv", csv_path=path, class_column="class")[0] == [("a.mp4", 7), ("b.mp4", 0)]
 
 
+@pytest.mark.parametrize("kinds", [("1", "10", "1.5"), ("1", "2", "night"), ("1.0", "10.0", "2.0"), ("0", "1", "-1")])
+def test_classes_that_are_not_all_whole_numbers_or_all_names_are_refused(kinds, tmp_path):
+    path = table(tmp_path / "t.csv", ("video", "class"), *[(f"{kind}.mp4", kind) for kind in kinds])
+    with pytest.raises(UserError, match=r"t.csv, line [24]: the class '.*' is no whole number from 0 on"):
+        listed(tmp_path, data_layout="csv", csv_path=path, class_column="class")
+
+
+def test_a_frame_list_tells_equal_names_apart_by_their_folders(tmp_path):
+    touch(tmp_path, "a/one/x_1.jpg", "b/one/x_1.jpg")
+    (tmp_path / "list.txt").write_text("a/one/x_1.jpg\nb/one/x_1.jpg\n")
+    _, index = listed(tmp_path, frame_list=str(tmp_path / "list.txt"))
+    assert [(image.path.parent.parent.name, image.label) for image in index.images] == [("a", 0), ("b", 1)]
+
+
 def test_a_frame_list_names_the_images_of_joint_training(tmp_path):
     touch(tmp_path, "a/one/x_1.jpg", "b/two/x_1.jpg")
     (tmp_path / "list.txt").write_text("two/x_1.jpg\none/x_1.jpg\n\n")
@@ -79,11 +93,19 @@ def test_a_frame_list_names_the_images_of_joint_training(tmp_path):
             {"data_layout": "csv", "csv_path": "t.csv", "class_column": "kind"},
             "no column 'kind'; class_column must be one",
         ),
-        ({"data_layout": "csv", "csv_path": "t.csv", "class_column": "class"}, "data line 1 has no class"),
+        ({"data_layout": "csv", "csv_path": "t.csv", "class_column": "class"}, "t.csv, line 3 has no class"),
+        ({"data_layout": "csv", "csv_path": "empty.csv"}, "no column 'video'; .* first line, which is empty"),
+        ({"data_layout": "video_files", "frame_list": "empty.csv"}, "leave frame_list out"),
+        ({"frame_list": "missing.txt"}, "frame_list missing.txt cannot be read"),
     ],
 )
 def test_bad_data_sets(options, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    table(tmp_path / "t.csv", ("video", "class"), ("a.mp4", ""))
+    table(tmp_path / "t.csv", ("video", "class"), ("", "x"), ("a.mp4", ""))
+    (tmp_path / "empty.csv").write_text("")
+    if {"data_layout", "frame_list"} & set(options) == {"frame_list"}:
+        touch(tmp_path, "clip/x_1.jpg")
+    elif "frame_list" in options:
+        touch(tmp_path, "a.mp4")
     with pytest.raises(UserError, match=said):
         list_records(DataConfig(**{"data_folder": str(tmp_path), **options}))

@@ -1,6 +1,8 @@
 """From files to batches: windows, transforms, broken videos, ranks, a start in the middle."""
 
+import mindspore as ms
 import numpy as np
+import psutil
 import pytest
 from helpers import error, recorded
 from PIL import Image
@@ -9,7 +11,7 @@ from latte.config import DataConfig
 from latte.data import clips
 from latte.data.dataset import VideoDataset
 from latte.data.index import list_records
-from latte.data.loader import TrainingSource, make_loader, read_text
+from latte.data.loader import TrainingSource, make_loader, read_text, unwrapped
 from latte.data.transforms import to_pixels
 from latte.errors import UserError
 from latte.video import save_gif, save_mp4
@@ -51,6 +53,13 @@ def test_transforms_are_those_of_the_official_code():
             assert error(to_pixels(frames, expected.shape[-1], transform), expected) < 1e-5
     flipped = to_pixels(frames, 10, "crop_resize", flip=True)
     assert np.array_equal(flipped[..., ::-1], to_pixels(frames, 10, "crop_resize"))
+
+
+@pytest.mark.parametrize("transform", ["crop_resize", "resize_crop"])
+def test_every_short_edge_gives_the_size_asked_for(transform):
+    for short in range(16, 520):  # 230 of the edges below 2200 times (256 / edge) are just below 256
+        for shape in ((1, short, short + 3, 3), (1, short + 3, short, 3)):
+            assert to_pixels(np.zeros(shape, np.uint8), 32, transform).shape == (1, 3, 32, 32), shape
 
 
 @pytest.mark.parametrize("kind", ["decord", "pyav", "gif", "folder"])
@@ -104,21 +113,29 @@ def test_broken_and_short_videos_are_skipped_and_named(folders):
         path.unlink()
     data = dataset(folders, num_frames=9)
     seen = [data.sample(position) for position in range(40)]
-    skipped = {int(number) for sample in seen for number in sample.skipped[sample.skipped >= 0]}
-    assert 2 in skipped and {sample.record for sample in seen} <= {0, 1, 3, 4}
+    assert skipped_in(seen) == {1, 2} and {sample.record for sample in seen} == {0, 1, 3, 4}
     assert "clip2 has 8 frames, but 9 frames" in data.reason(2)
-    if 1 in skipped:
-        assert "f_3.png" in data.reason(1) or "could not be read" in data.reason(1)
+    assert data.reason(1) == f"cannot read the frame {folders}/clip1/f_3.png; it is broken or not an image"
 
 
-def test_corrupt_mp4_and_zero_byte_jpg_are_skipped(tmp_path):
+def skipped_in(samples):
+    return {int(number) for sample in samples for number in sample.skipped[sample.skipped >= 0]}
+
+
+def test_a_reason_is_found_wherever_the_video_is_broken(folders):
+    (folders / "clip4" / "f_16.png").write_bytes(b"")
+    assert "f_16.png" in dataset(folders).reason(4)
+    assert "could not be read for a while" in dataset(folders).reason(0)
+
+
+def test_corrupt_mp4s_are_skipped(tmp_path):
     save_mp4(numbered(12, 16, 16), tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:300])
     (tmp_path / "c.mp4").write_bytes(b"")
     data = dataset(tmp_path, data_layout="video_files")
     samples = [data.sample(position) for position in range(6)]
     assert {sample.record for sample in samples} == {0}
-    assert {1, 2} == {int(n) for sample in samples for n in sample.skipped[sample.skipped >= 0]}
+    assert skipped_in(samples) == {1, 2}
     assert "b.mp4; it is broken or not a video" in data.reason(1)
 
 
@@ -135,6 +152,19 @@ def test_single_images_follow_the_video_with_labels_of_their_own(tmp_path):
     sample = data.sample(0)
     assert sample.pixels.shape == (7, 3, 16, 16) and sample.labels.shape == (4,)
     assert {int(label) for position in range(10) for label in data.sample(position).labels[1:]} == {0, 1}
+
+
+def test_broken_single_images_are_skipped_and_named(tmp_path):
+    for name in ("one", "two"):
+        write_folder(tmp_path / name, 8)
+    Image.fromarray(numbered(3)[2]).save(tmp_path / "one" / "f_9.jpg")
+    (tmp_path / "one" / "f_10.jpg").write_bytes(b"")
+    (tmp_path / "list.txt").write_text("one/f_9.jpg\none/f_10.jpg\ntwo/f_99.jpg\n")
+    data = dataset(tmp_path, images_per_video=2, frame_list=str(tmp_path / "list.txt"), num_frames=8)
+    samples = [data.sample(position) for position in range(20)]
+    assert all(np.array_equal(frame_numbers(sample.pixels)[8:], [2, 2]) for sample in samples)
+    assert skipped_in(samples) == {0, 3, 4}  # the images have numbers after those of the two videos
+    assert "f_10.jpg; it is broken" in data.reason(3) and "there is no video" in data.reason(4)
 
 
 def source(folders, **options):
@@ -163,6 +193,41 @@ def test_a_start_in_the_middle_goes_on_with_the_same_batches_from_any_number_of_
     whole = batches(folders, 2, 0, 6)
     assert same(whole[4:], batches(folders, 2, 4, 6))
     assert same(whole, batches(folders, 2, 0, 6, workers=2))
+
+
+def test_workers_start_after_a_computation_and_leave_nothing_behind(folders):
+    assert float(ms.ops.ones((4, 4)).sum().asnumpy()) == 16
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    loader = make_loader(source(folders), 1, 0, 1000, 0, 1, 2)
+    batches = loader.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    next(batches)
+    workers = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+    assert len(workers) >= 2
+    del batches
+    psutil.wait_procs(workers, timeout=20)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 1000])
+def test_what_is_wrong_reaches_the_training_as_one_sentence(workers, tmp_path):
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    broken = TrainingSource(dataset(tmp_path, data_layout="video_files"), (4, 2, 8, 8), seed=3)
+    with pytest.raises(RuntimeError) as caught:
+        list(make_loader(broken, 1, 0, 4, 0, 1, workers).create_tuple_iterator(num_epochs=1, output_numpy=True))
+    found = unwrapped(caught.value)
+    assert isinstance(found, UserError)
+    assert str(found).startswith("1 videos in a row cannot be used; of the last one: cannot read the video")
+    assert str(found).endswith("b.mp4; it is broken or not a video")
+    other = RuntimeError("out of memory")
+    assert unwrapped(other) is other
+
+
+def test_long_videos_are_not_read_far_ahead(folders):
+    def ahead(num_frames, size):
+        make_loader(TrainingSource(dataset(folders, num_frames, size), (1,), 0), 1, 0, 1, 0, 1, 1)
+        return ms.dataset.config.get_prefetch_size()
+
+    assert (ahead(16, 256), ahead(128, 256), ahead(128, 512)) == (16, 2, 2)
 
 
 def test_what_a_batch_holds(folders):
@@ -195,8 +260,11 @@ def test_text_embeddings_are_found_by_caption(tmp_path):
     )
     text, places, null = read_text(str(path), ["a", "b", "a"])
     assert text.shape == (2, *shape) and places.tolist() == [1, 0, 1] and null.shape == shape
-    with pytest.raises(UserError, match="no embedding of 1 captions, such as"):
+    with pytest.raises(UserError, match="no embedding of 1 captions, such as 'c'"):
         read_text(str(path), ["a", "c"])
+    np.savez(path, captions=np.array(["a"]), text=np.zeros((2, *shape)), null=np.zeros(shape))
+    with pytest.raises(UserError, match=r"has text \(2, 77, 768\) .*, but for its 1 captions"):
+        read_text(str(path), ["a"])
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="is no .npz"):
         read_text(str(path), ["a"])

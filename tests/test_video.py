@@ -57,6 +57,20 @@ def test_mp4_reads_back(tmp_path, monkeypatch, size, has_decord):
     assert error(found, frames) < 3
 
 
+def test_mindspore_loads_after_a_video_was_read(tmp_path):
+    video.save_mp4(gradient(4, 32, 32), tmp_path / "a.mp4")
+    code = f"from latte import video; video.read_video({str(tmp_path / 'a.mp4')!r}); import mindspore"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_gif_with_transparency_has_three_channels(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 4), dtype=np.uint8)
+    levels[..., 3] = np.where(np.arange(16) % 2, 255, 0)
+    first, *others = [Image.fromarray(frame) for frame in levels]
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, disposal=2)
+    assert video.read_video(tmp_path / "a.gif").shape == (3, 16, 16, 3)
+
+
 def test_gif_reads_back(tmp_path):
     frames = gradient(6, 32, 48)
     video.save_gif(frames, tmp_path / "a.gif", fps=8)

@@ -6,18 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import imageio.v3 as iio
 import numpy as np
 
 from latte.errors import UserError
-from latte.video import FRAME_SUFFIXES, read_frames, read_video
+from latte.video import FRAME_SUFFIXES, import_decord, list_frames, read_frames, read_video
 
-try:
-    import decord
-except ImportError:  # no wheel for aarch64
-    decord = None
-
-_BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, *([decord.DECORDError] if decord else []))
+decord = import_decord()
+_BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, av.FFmpegError)
 
 
 class FrameFolder:
@@ -25,7 +22,7 @@ class FrameFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.length = sum(file.suffix.lower() in FRAME_SUFFIXES for file in path.iterdir())
+        self.length = len(list_frames(path))
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if one is broken."""
@@ -64,11 +61,12 @@ class VideoFile:
                 return self._reader.get_batch(list(map(int, indices))).asnumpy()
         with _named(self.path):
             wanted, frames = set(map(int, indices)), {}
-            for number, frame in enumerate(iio.imiter(self.path, plugin="pyav")):
-                if number in wanted:
-                    frames[number] = frame
-                if number >= max(wanted):
-                    break
+            with av.open(str(self.path)) as container:
+                for number, frame in enumerate(container.decode(container.streams.video[0])):
+                    if number in wanted:  # turning a frame into RGB takes longer than decoding it
+                        frames[number] = frame.to_ndarray(format="rgb24")
+                    if number >= max(wanted):
+                        break
             return np.stack([frames[int(index)] for index in indices])
 
 
@@ -97,7 +95,9 @@ def open_clip(path: Path) -> FrameFolder | ImageFile | VideoFile | Animation:
 
 def _count(path: Path) -> int:
     """Return the number of frames; the container may not tell, and then they are counted."""
-    return iio.improps(path, plugin="pyav").n_images or sum(1 for _ in iio.imiter(path, plugin="pyav"))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
 
 
 @contextlib.contextmanager

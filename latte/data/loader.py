@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import zipfile
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from latte.errors import UserError
 
 _NOISE = 3  # a stream of random numbers
 _MARK = "UserError: "  # how MindSpore quotes ours in an error of its own
+_AHEAD = 256 * 2**20  # bytes that each of MindSpore's queues may hold, at least 2 batches; 16 of 128 frames took 4 GB
 
 
 class TrainingSource:
@@ -73,9 +76,17 @@ def make_loader(
     """Return the batches `first` to `last` - 1 of a rank, in order.
 
     Row j of batch b of rank r is the sample at position (b * world_size + r) * batch_size + j: N ranks see together
-    what one rank with N times the batch size sees.
+    what one rank with N times the batch size sees. The number of workers, which MindSpore limits to that of the
+    processors, changes nothing but the speed.
     """
     rows = _Rows(source, batch_size, first, last, rank, world_size)
+    num_workers = min(num_workers, os.cpu_count() or 1)
+    images = source.dataset.num_frames + source.dataset.options.images_per_video
+    batch_bytes = batch_size * images * 3 * source.dataset.image_size**2 * 4
+    # A loader that failed may leave its iterator in the cycle of its exception. Collected in a forked worker instead of
+    # here, it would end that worker, and with it this process.
+    gc.collect()
+    ms.dataset.config.set_prefetch_size(min(max(_AHEAD // batch_bytes, 2), 16))
     ms.dataset.config.set_enable_shared_mem(num_workers > 1)
     dataset = ms.dataset.GeneratorDataset(
         rows,
@@ -90,7 +101,8 @@ def make_loader(
 
 def unwrapped(error: RuntimeError) -> Exception:
     """Return the UserError that a worker raised, out of MindSpore's error around it; or that error."""
-    _, mark, text = str(error).partition(_MARK)
+    # The last mark: a worker process's traceback is itself quoted behind a first one.
+    _, mark, text = str(error).rpartition(_MARK)
     return UserError(text.splitlines()[0].strip()) if mark else error
 
 
@@ -106,7 +118,12 @@ def read_text(path: str, captions: list[str]) -> tuple[np.ndarray, np.ndarray, n
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"text_embeddings {path} is no .npz with captions, text and null: {error}") from error
     places = {str(caption): place for place, caption in enumerate(known)}
+    if text.shape != (len(known), 77, 768) or null.shape != (77, 768):
+        raise UserError(
+            f"text_embeddings {path} has text {text.shape} and null {null.shape}, but for its {len(known)} captions "
+            f"these must be ({len(known)}, 77, 768) and (77, 768)"
+        )
     missing = [caption for caption in captions if caption not in places]
-    if missing or text.shape[0] != len(known):
-        raise UserError(f"text_embeddings {path} has no embedding of {len(missing)} captions, such as {missing[:1]}")
+    if missing:
+        raise UserError(f"text_embeddings {path} has no embedding of {len(missing)} captions, such as {missing[0]!r}")
     return text, np.array([places[caption] for caption in captions]), null

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from latte.errors import UserError
-
 
 def to_pixels(frames: np.ndarray, size: int, transform: str, flip: bool = False) -> np.ndarray:
     """Return square pixels in [-1, 1] of frames, mirrored if `flip`.
@@ -18,9 +16,10 @@ def to_pixels(frames: np.ndarray, size: int, transform: str, flip: bool = False)
     if transform == "crop_resize":
         x = resize(centre(frames, short), (size, size))
     else:
-        # As PyTorch's interpolate with a scale factor: the new size is rounded down, the scale stays what it is.
+        # As PyTorch's interpolate with a scale factor: the new size is rounded down, the scale stays what it is. But
+        # 322 * (256 / 322) is just below 256: without the `max`, such frames would lose a row, and a batch its shape.
         scale = size / short
-        x = centre(resize(frames, (int(height * scale), int(width * scale)), scale), size)
+        x = centre(resize(frames, (max(int(height * scale), size), max(int(width * scale), size)), scale), size)
     x = np.moveaxis(x[:, :, ::-1] if flip else x, -1, 1)
     return np.ascontiguousarray(x, np.float32) / np.float32(127.5) - 1
 
@@ -28,8 +27,6 @@ def to_pixels(frames: np.ndarray, size: int, transform: str, flip: bool = False)
 def centre(frames: np.ndarray, size: int) -> np.ndarray:
     """Return the central square (F, size, size, 3); an odd pixel too many is split as PyTorch's round does."""
     top, left = (int(round((side - size) / 2.0)) for side in frames.shape[1:3])
-    if min(top, left) < 0:
-        raise UserError(f"frames of {frames.shape[1:3]} cannot be cut to {size} x {size}")
     return frames[:, top : top + size, left : left + size]
 
 

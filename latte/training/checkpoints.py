@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from latte.weights.files import write_state_dict
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
 
 log = logging.getLogger("latte")
+GIB = 2**30
 _STATE = re.compile(r"state-(\d{8})\.safetensors")
+_LEFTOVER = re.compile(r"\.\w+-\d{8}-.+\.(ckpt|safetensors)")  # the temporary names of files.atomic_path
 
 
 class Checkpoints:
@@ -43,18 +47,17 @@ class Checkpoints:
     ) -> Path:
         """Write a checkpoint, remove those that are not to be kept, and return the file of the weights.
 
-        Raises UserError if a file cannot be written; earlier checkpoints stay as they are.
+        Raises UserError if the disk is too full or a file cannot be written; earlier checkpoints stay as they are.
         """
-        for leftover in self.folder.glob(".*"):  # of a process that was killed while it wrote
-            leftover.unlink(missing_ok=True)
         weights_file = self.folder / f"{kind}-{step:08d}.ckpt"
-        write_state_dict(weights_file, weights, metadata, progress)
-        write_safetensors(self._state_file(step), state, metadata, progress)
-        for old in self.steps()[: -self.keep_last]:
-            if not self.keep_every or old % self.keep_every:
-                self._state_file(old).unlink()
-                for path in self.folder.glob(f"*-{old:08d}.ckpt"):
-                    path.unlink()
+        try:
+            self._make_room(sum(array.nbytes for arrays in (state, weights) for array in arrays.values()))
+            write_state_dict(weights_file, weights, metadata, progress)
+            write_safetensors(self._state_file(step), state, metadata, progress)
+            _sync_folder(self.folder)  # before older ones go: a power cut must not find neither
+            self._prune(step)
+        except OSError as error:
+            raise UserError(f"cannot write a checkpoint to {self.folder}: {error.strerror}") from error
         return weights_file
 
     def load(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -71,5 +74,38 @@ class Checkpoints:
                 log.warning("%s; the checkpoint before it is taken", error)
         return None
 
+    def _make_room(self, needed: int) -> None:
+        """Remove what a process left that was killed while it wrote; raises UserError if `needed` bytes are not free.
+
+        The space is asked for beforehand, because a file that is cut off fills the disk for everyone else.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"{self.folder} has {free / GIB:.2f} GiB free, but a checkpoint needs {needed / GIB:.2f}; free some "
+                "space and go on with --resume auto, or lower ckpt_max_keep"
+            )
+
+    def _prune(self, step: int) -> None:
+        """Remove old checkpoints. Those after `step`, damaged or of a run that went back, displace no older one."""
+        for old in [other for other in self.steps() if other <= step][: -self.keep_last]:
+            if not self.keep_every or old % self.keep_every:
+                self._state_file(old).unlink(missing_ok=True)
+                for path in self.folder.glob(f"*-{old:08d}.ckpt"):
+                    path.unlink(missing_ok=True)
+
     def _state_file(self, step: int) -> Path:
         return self.folder / f"state-{step:08d}.safetensors"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names of the files in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

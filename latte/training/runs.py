@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import re
 import time
 from pathlib import Path
 from typing import IO
@@ -12,25 +13,26 @@ from latte.errors import UserError
 
 log = logging.getLogger("latte")
 CONFIG_FILE = "config.yaml"
+_STATE = re.compile(r"state-\d{8}\.safetensors")
 
 
 def find_run(output_path: str, resume: str | None, name: str) -> Path:
     """Return the folder of a run: a new one; for "auto" the newest of output_path, if any; else the one that is named.
 
-    Raises UserError if there is no such run, or the folder cannot be made.
+    Only one rank may call it, because it makes folders. A run is named by its folder, its folder `ckpt`, or its newest
+    state file. Raises UserError if there is no such run, or the folder cannot be made.
+    """
+    if resume == "auto":
+        return newest_run(output_path) or create_run(output_path, name)
+    return _named_run(Path(resume)) if resume else create_run(output_path, name)
+
+
+def create_run(output_path: str, name: str) -> Path:
+    """Make a folder with `ckpt` in it, `<output_path>/<name>-<YYYYmmdd-HHMMSS>`, and return it.
+
+    A second one in a second gets a number. Raises UserError if it cannot be made.
     """
     root = Path(output_path)
-    if resume == "auto":
-        runs = [path.parent for path in root.glob(f"*/{CONFIG_FILE}")]
-        if runs:
-            return max(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime_ns)
-    elif resume:
-        named = Path(resume)
-        named = named.parent if named.is_file() else named
-        named = named.parent if named.name == "ckpt" else named
-        if not (named / CONFIG_FILE).is_file():
-            raise UserError(f"resume: {resume} is not the folder of a run, which has a {CONFIG_FILE}; or say auto")
-        return named
     stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in range(1000):
         folder = root / (f"{stamp}-{number}" if number else stamp)
@@ -38,24 +40,52 @@ def find_run(output_path: str, resume: str | None, name: str) -> Path:
             (folder / "ckpt").mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
+            if not folder.is_dir():
+                raise UserError(f"output_path {root} is or lies in a file; name a folder") from None
         except OSError as error:
-            raise UserError(f"output_path {root} cannot be written: {error.strerror}") from error
-    raise UserError(f"output_path {root} has a thousand runs of this second")
+            raise UserError(f"output_path {root} cannot be written: {error.strerror}; name another folder") from error
+    raise UserError(f"output_path {root} has a thousand runs of this second; start again")
+
+
+def newest_run(output_path: str) -> Path | None:
+    """Return the run of output_path that was started or resumed last, or None.
+
+    Whether it has a checkpoint does not count: a run that died before its first one starts again in its folder, and
+    does not hide behind an older run, which may be of other options.
+    """
+    runs = [path.parent for path in Path(output_path).glob(f"*/{CONFIG_FILE}")]
+    return max(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime_ns, default=None)
+
+
+def _named_run(named: Path) -> Path:
+    is_state = named.is_file() and _STATE.fullmatch(named.name) is not None
+    folder = named.parent if is_state else named
+    folder = folder.parent if folder.name == "ckpt" else folder
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"resume: {named} is not the folder of a run, which has a {CONFIG_FILE}; or say auto")
+    if is_state and named.name != (newest := max(filter(_STATE.fullmatch, (p.name for p in named.parent.iterdir())))):
+        raise UserError(f"resume: {named} is not the newest of its run, {newest} is; move those after it away first")
+    return folder
 
 
 def lock(folder: Path) -> IO[str]:
     """Keep other processes out of a run until the returned file is closed; raises UserError if one is in it."""
-    file = open(folder / ".lock", "w")  # noqa: SIM115, it stays open
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        file = open(folder / ".lock", "w")  # noqa: SIM115, it stays open
+        # Not flock, which a loader's processes would inherit: they outlive a killed run for a moment.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise UserError(f"{folder} is in use by another training process; stop it, or start a new run") from None
+    except OSError as error:
+        raise UserError(f"{folder} cannot be locked: {error.strerror}; make it writable, or start a new run") from error
     return file
 
 
 def log_to(folder: Path) -> None:
-    """Write the log to log.txt of the run too, after what is there."""
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    """Write the log to log.txt of the run too, after what is there; for one rank. Raises UserError if it cannot."""
+    try:
+        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {folder / 'log.txt'}: {error.strerror}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)

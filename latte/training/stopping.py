@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from types import FrameType
 
 log = logging.getLogger("latte")
+_entered: list[StopSignal] = []
 
 
 class StopSignal:
-    """While it is entered, SIGTERM and SIGINT only set `requested`; a second one raises KeyboardInterrupt."""
+    """While it is entered, SIGTERM and SIGINT only set `requested`; a second one raises KeyboardInterrupt.
+
+    Processes forked meanwhile, such as those of a loader, have the handlers from before and a process group of their
+    own. Raises ValueError if it is entered outside the main thread.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -18,9 +24,14 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        _entered.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _entered.remove(self)
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -29,3 +40,20 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
         log.warning("%s: stopping after this step, then saving", signal.Signals(number).name)
+
+
+def _release_child() -> None:
+    """Let a forked process end when it is told to, and only then.
+
+    With our handler it would outlive `terminate()`. In our process group it would get the SIGTERM that `timeout` and
+    others send to the whole group; MindSpore answers the end of a loader's process with a second signal to
+    this one, and what was to be saved is lost.
+    """
+    for entered in reversed(_entered):
+        entered._restore()
+    if _entered:
+        os.setpgid(0, 0)
+        _entered.clear()
+
+
+os.register_at_fork(after_in_child=_release_child)

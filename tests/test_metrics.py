@@ -1,0 +1,132 @@
+"""metrics.csv of a resumed run is the uninterrupted one's; TensorBoard hides what was redone; the picture is drawn."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from latte.errors import UserError
+from latte.training.metrics import COLUMNS, Metrics, describe, read_metrics, smoothed
+
+OTHERS = {"videos_per_second": 2.5, "images_per_second": 40.0, "memory_gib": 1.25}
+
+
+def values(step, scale=1.0):
+    numbers = np.random.default_rng(step).random(5) / 3
+    names = ("epoch", "loss", "mse", "bound", "grad_norm")
+    fixed = {"learning_rate": 1e-4, "loss_scale": scale, "skipped_steps": step // 7}
+    return {"step": step, **dict(zip(names, numbers.tolist(), strict=True)), **fixed}
+
+
+def run(folder, resume_step, steps):
+    metrics = Metrics(folder, resume_step)
+    for step in steps:
+        metrics.write(values(step), OTHERS)
+    metrics.close()
+    return metrics
+
+
+def events(folder):
+    """Yield the events of all files of TensorBoard, in order: length, its checksum, event, its checksum."""
+    for file in sorted((folder / "tensorboard").iterdir()):
+        data = file.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+@pytest.mark.parametrize("torn", [b"", b"41,0.12", b"41,0.1,0.2,0.3,0.4,0.5,0.0001,1.0,0"])
+def test_a_resumed_run_has_the_file_of_an_uninterrupted_one(torn, tmp_path):
+    whole = run(tmp_path / "whole", 0, range(1, 61)).file.read_bytes()
+    cut = run(tmp_path / "cut", 0, range(1, 41)).file
+    with open(cut, "ab") as file:
+        file.write(torn)  # the process was killed in a row
+    run(tmp_path / "cut", 25, range(26, 61))
+    assert cut.read_bytes() == whole
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path):
+    run(tmp_path / "cut", 0, range(1, 9))
+    run(tmp_path / "cut", 0, range(1, 13))
+    assert (tmp_path / "cut/metrics.csv").read_bytes() == run(tmp_path / "whole", 0, range(1, 13)).file.read_bytes()
+
+
+def test_numbers_are_exact_and_there_are_no_times(tmp_path):
+    file = run(tmp_path, 0, [3]).file
+    (row,) = read_metrics(file)
+    assert tuple(row) == COLUMNS and {name: float(text) for name, text in row.items()} == values(3)
+    assert not set(COLUMNS) & set(OTHERS) and not any("time" in name for name in COLUMNS)
+
+
+def test_a_row_is_in_the_file_at_once(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    metrics.write(values(1), OTHERS)
+    assert len(read_metrics(metrics.file)) == 1
+    metrics.close()
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n1,2\n"])
+def test_another_file_of_that_name_is_an_error_and_stays(text, tmp_path):
+    (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(UserError, match="metrics.csv does not begin with the columns step,epoch"):
+        Metrics(tmp_path, 0)
+    assert (tmp_path / "metrics.csv").read_text() == text
+
+
+@pytest.mark.parametrize("resume_step", [0, 4])
+def test_tensorboard_has_all_numbers_and_hides_what_was_redone(resume_step, tmp_path):
+    run(tmp_path, 0, range(1, 7))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    file.rename(file.with_name("events.out.tfevents.1700000000.host"))  # tensorboardX has one file a second
+    run(tmp_path, resume_step, range(resume_step + 1, 9))
+    shown = []
+    for event in events(tmp_path):
+        if event.session_log.status == event.session_log.START:  # what TensorBoard does there
+            shown = [(step, name, number) for step, name, number in shown if step < event.step]
+        shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    wanted = {name: number for name, number in {**values(8), **OTHERS}.items() if name != "step"}
+    assert {name: number for step, name, number in shown if step == 8} == pytest.approx(wanted)
+    assert [step for step, name, _ in shown if name == "loss"] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("kind", ["one row", "usual", "loss scale", "not finite", "negative"])
+def test_the_picture_is_drawn(kind, tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    for step in range(1, 2 if kind == "one row" else 60):
+        row = values(step, 2.0 ** (step // 20) if kind == "loss scale" else 1.0)
+        if kind == "not finite" and step % 9 == 0:
+            row |= {"loss": float("nan"), "grad_norm": float("inf")}
+        metrics.write(row | ({"bound": -0.1} if kind == "negative" else {}), OTHERS)
+    metrics.plot()
+    metrics.close()
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.size == (990, 770) and np.asarray(picture.convert("L")).std() > 10
+
+
+def test_no_rows_give_no_picture(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    metrics.plot()
+    metrics.close()
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_smoothing_keeps_a_constant_and_quiets_noise():
+    assert np.allclose(smoothed(np.full(100, 3.0)), 3)
+    noise = np.random.default_rng(0).standard_normal(1000)
+    assert smoothed(noise).std() < 0.25 and smoothed(noise).shape == (1000,)
+    assert np.array_equal(smoothed(noise[:5]), noise[:5])
+
+
+def test_a_line_for_the_log_names_everything():
+    line = describe(values(70), OTHERS)
+    for part in (
+        "step 70, epoch 0.",
+        "loss 0.",
+        "(mse 0.",
+        "bound 0.",
+        "grad norm 0.",
+        "lr 0.0001",
+        "images_per_second 40",
+    ):
+        assert part in line
