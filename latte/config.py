@@ -11,7 +11,7 @@ from typing import Literal
 
 from latte.options import OptionError, Options, in_range, parse_config, save_config
 
-__all__ = ["DataConfig", "SampleConfig", "TrainConfig", "parse_config", "save_config"]
+__all__ = ["CacheConfig", "DataConfig", "SampleConfig", "TrainConfig", "parse_config", "save_config"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -128,6 +128,8 @@ class DataOptions(Options):
     """Data"""
 
     data_folder: str | None = None  # where the videos are
+    cache_folder: str | None = None  # latents of tools/embedding_cache.py, for data_folder; there, where they go
+    cache_dtype: Literal["fp16", "fp32"] | None = None  # of the latents; null = as the cache has, fp16 if new
     data_layout: Literal["frame_folders", "video_files", "class_folders", "csv"] = "frame_folders"  # docs/train.md
     csv_path: str | None = None  # csv: the table, with paths relative to data_folder
     video_column: str = "video"  # csv: header of the column of paths
@@ -233,6 +235,22 @@ class RunOptions(Options):
         in_range(self, "sample_steps", 1, 1000)
 
 
+@dataclasses.dataclass(kw_only=True)
+class CacheOptions(Options):
+    """Cache"""
+
+    cache_file_type: Literal["numpy", "mindrecord"] = "numpy"  # one file a video, or files of MindSpore's record format
+    flip: bool = False  # store the mirrored video too, for random_flip
+    resume_cache_index: int = 0  # leave out the videos before this one; without it, those that are there already
+    verify: bool = False  # check every file of a cache, and write nothing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "resume_cache_index", 0)
+        if not self.cache_folder:
+            raise OptionError("cache_folder", self.cache_folder, "the folder to write to")
+
+
 # Python collects the fields from the last base to the first, so --help begins with the device and ends with the output.
 @dataclasses.dataclass(kw_only=True)
 class SampleConfig(OutputOptions, SamplingOptions, CodecOptions, CheckpointOptions, ModelOptions, DeviceOptions):
@@ -249,3 +267,8 @@ class TrainConfig(
     RunOptions, OptimizerOptions, ConditionOptions, DataOptions, CodecOptions, ModelOptions, DeviceOptions
 ):
     """Options of train.py."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class CacheConfig(CacheOptions, TrainConfig):
+    """Options of tools/embedding_cache.py: those of the training, and its own."""

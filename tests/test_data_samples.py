@@ -9,7 +9,7 @@ from PIL import Image
 
 from latte.config import DataConfig
 from latte.data import clips
-from latte.data.dataset import VideoDataset
+from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, make_loader, read_text, unwrapped
 from latte.data.transforms import to_pixels
@@ -30,7 +30,7 @@ def write_folder(folder, count, **sizes):
 
 def dataset(root, num_frames=4, size=16, seed=3, **options):
     options = DataConfig(data_folder=str(root), **options)
-    return VideoDataset(list_records(options), num_frames, size, options, seed)
+    return VideoDataset(list_records(options), num_frames, PixelStore(size, options.transform), options, seed)
 
 
 def frame_numbers(pixels):
@@ -89,7 +89,7 @@ def test_windows_take_every_stride_th_frame_and_start_anywhere_that_fits(folders
     starts = set()
     for position in range(60):
         sample = data.sample(position)
-        numbers = frame_numbers(sample.pixels)
+        numbers = frame_numbers(sample.x)
         assert np.array_equal(np.diff(numbers), [3, 3, 3])
         starts.add((sample.record, numbers[0]))
     assert {start for record, start in starts if record == 0} == {0}  # 12 frames: one window of 4 x 3
@@ -102,7 +102,7 @@ def test_an_epoch_has_every_video_once_and_positions_decide_everything(folders):
     assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs) and epochs[0] != epochs[1]
     for position in (0, 7, 1000003):
         a, b = data.sample(position), again.sample(position)
-        assert a.record == b.record and np.array_equal(a.pixels, b.pixels)
+        assert a.record == b.record and np.array_equal(a.x, b.x)
     other = dataset(folders, seed=4)
     assert [other.sample(i).record for i in range(10)] != [data.sample(i).record for i in range(10)]
 
@@ -150,7 +150,7 @@ def test_single_images_follow_the_video_with_labels_of_their_own(tmp_path):
     write_folder(tmp_path / "b" / "two", 8)
     data = dataset(tmp_path, images_per_video=3)
     sample = data.sample(0)
-    assert sample.pixels.shape == (7, 3, 16, 16) and sample.labels.shape == (4,)
+    assert sample.x.shape == (7, 3, 16, 16) and sample.labels.shape == (4,)
     assert {int(label) for position in range(10) for label in data.sample(position).labels[1:]} == {0, 1}
 
 
@@ -162,7 +162,7 @@ def test_broken_single_images_are_skipped_and_named(tmp_path):
     (tmp_path / "list.txt").write_text("one/f_9.jpg\none/f_10.jpg\ntwo/f_99.jpg\n")
     data = dataset(tmp_path, images_per_video=2, frame_list=str(tmp_path / "list.txt"), num_frames=8)
     samples = [data.sample(position) for position in range(20)]
-    assert all(np.array_equal(frame_numbers(sample.pixels)[8:], [2, 2]) for sample in samples)
+    assert all(np.array_equal(frame_numbers(sample.x)[8:], [2, 2]) for sample in samples)
     assert skipped_in(samples) == {0, 3, 4}  # the images have numbers after those of the two videos
     assert "f_10.jpg; it is broken" in data.reason(3) and "there is no video" in data.reason(4)
 

@@ -26,7 +26,7 @@ LAYERS = {
     "ops": 1,
     **dict.fromkeys(("models", "diffusion", "data", "weights", "metrics"), 2),
     **dict.fromkeys(("text", "codec", "checkpoint"), 3),
-    **dict.fromkeys(("training", "pipeline", "sampling", "quantize", "export"), 4),
+    **dict.fromkeys(("training", "pipeline", "sampling", "caching", "quantize", "export"), 4),
 }
 NO_NEIGHBOURS = {2}
 DEVICE_WORDS = {"Ascend", "GPU", "CPU"}

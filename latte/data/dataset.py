@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from latte.config import DataOptions
 from latte.data.clips import open_clip
-from latte.data.index import Index
+from latte.data.index import Index, Record
 from latte.data.transforms import to_pixels
 from latte.errors import UserError
 
@@ -23,10 +25,57 @@ def stream(seed: int, position: int, kind: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, kind], counter=[0, position, 0, 0]))
 
 
+class Clip(Protocol):
+    """A video of which some frames can be read: as pixels, or from a cache as moments."""
+
+    length: int
+
+    def read(self, indices: np.ndarray, flip: bool) -> np.ndarray:
+        """Return the frames at `indices`, mirrored if `flip`, as float32 (n, C, H, W); raises UserError."""
+
+
+class Store(Protocol):
+    """Where the videos of an index are read from."""
+
+    frame_shape: tuple[int, int, int]  # (C, H, W)
+
+    def open(self, record: Record) -> Clip:
+        """Return the video of a record; raises UserError if it is missing or broken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelStore:
+    """The videos themselves, as the autoencoder takes them."""
+
+    image_size: int
+    transform: str
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """The shape of a frame (C, H, W)."""
+        return 3, self.image_size, self.image_size
+
+    def open(self, record: Record) -> Clip:
+        """Return the video of a record; raises UserError if it is missing or broken."""
+        return PixelClip(record.path, self)
+
+
+class PixelClip:
+    """A video whose frames are transformed when they are read."""
+
+    def __init__(self, path: Path, store: PixelStore):
+        self._clip, self._store = open_clip(path), store
+        self.length = self._clip.length
+
+    def read(self, indices: np.ndarray, flip: bool) -> np.ndarray:
+        """Return the frames at `indices` as float32 (n, 3, size, size); raises UserError if one is broken."""
+        return to_pixels(self._clip.read(indices), self._store.image_size, self._store.transform, flip)
+
+
 class Sample(NamedTuple):
     """A window of a video, single images after it, their classes, and which records were skipped for it."""
 
-    pixels: np.ndarray  # (F + n, 3, size, size) float32 in [-1, 1]
+    x: np.ndarray  # (F + n, C, H, W) float32: pixels in [-1, 1], or moments
     labels: np.ndarray  # (1 + n,) int32
     record: int
     skipped: np.ndarray  # (MAX_SKIPPED,) int32, filled up with -1
@@ -38,9 +87,9 @@ class VideoDataset:
     The records have numbers: those of the videos first, and then those of the listed images.
     """
 
-    def __init__(self, index: Index, num_frames: int, image_size: int, options: DataOptions, seed: int):
-        self.index, self.options, self.seed = index, options, seed
-        self.num_frames, self.image_size = num_frames, image_size
+    def __init__(self, index: Index, num_frames: int, store: Store, options: DataOptions, seed: int):
+        self.index, self.store, self.options, self.seed = index, store, options, seed
+        self.num_frames = num_frames
         self._records = [*index.records, *index.images]
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
 
@@ -57,21 +106,21 @@ class VideoDataset:
         rng = stream(self.seed, position, _WINDOW)
         where, mirrored = rng.random(2)
         skipped: list[int] = []
-        record, pixels = _first_usable(tries, lambda number: self._window(number, where, mirrored), skipped)
+        record, x = _first_usable(tries, lambda number: self._window(number, where, mirrored), skipped)
         images = [self._image(rng, skipped) for _ in range(self.options.images_per_video)]
         labels = [self._records[number].label for number in (record, *[number for number, _ in images])]
         if images:
-            pixels = np.concatenate([pixels, *[image for _, image in images]])
+            x = np.concatenate([x, *[image for _, image in images]])
         # More than fit are rare, and are met again in other samples.
         noted = [*dict.fromkeys(skipped), *[-1] * MAX_SKIPPED][:MAX_SKIPPED]
-        return Sample(pixels, np.array(labels, np.int32), record, np.array(noted, np.int32))
+        return Sample(x, np.array(labels, np.int32), record, np.array(noted, np.int32))
 
     def reason(self, number: int) -> str:
         """Return what is wrong with a record that was skipped; for that, all of it may have to be read."""
         try:
-            clip = open_clip(self._records[number].path)
+            clip = self.store.open(self._records[number])
             for start in range(0, clip.length, self.num_frames):
-                clip.read(np.arange(start, min(start + self.num_frames, clip.length)))
+                clip.read(np.arange(start, min(start + self.num_frames, clip.length)), False)
             if number < len(self):
                 self._starts(number, clip.length)
         except UserError as error:
@@ -92,26 +141,25 @@ class VideoDataset:
         return length - self.num_frames * stride + 1
 
     def _window(self, number: int, where: float, mirrored: float) -> np.ndarray:
-        """Return the pixels of a window whose start, from 0 to 1 of what fits, is `where`."""
-        clip = open_clip(self._records[number].path)
+        """Return a window whose start, from 0 to 1 of what fits, is `where`."""
+        clip = self.store.open(self._records[number])
         start = int(where * self._starts(number, clip.length))
-        return self._pixels(clip.read(start + self.options.sample_stride * np.arange(self.num_frames)), mirrored)
+        return clip.read(start + self.options.sample_stride * np.arange(self.num_frames), self._flips(mirrored))
 
     def _image(self, rng: np.random.Generator, skipped: list[int]) -> tuple[int, np.ndarray]:
-        """Return the number of a record, and an image of it as (1, 3, size, size)."""
+        """Return the number of a record, and an image of it as (1, C, H, W)."""
         first, end = (len(self), len(self._records)) if self.index.images else (0, len(self))
         tries = first + rng.choice(end - first, min(MAX_SKIPPED, end - first), replace=False)
         where, mirrored = rng.random(2)
 
         def read(number: int) -> np.ndarray:
-            clip = open_clip(self._records[number].path)
-            return self._pixels(clip.read(np.array([int(where * clip.length)])), mirrored)
+            clip = self.store.open(self._records[number])
+            return clip.read(np.array([int(where * clip.length)]), self._flips(mirrored))
 
         return _first_usable(tries, read, skipped)
 
-    def _pixels(self, frames: np.ndarray, mirrored: float) -> np.ndarray:
-        flip = self.options.random_flip and mirrored < 0.5
-        return to_pixels(frames, self.image_size, self.options.transform, flip)
+    def _flips(self, mirrored: float) -> bool:
+        return self.options.random_flip and mirrored < 0.5
 
 
 def _first_usable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -21,8 +22,8 @@ _AHEAD = 256 * 2**20  # bytes that each of MindSpore's queues may hold, at least
 class TrainingSource:
     """What a training step takes, by position; `columns` are its names.
 
-    x: pixels (F, 3, H, W); posterior_noise and noise (F, L, h, w); t (); skipped (8,); and for a condition label
-    (1 + n,) or text (77, 768). With probability `dropout` the condition is the null one.
+    x: pixels (F, 3, H, W) or moments (F, 2 L, h, w); posterior_noise and noise (F, L, h, w); t (); skipped (8,); and
+    for a condition label (1 + n,) or text (77, 768). With probability `dropout` the condition is the null one.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class TrainingSource:
         dropped = rng.random() < self.dropout
         t = np.array(rng.integers(self.steps), np.int32)
         noise, posterior_noise = rng.standard_normal((2, *self.latent_shape), np.float32)
-        values = (sample.pixels, posterior_noise, t, noise, sample.skipped)
+        values = (sample.x, posterior_noise, t, noise, sample.skipped)
         if self.num_classes:
             return *values, np.full_like(sample.labels, self.num_classes) if dropped else sample.labels
         if self.text:
@@ -82,7 +83,7 @@ def make_loader(
     rows = _Rows(source, batch_size, first, last, rank, world_size)
     num_workers = min(num_workers, os.cpu_count() or 1)
     images = source.dataset.num_frames + source.dataset.options.images_per_video
-    batch_bytes = batch_size * images * 3 * source.dataset.image_size**2 * 4
+    batch_bytes = batch_size * images * math.prod(source.dataset.store.frame_shape) * 4
     # A loader that failed may leave its iterator in the cycle of its exception. Collected in a forked worker instead of
     # here, it would end that worker, and with it this process.
     gc.collect()

@@ -14,10 +14,12 @@ from latte import device
 from latte.checkpoint import load_vae
 from latte.codec import Codec
 from latte.config import TrainConfig
-from latte.data.dataset import VideoDataset
+from latte.data.cache import Cache, read_cache, settings_of
+from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
+from latte.models import AutoencoderKL
 from latte.models.embeddings import frame_embedding
 from latte.models.latte import Latte, LatteConfig, named_sizes
 from latte.models.precision import prepare
@@ -58,10 +60,14 @@ def build(cfg: TrainConfig) -> Training:
     if not cfg.vae_checkpoint:
         raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
     compute = device.compute_dtype(cfg.dtype)
-    index = list_records(cfg)
-    vae = load_vae(cfg.vae_checkpoint)
     chosen = {name: getattr(cfg, name) or default for name, default in DEFAULTS.items()}
-    dataset = VideoDataset(index, chosen["num_frames"], chosen["image_size"], cfg, cfg.seed)
+    index = None if cfg.cache_folder else list_records(cfg)  # before what takes longer
+    vae = load_vae(cfg.vae_checkpoint)
+    store = PixelStore(chosen["image_size"], cfg.transform)
+    if cfg.cache_folder:
+        store = open_cache(cfg, chosen["image_size"], vae)
+        index = store.index()
+    dataset = VideoDataset(index, chosen["num_frames"], store, cfg, cfg.seed)
     config = _network_config(cfg, chosen, vae.config.downsampling, vae.config.latent_channels)
     source = _source(cfg, config, dataset)
     batch = cfg.train_batch_size * cfg.gradient_accumulation_steps * device.current().world_size
@@ -78,15 +84,26 @@ def build(cfg: TrainConfig) -> Training:
         for block in net.blocks:
             block.recompute()
     # The run time of a CPU frees nothing inside a graph: there the autoencoder runs before the step, slice by slice.
-    encodes = device.current().compile_scope != "step"
+    in_step = device.current().compile_scope == "step" and not cfg.cache_folder
     for weight in vae.get_parameters():
         weight.requires_grad = False
     options = _step_options(cfg)
     rates = learning_rates(cfg.scheduler, cfg.start_learning_rate, cfg.end_learning_rate, cfg.warmup_steps, total)
-    step = TrainStep(net, ema if cfg.use_ema else None, None if encodes else vae, rates, options)
+    step = TrainStep(net, ema if cfg.use_ema else None, vae if in_step else None, rates, options)
     codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice)
     call = device.compile_training(step.construct)
-    return Training(config, codec, source, step, call, encodes, batch, total)
+    return Training(config, codec, source, step, call, not (in_step or cfg.cache_folder), batch, total)
+
+
+def open_cache(cfg: TrainConfig, image_size: int, vae: AutoencoderKL) -> Cache:
+    """Return the cache that cache_folder names; raises UserError if it was made with other options."""
+    cache = read_cache(cfg.cache_folder)
+    side = image_size // vae.config.downsampling
+    weights = {name: weight.asnumpy() for name, weight in vae.parameters_and_names()}
+    cache.check(settings_of(cfg, image_size, (2 * vae.config.latent_channels, side, side), weights))
+    if cfg.random_flip:
+        cache.check({"flip": True})
+    return cache
 
 
 def _network_config(cfg: TrainConfig, chosen: dict, downsampling: int, channels: int) -> LatteConfig:
@@ -169,8 +186,8 @@ def describe(cfg: TrainConfig, training: Training) -> str:
         (
             f"network: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, patch "
             f"{config.patch_size}, condition {config.condition or 'none'}: {numbers:,} numbers, {tokens} tokens",
-            f"data: {len(source.dataset)} videos of {cfg.data_folder}, {len(source.dataset.index.classes)} classes; a "
-            f"sample is {'x'.join(map(str, sample[0].shape))}",
+            f"data: {len(source.dataset)} videos of {cfg.cache_folder or cfg.data_folder}, "
+            f"{len(source.dataset.index.classes)} classes; a sample is {'x'.join(map(str, sample[0].shape))}",
             f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} an epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )

@@ -1,0 +1,193 @@
+"""A cache of latents: a file with the moments of every frame of a video, and a manifest of what they were made with.
+
+`manifest.json` says how the cache was made and lists the videos. While it is being made, each rank adds a line for each
+video to a journal of its own, so that whatever happens, what is there can be read, and the rest be made later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latte.config import CacheConfig, TrainConfig
+from latte.data.index import Index, Record
+from latte.errors import UserError
+from latte.files import atomic_path
+
+log = logging.getLogger("latte")
+FORMAT = "latte-cache-1"
+MANIFEST, JOURNALS = "manifest.json", "journal-*.jsonl"
+TEXT = "text_embeddings.npz"
+OLD_NAME = "video_latent-"  # of the tutorial's caches, one file a frame
+OLD_LOGVAR = -30.0  # of a posterior whose samples are its mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A video of a cache, or why it is not in it."""
+
+    index: int  # its number in the data set
+    path: str  # in the data set
+    label: int
+    caption: str
+    frames: int = 0
+    file: str = ""  # in the cache
+    sha256: str = ""  # of that file
+    error: str = ""
+
+
+@dataclasses.dataclass
+class Cache:
+    """The manifest of a cache; `settings` are what every video of it was made with, by the names of the options."""
+
+    folder: Path
+    settings: dict[str, Any]
+    classes: list[str]
+    total: int  # videos of the data set
+    entries: dict[int, Entry] = dataclasses.field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write the manifest and remove the journals, which it now includes; raises UserError if it cannot."""
+        content = {
+            "format": FORMAT,
+            "settings": self.settings,
+            "classes": self.classes,
+            "total": self.total,
+            "videos": [dataclasses.asdict(self.entries[index]) for index in sorted(self.entries)],
+        }
+        with atomic_path(self.folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        for path in self.folder.glob(JOURNALS):
+            path.unlink()
+
+    def note(self, entry: Entry, rank: int) -> None:
+        """Add a video to the journal of a rank; raises UserError if the disk is full."""
+        self.entries[entry.index] = entry
+        path = self.folder / f"journal-{rank:04d}.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(entry)) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+    def check(self, wanted: Mapping[str, Any]) -> None:
+        """Raise UserError if the cache was made with other settings than these; None means any."""
+        for name, value in wanted.items():
+            has = self.settings[name]
+            if value is None or has == value:
+                continue
+            made, asked = f"{name} {json.dumps(has)}", f"{name} {json.dumps(value)}"
+            if name == "vae_checkpoint":
+                made, asked = "the weights of another autoencoder", "those of this vae_checkpoint"
+            raise UserError(
+                f"the cache {self.folder} was made with {made}, but the options ask for {asked}; "
+                "correct the option, or make another cache"
+            )
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """The shape of the moments of a frame (2 L, h, w)."""
+        return tuple(self.settings["frame_shape"])
+
+    def index(self) -> Index:
+        """Return the videos as a data set; those that failed are in it too, so that all keep their numbers.
+
+        Raises UserError if there is none.
+        """
+        entries = [self.entries[index] for index in sorted(self.entries)]
+        if not any(entry.file for entry in entries):
+            raise UserError(f"the cache {self.folder} holds no videos; make them with tools/embedding_cache.py")
+        if len(entries) < self.total:
+            missing = self.total - len(entries)
+            log.warning("%s is not complete: %d of %d videos are missing", self.folder, missing, self.total)
+        return Index([Record(Path(entry.path), entry.label, entry.caption) for entry in entries], self.classes, [])
+
+    def open(self, record: Record) -> CachedClip:
+        """Return the moments of a video of the index; raises UserError if they are missing or broken."""
+        entry = self._by_path[str(record.path)]
+        if entry.error:
+            raise UserError(entry.error)
+        return CachedClip(self.folder / entry.file)
+
+    @functools.cached_property
+    def _by_path(self) -> dict[str, Entry]:
+        return {str(Path(entry.path)): entry for entry in self.entries.values()}
+
+
+def settings_of(
+    options: CacheConfig | TrainConfig, image_size: int, frame_shape: Sequence[int], vae: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Return what options say about a cache, by name; None is any. `vae` are the weights of the autoencoder."""
+    return {
+        "vae_checkpoint": fingerprint(vae),
+        "image_size": image_size,
+        "transform": options.transform,
+        "sd_scale_factor": options.sd_scale_factor,
+        "cache_dtype": options.cache_dtype,
+        "frame_shape": list(frame_shape),
+    }
+
+
+def read_cache(folder: str | Path) -> Cache:
+    """Return what a cache holds by its manifest and journals; raises UserError if there is none or it is damaged."""
+    folder = Path(folder)
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} is of the format {content['format']!r}, but {FORMAT!r} is what can be read")
+        entries = [Entry(**video) for video in content["videos"]]
+        cache = Cache(folder, content["settings"], content["classes"], content["total"])
+    except OSError as error:
+        raise UserError(f"cache_folder {folder} has no {MANIFEST}; make one with tools/embedding_cache.py") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}; make the cache again") from error
+    for journal in sorted(folder.glob(JOURNALS)):
+        lines = journal.read_text(encoding="utf-8").split("\n")[:-1]  # the last one is empty, or was cut off
+        entries += [Entry(**json.loads(line)) for line in lines]
+    cache.entries = {entry.index: entry for entry in entries}
+    return cache
+
+
+class CachedClip:
+    """Moments of a video in a file (variants, frames, 2 L, h, w), of which only what is asked for is read."""
+
+    def __init__(self, path: Path):
+        try:
+            self._moments = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"cannot read the cached video {path}; it is missing or broken") from error
+        self.length = self._moments.shape[1]
+
+    def read(self, indices: np.ndarray, flip: bool) -> np.ndarray:
+        """Return the moments of some frames as float32 (n, 2 L, h, w), those of the mirrored video if `flip`."""
+        return self._moments[int(flip), indices].astype(np.float32)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal text; raises UserError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of named float32 tensors, whatever their order and the file they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name], np.float32).data)
+    return digest.hexdigest()

@@ -1,0 +1,35 @@
+"""Store the latents of every frame of a data set, so that training does not encode them again in every epoch.
+
+python tools/embedding_cache.py --config configs/training/sky_video.yaml --cache_folder DIR
+
+The options are those of the training, and --cache_folder says where the latents go. Started again, it goes on where it
+was interrupted. With mpirun the ranks share the videos.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from latte.config import CacheConfig, parse_config
+from latte.errors import run_main
+
+log = logging.getLogger("latte")
+
+
+def main() -> None:
+    """Parse, encode, report."""
+    cfg = parse_config(CacheConfig, sys.argv[1:], "tools/embedding_cache.py", __doc__)
+    log.setLevel(logging.INFO)
+    log.addHandler(logging.StreamHandler())
+
+    from latte import device  # after the options: MindSpore takes seconds to import
+    from latte.caching import make_cache
+
+    device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
+    if make_cache(cfg):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)
