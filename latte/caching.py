@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,16 +21,16 @@ from latte.codec import Codec
 from latte.config import CacheConfig
 from latte.data.cache import MANIFEST, Cache, Entry, file_hash, read_cache, settings_of
 from latte.data.dataset import PixelStore
-from latte.data.index import Index, Record, list_records
+from latte.data.index import Index, list_records
+from latte.data.records import write_records
 from latte.errors import UserError
 from latte.files import atomic_path
 
 log = logging.getLogger("latte")
-AHEAD = 2  # slices of frames that are decoded before they are needed
+AHEAD = 4  # slices of frames that are decoded before they are needed
+MAX_FILES = 1000  # of MindRecord; MindSpore takes 4096 at most
 DEFAULT_SIZE, DEFAULT_DTYPE = 256, "fp16"
-DTYPES = {"fp16": np.float16, "fp32": np.float32}
-SAVED = 100  # videos of a rank between two lines about them
-LEFTOVERS = ".*"
+WORK = ".moments-"  # how the names of files begin that are not to stay
 
 
 class VideoError(UserError):
@@ -61,86 +64,101 @@ class Queue:
 
 
 class CacheMaker:
-    """Encodes what is missing in a cache."""
+    """Encodes what is missing in a cache; a group of videos, those of one file, is the work that ranks share."""
 
     def __init__(self, cfg: CacheConfig, index: Index, cache: Cache, codec: Codec):
         self.cfg, self.index, self.cache, self.codec = cfg, index, cache, codec
         self.store = PixelStore(cache.settings["image_size"], cfg.transform)
-        self.dtype = DTYPES[cache.settings["cache_dtype"]]
-        self.todo = [
-            number
-            for number in range(cfg.resume_cache_index, len(index.records))
-            if number not in cache.entries or cache.entries[number].error
-        ]
-        self.frames, self.seconds = 0, 0.0  # encoded, and how long the autoencoder took for them
-        self.saved = self.failed = 0
+        count = len(index.records)
+        size = math.ceil(count / MAX_FILES) if cache.has_records else 1
+        groups = [range(first, min(first + size, count)) for first in range(0, count, size)]
+        self.todo = [group for group in groups if group[-1] >= cfg.resume_cache_index and any(map(self._lacks, group))]
+        self.saved = self.failed = self.frames = 0
+        self.encoding = 0.0  # seconds in the autoencoder
 
     def run(self, tickets: Queue) -> None:
         """Encode the videos that this rank gets; raises UserError if the disk is full."""
-        rank = device.current().rank
-        stream, started = ahead(self._decoded(tickets)), time.perf_counter()
-        with tqdm(total=len(self.todo), desc="encoding", unit="video", disable=rank > 0) as bar:
-            for place, length in stream:
-                number = self.todo[place]
-                entry = self._encoded(number, length, stream)
-                self.cache.note(entry, rank)
-                self.saved, self.failed = self.saved + (not entry.error), self.failed + bool(entry.error)
-                bar.update(place + 1 - bar.n)
+        rank, started, decoded = device.current().rank, time.perf_counter(), ahead(self._decoded(tickets))
+        with tqdm(total=sum(map(len, self.todo)), desc="encoding", unit="video", disable=rank > 0) as bar:
+            for place in decoded:
+                group = self.todo[place]
+                for entry in self._encoded(group, decoded):
+                    self.cache.note(entry, rank)
+                    self.saved, self.failed = self.saved + bool(entry.file), self.failed + bool(entry.error)
+                bar.update(sum(map(len, self.todo[: place + 1])) - bar.n)
                 bar.set_postfix_str(f"{self.frames / (time.perf_counter() - started):.1f} frames/s", refresh=False)
 
-    def _encoded(self, number: int, length: int | VideoError, stream: Iterator) -> Entry:
-        """Write the moments of a video whose frames come next in the stream."""
-        record = self.index.records[number]
-        shape = (1 + self.cfg.flip, length, *self.cache.frame_shape)
-        file = f"{number:08d}.npy"
-        try:
-            if isinstance(length, VideoError):
-                raise length
-            with atomic_path(self.cache.folder / file) as temporary, open(temporary, "wb") as out:
-                np.lib.format.write_array_header_2_0(
-                    out, {"descr": np.dtype(self.dtype).str, "fortran_order": False, "shape": shape}
-                )
-                begin, size = out.tell(), np.dtype(self.dtype).itemsize * int(np.prod(self.cache.frame_shape))
-                done = 0
-                while done < length:
-                    pixels = next(stream)
-                    if isinstance(pixels, VideoError):
-                        raise pixels
-                    for variant in range(shape[0]):
-                        out.seek(begin + (variant * length + done) * size)
-                        out.write(self._moments(pixels[..., ::-1] if variant else pixels).tobytes())
-                    done += len(pixels)
-            path = self.cache.folder / file
-            return self._entry(number, record, frames=length, file=file, sha256=file_hash(path))
-        except VideoError as error:
-            log.warning("failed: %s", error)
-            return self._entry(number, record, error=str(error))
+    def _lacks(self, number: int) -> bool:
+        return number not in self.cache.entries or bool(self.cache.entries[number].error)
+
+    def _encoded(self, group: range, decoded: Iterator) -> Iterator[Entry]:
+        """Write the file of a group whose videos come next, and yield what is in it."""
+        folder, whole = self.cache.folder, []
+        for number in group:
+            record = self.index.records[number]
+            entry = Entry(number, relative(record.path, self.cfg.data_folder), record.label, record.caption)
+            file = folder / f"{WORK if self.cache.has_records else ''}{number:08d}.npy"
+            try:
+                frames = self._write(file, decoded)
+            except VideoError as error:
+                log.warning("failed: %s", error)
+                yield dataclasses.replace(entry, error=str(error))
+            else:
+                whole.append((dataclasses.replace(entry, frames=frames), file))
+        if self.cache.has_records and whole:
+            target = folder / f"{group[0]:08d}.mindrecord"
+            write_records(target, [np.load(file, mmap_mode="r") for _, file in whole])
+            for _, file in whole:
+                file.unlink()
+            whole = [(entry, target) for entry, _ in whole]
+        for entry, file in whole:
+            yield dataclasses.replace(entry, file=file.name, sha256=file_hash(file))
+
+    def _write(self, file: Path, decoded: Iterator) -> int:
+        """Write the moments of the video that comes next and return its number of frames."""
+        length = _checked(next(decoded))
+        variants, frame_shape, dtype = 1 + self.cfg.flip, self.cache.frame_shape, self.cache.dtype
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (variants, length, *frame_shape)}
+        with atomic_path(file) as temporary, open(temporary, "wb") as out:  # no memory map: a full disk would kill it
+            np.lib.format.write_array_header_2_0(out, header)
+            begin, size = out.tell(), math.prod(frame_shape) * dtype.itemsize
+            done = 0
+            while done < length:
+                pixels = _checked(next(decoded))
+                for variant in range(variants):
+                    out.seek(begin + (variant * length + done) * size)
+                    out.write(self._moments(pixels[..., ::-1] if variant else pixels).tobytes())
+                done += len(pixels)
+        return length
 
     def _moments(self, pixels: np.ndarray) -> np.ndarray:
-        begin = time.perf_counter()
-        moments = self.codec.moments(pixels).astype(self.dtype)
-        self.seconds, self.frames = self.seconds + time.perf_counter() - begin, self.frames + len(pixels)
-        return moments
+        start = time.perf_counter()
+        moments = self.codec.moments(pixels)
+        self.frames, self.encoding = self.frames + len(pixels), self.encoding + time.perf_counter() - start
+        return moments.astype(self.cache.dtype)
 
-    def _entry(self, number: int, record: Record, **values: object) -> Entry:
-        return Entry(number, relative(record.path, self.cfg.data_folder), record.label, record.caption, **values)
+    def _decoded(self, tickets: Queue) -> Iterator[int | np.ndarray | VideoError]:
+        """Yield the place of a group in `todo`, and for each of its videos the length and the frames, slice by slice.
 
-    def _decoded(self, tickets: Queue) -> Iterator[tuple[int, int | VideoError] | np.ndarray | VideoError]:
-        """Yield for each video its place in `todo` and length, and then its frames, slice by slice; or an error."""
+        In place of what cannot be read comes an error, and then the next video.
+        """
         size = self.codec.frames_per_slice
         while (place := tickets.take()) < len(self.todo):
-            record = self.index.records[self.todo[place]]
-            try:
-                clip = self.store.open(record)
-            except UserError as error:
-                yield place, VideoError(str(error))
-                continue
-            yield place, clip.length
-            try:
-                for start in range(0, clip.length, size):
-                    yield clip.read(np.arange(start, min(start + size, clip.length)), False)
-            except UserError as error:
-                yield VideoError(str(error))
+            yield place
+            for number in self.todo[place]:
+                try:
+                    clip = self.store.open(self.index.records[number])
+                    yield clip.length
+                    for start in range(0, clip.length, size):
+                        yield clip.read(np.arange(start, min(start + size, clip.length)), False)
+                except UserError as error:
+                    yield VideoError(str(error))
+
+
+def _checked(item: int | np.ndarray | VideoError) -> int | np.ndarray:
+    if isinstance(item, VideoError):
+        raise item
+    return item
 
 
 def ahead(items: Iterator, count: int = AHEAD) -> Iterator:
@@ -191,8 +209,8 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict) -> Cache:
             f"the cache {folder} is of other videos than data_folder {cfg.data_folder}; "
             "correct the option, or make another cache"
         )
-    for leftover in folder.glob(LEFTOVERS):
-        leftover.unlink()
+    for leftover in folder.glob(".*"):  # of a process that was killed
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     for number, entry in list(cache.entries.items()):
         if entry.file and not (folder / entry.file).exists():
             del cache.entries[number]
@@ -222,7 +240,7 @@ def make_cache(cfg: CacheConfig) -> int:
     cache = read_cache(cfg.cache_folder)
     maker = CacheMaker(cfg, index, cache, Codec(vae, cfg.sd_scale_factor, cfg.vae_slice))
     if here.rank == 0:
-        print(f"Start Video Index: {maker.todo[0] if maker.todo else len(index.records)}.", flush=True)
+        print(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.", flush=True)
     maker.run(Queue(here.world_size > 1))
     _wait(here.world_size)
     if here.rank == 0:

@@ -28,8 +28,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
+        sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error).strip().splitlines()[-1]  # ffmpeg gives its whole log
@@ -38,10 +37,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    """Wait until the file is on the disk, so that a power cut leaves the old file or the new one."""
+def sync(path: Path) -> None:
+    """Wait until a new file is on the disk, so that after a rename a power cut leaves the old one or the new one."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
+    path.chmod(0o666 & ~_umask())  # those of mkstemp and MindRecord are private
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ import numpy as np
 
 from latte.config import CacheConfig, TrainConfig
 from latte.data.index import Index, Record
+from latte.data.records import RecordClip, segment_frames
 from latte.errors import UserError
 from latte.files import atomic_path
 
 log = logging.getLogger("latte")
 FORMAT = "latte-cache-1"
+DTYPES = {"fp16": np.float16, "fp32": np.float32}
 MANIFEST, JOURNALS = "manifest.json", "journal-*.jsonl"
 TEXT = "text_embeddings.npz"
 OLD_NAME = "video_latent-"  # of the tutorial's caches, one file a frame
@@ -110,16 +113,52 @@ class Cache:
             log.warning("%s is not complete: %d of %d videos are missing", self.folder, missing, self.total)
         return Index([Record(Path(entry.path), entry.label, entry.caption) for entry in entries], self.classes, [])
 
-    def open(self, record: Record) -> CachedClip:
+    def open(self, record: Record) -> CachedClip | RecordClip:
         """Return the moments of a video of the index; raises UserError if they are missing or broken."""
-        entry = self._by_path[str(record.path)]
+        entry, row = self._places[record.path]
         if entry.error:
             raise UserError(entry.error)
+        if self.has_records:
+            return RecordClip(entry.frames, row, self.segment)
         return CachedClip(self.folder / entry.file)
 
+    @property
+    def has_records(self) -> bool:
+        """Whether clips give out rows, for `read_rows`, in place of moments."""
+        return self.settings["cache_file_type"] == "mindrecord"
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the moments in the files."""
+        return np.dtype(DTYPES[self.settings["cache_dtype"]])
+
+    @property
+    def segment(self) -> int:
+        """How many frames a row of MindRecord has."""
+        return segment_frames(self.frame_shape, self.dtype)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are there, in order."""
+        return [self.folder / name for name in sorted({entry.file for entry in self.entries.values() if entry.file})]
+
     @functools.cached_property
-    def _by_path(self) -> dict[str, Entry]:
-        return {str(Path(entry.path)): entry for entry in self.entries.values()}
+    def _places(self) -> dict[Path, tuple[Entry, int]]:
+        """The entries, and the first of their rows, by their paths in the data set."""
+        places, row = {}, 0
+        for index in sorted(self.entries):
+            entry = self.entries[index]
+            places[Path(entry.path)] = entry, row
+            row += self._rows_of(entry)
+        return places
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """The number of rows of all files."""
+        return sum(map(self._rows_of, self.entries.values()))
+
+    def _rows_of(self, entry: Entry) -> int:
+        return math.ceil(entry.frames / self.segment) * (1 + self.settings["flip"])
 
 
 def settings_of(

@@ -6,14 +6,18 @@ import gc
 import math
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 
-from latte.data.dataset import VideoDataset, stream
+from latte.data.cache import Cache
+from latte.data.dataset import Sample, VideoDataset, stream
+from latte.data.records import read_rows
 from latte.errors import UserError
 
+_CHUNK = 256  # samples whose MindRecord rows are read in one go
 _NOISE = 3  # a stream of random numbers
 _MARK = "UserError: "  # how MindSpore quotes ours in an error of its own
 _AHEAD = 256 * 2**20  # bytes that each of MindSpore's queues may hold, at least 2 batches; 16 of 128 frames took 4 GB
@@ -42,8 +46,11 @@ class TrainingSource:
         self.columns = ["x", "posterior_noise", "t", "noise", "skipped", *condition]
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, ...]:
-        sample = self.dataset.sample(int(position))
-        rng = stream(self.seed, int(position), _NOISE)
+        return self.complete(int(position), self.dataset.sample(int(position)))
+
+    def complete(self, position: int, sample: Sample) -> tuple[np.ndarray, ...]:
+        """Return the sample of a position with its random numbers."""
+        rng = stream(self.seed, position, _NOISE)
         dropped = rng.random() < self.dropout
         t = np.array(rng.integers(self.steps), np.int32)
         noise, posterior_noise = rng.standard_normal((2, *self.latent_shape), np.float32)
@@ -67,8 +74,42 @@ class _Rows:
         return (self.last - self.first) * self.batch
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
-        number, place = divmod(int(row), self.batch)
-        return self.source[((self.first + number) * self.world_size + self.rank) * self.batch + place]
+        return self.source[self.position(int(row))]
+
+    def position(self, row: int) -> int:
+        """Return the position of a row."""
+        number, place = divmod(row, self.batch)
+        return ((self.first + number) * self.world_size + self.rank) * self.batch + place
+
+
+class _RecordRows:
+    """The same rows in order from a cache in MindRecord files, of which many are read at once."""
+
+    def __init__(self, rows: _Rows, cache: Cache):
+        self.rows, self.cache = rows, cache
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
+        source, chunk, wanted = self.rows.source, [], []
+        for row in range(len(self)):
+            position = self.rows.position(row)
+            sample = source.dataset.sample(position)
+            needed = np.unique(sample.x[:, 0])
+            if len(chunk) == _CHUNK or len(wanted) + len(needed) > self.cache.rows:
+                yield from self._read(chunk, wanted)
+                chunk, wanted = [], []
+            chunk.append((position, sample, needed))
+            wanted.extend(needed)
+        yield from self._read(chunk, wanted)
+
+    def _read(self, chunk: list[tuple[int, Sample, np.ndarray]], wanted: list[int]) -> Iterator[tuple[np.ndarray, ...]]:
+        stored = read_rows(self.cache.files, wanted, self.cache.frame_shape, self.cache.dtype)
+        for position, sample, needed in chunk:
+            rows = {number: next(stored) for number in needed}
+            x = np.stack([rows[number][place] for number, place in sample.x]).astype(np.float32)
+            yield self.rows.source.complete(position, sample._replace(x=x))
 
 
 def make_loader(
@@ -82,6 +123,8 @@ def make_loader(
     """
     rows = _Rows(source, batch_size, first, last, rank, world_size)
     num_workers = min(num_workers, os.cpu_count() or 1)
+    if isinstance(source.dataset.store, Cache) and source.dataset.store.has_records:
+        rows, num_workers = _RecordRows(rows, source.dataset.store), 1  # MindRecord's threads read ahead themselves
     images = source.dataset.num_frames + source.dataset.options.images_per_video
     batch_bytes = batch_size * images * math.prod(source.dataset.store.frame_shape) * 4
     # A loader that failed may leave its iterator in the cycle of its exception. Collected in a forked worker instead of

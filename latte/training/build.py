@@ -178,7 +178,8 @@ def start_from(net: Latte, path: str) -> None:
 def describe(cfg: TrainConfig, training: Training) -> str:
     """Return what will be trained, on what, for how long; reads one sample."""
     config, source = training.config, training.source
-    sample = source[0]
+    source[0]
+    shape = (config.num_frames + cfg.images_per_video, *source.dataset.store.frame_shape)
     numbers = sum(math.prod(weight.shape) for weight in training.step.net.get_parameters())
     tokens = config.num_frames * math.prod(config.grid)
     per_epoch = len(source.dataset) / training.batch
@@ -187,7 +188,7 @@ def describe(cfg: TrainConfig, training: Training) -> str:
             f"network: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, patch "
             f"{config.patch_size}, condition {config.condition or 'none'}: {numbers:,} numbers, {tokens} tokens",
             f"data: {len(source.dataset)} videos of {cfg.cache_folder or cfg.data_folder}, "
-            f"{len(source.dataset.index.classes)} classes; a sample is {'x'.join(map(str, sample[0].shape))}",
+            f"{len(source.dataset.index.classes)} classes; a sample is {'x'.join(map(str, shape))}",
             f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} an epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )
