@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,12 +20,13 @@ from latte import device
 from latte.checkpoint import load_vae
 from latte.codec import Codec
 from latte.config import CacheConfig
-from latte.data.cache import MANIFEST, Cache, Entry, file_hash, read_cache, settings_of
+from latte.data.cache import MANIFEST, Cache, Entry, file_hash, read_cache
 from latte.data.dataset import PixelStore
 from latte.data.index import Index, list_records
 from latte.data.records import write_records
 from latte.errors import UserError
 from latte.files import atomic_path
+from latte.training.runs import LOCK, lock
 
 log = logging.getLogger("latte")
 AHEAD = 4  # slices of frames that are decoded before they are needed
@@ -189,18 +191,17 @@ def relative(path: Path, folder: str) -> str:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
-def open_or_create(cfg: CacheConfig, index: Index, settings: dict) -> Cache:
-    """Return the cache of a folder, after what was interrupted is put right; a new one if there is none.
+def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> None:
+    """Make a new cache without videos, or put right what was interrupted in one that is there.
 
     Only one rank may call it. Raises UserError if the cache is of other settings or other videos.
     """
     folder = Path(cfg.cache_folder)
     if not (folder / MANIFEST).exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise UserError(f"cache_folder {folder} holds other files; name a new folder, or that of a cache")
-        cache = Cache(folder, settings, index.classes, len(index.records))
-        cache.save()
-        return cache
+        Cache(folder, settings, index.classes, len(index.records)).save()
+        return
     cache = read_cache(folder)
     cache.check(settings)
     paths = [relative(record.path, cfg.data_folder) for record in index.records]
@@ -210,45 +211,65 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict) -> Cache:
             "correct the option, or make another cache"
         )
     for leftover in folder.glob(".*"):  # of a process that was killed
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    for number, entry in list(cache.entries.items()):
-        if entry.file and not (folder / entry.file).exists():
-            del cache.entries[number]
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        elif leftover.name != LOCK:
+            leftover.unlink()
+    cache.entries = {
+        number: entry
+        for number, entry in cache.entries.items()
+        if not entry.file or (folder / entry.file).exists()  # those that were removed are made again
+    }
     cache.save()
-    return cache
 
 
 def make_cache(cfg: CacheConfig) -> int:
     """Make or complete a cache and return how many videos failed; raises UserError for whatever does not fit."""
-    here = device.current()
+    rank, world_size = device.current().rank, device.current().world_size
     if not cfg.vae_checkpoint:
         raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
     index = list_records(cfg)
-    vae = load_vae(cfg.vae_checkpoint)
-    size = cfg.image_size or DEFAULT_SIZE
-    side = size // vae.config.downsampling
-    weights = {name: weight.asnumpy() for name, weight in vae.parameters_and_names()}
-    settings = settings_of(cfg, size, (2 * vae.config.latent_channels, side, side), weights)
-    settings |= {
-        "cache_file_type": cfg.cache_file_type,
-        "cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE,
-        "flip": cfg.flip,
-    }
-    if here.rank == 0:
+    codec = Codec(load_vae(cfg.vae_checkpoint), cfg.sd_scale_factor, cfg.vae_slice)
+    settings = codec.cache_settings(cfg.image_size or DEFAULT_SIZE) | {"cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE}
+    settings |= {name: getattr(cfg, name) for name in ("cache_file_type", "transform", "flip")}
+    if rank == 0:
+        Path(cfg.cache_folder).mkdir(parents=True, exist_ok=True)
+        held = lock(Path(cfg.cache_folder))
         open_or_create(cfg, index, settings)
-    _wait(here.world_size)
-    cache = read_cache(cfg.cache_folder)
-    maker = CacheMaker(cfg, index, cache, Codec(vae, cfg.sd_scale_factor, cfg.vae_slice))
-    if here.rank == 0:
+    _wait(world_size)
+    maker = CacheMaker(cfg, index, read_cache(cfg.cache_folder), codec)
+    if rank == 0:
         print(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.", flush=True)
-    maker.run(Queue(here.world_size > 1))
-    _wait(here.world_size)
-    if here.rank == 0:
-        cache = read_cache(cfg.cache_folder)
+    maker.run(Queue(world_size > 1))
+    _wait(world_size)
+    cache = read_cache(cfg.cache_folder)
+    failed = [entry for entry in cache.entries.values() if entry.error]
+    _wait(world_size)
+    if rank == 0:
         cache.save()
-        failed = sum(bool(entry.error) for entry in cache.entries.values())
-        print(f"Saving Attempts: 1: save {len(cache.entries) - failed} videos, failed {failed} videos.")
-    return sum(bool(entry.error) for entry in cache.entries.values())
+        held.close()
+        for entry in failed:
+            print(f"failed: {entry.error}")
+        done = len(cache.entries) - len(failed)
+        print(f"Saving Attempts: 1: save {done} videos, failed {len(failed)} videos.", flush=True)
+    return len(failed)
+
+
+def verify_cache(folder: str) -> None:
+    """Compare every file of a cache with its checksum; raises UserError if one differs or is missing."""
+    cache, bad = read_cache(folder), []
+    hashes = {entry.file: entry.sha256 for entry in cache.entries.values() if entry.file}
+    for file, expected in tqdm(hashes.items(), desc="verifying", unit="file"):
+        if not (cache.folder / file).exists() or file_hash(cache.folder / file) != expected:
+            bad.append(file)
+    failed = sum(bool(entry.error) for entry in cache.entries.values())
+    missing = cache.total - len(cache.entries)
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(hashes)} files of {folder} are damaged or missing: {', '.join(bad[:8])}; "
+            "delete them and make the cache again: only they will be made"
+        )
+    print(f"{folder}: {len(hashes)} files are whole; {failed} videos failed, {missing} are missing")
 
 
 def _wait(world_size: int) -> None:

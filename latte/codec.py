@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 
 from latte import device
+from latte.data.cache import fingerprint
 from latte.models import AutoencoderKL
 from latte.video import to_uint8
 
@@ -15,14 +17,25 @@ LOGVAR_RANGE = (-30.0, 20.0)  # what Stable Diffusion clamps the posterior's log
 
 
 class Codec:
-    """An autoencoder and the factor that gives its latents variance one."""
+    """An autoencoder and the factor that gives its latents variance one; None is the autoencoder's own."""
 
-    def __init__(self, vae: AutoencoderKL, scale_factor: float = 0.18215, frames_per_slice: int = 0):
+    def __init__(self, vae: AutoencoderKL, scale_factor: float | None = None, frames_per_slice: int = 0):
         self.vae = vae
-        self.scale_factor = scale_factor
+        self.scale_factor = scale_factor or vae.config.scaling_factor
         self.frames_per_slice = frames_per_slice or device.current().frames_per_slice
         self._encode = device.compile_step(vae.encode)
         self._decode = device.compile_step(vae.decode)
+
+    def cache_settings(self, image_size: int) -> dict[str, Any]:
+        """Return what this codec means for a cache of moments of square frames, by the names of the options."""
+        side = image_size // self.vae.config.downsampling
+        weights = {name: weight.asnumpy() for name, weight in self.vae.parameters_and_names()}
+        return {
+            "vae_checkpoint": fingerprint(weights),
+            "sd_scale_factor": self.scale_factor,
+            "image_size": image_size,
+            "frame_shape": [2 * self.vae.config.latent_channels, side, side],
+        }
 
     def moments(self, frames: np.ndarray) -> np.ndarray:
         """Return mean and log-variance of the posterior of each frame.

@@ -68,14 +68,15 @@ class CodecOptions(Options):
     """Autoencoder"""
 
     vae_checkpoint: str | None = None  # weights of the autoencoder, as written by tools/vae_converter.py
-    sd_scale_factor: float = 0.18215  # what a latent is multiplied with to have variance one
+    sd_scale_factor: float | None = None  # makes the variance of latents one; null = the autoencoder's, mostly 0.18215
     vae_slice: int = 0  # frames that the autoencoder takes at once; 0 = what suits the device
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "vae_slice", 0)
-        if not (math.isfinite(self.sd_scale_factor) and self.sd_scale_factor > 0):
-            raise OptionError("sd_scale_factor", self.sd_scale_factor, "a number above 0")
+        factor = self.sd_scale_factor
+        if factor is not None and not (math.isfinite(factor) and factor > 0):
+            raise OptionError("sd_scale_factor", factor, "a number above 0")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -98,7 +98,7 @@ def test_only_one_process_is_in_a_run_and_its_children_do_not_count(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())
     try:
-        with pytest.raises(UserError, match=f"{tmp_path} is in use by another training process"):
+        with pytest.raises(UserError, match=f"{tmp_path} is in use by another process"):
             runs.lock(tmp_path)
         process.kill()
         process.wait()

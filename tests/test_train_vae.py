@@ -94,8 +94,8 @@ def test_the_file_loads_and_holds_what_was_measured(tool, trained, images):
     frames, clips = tool.read_clips(str(images))
     psnr, deviation, decoded = tool.measure(vae, tool.split(frames, clips, "")[1])
     assert psnr == pytest.approx(float(last["held_out_psnr"]), abs=0.1)  # up to the rounding to float16
-    assert 1 / deviation == pytest.approx(float(state.metadata["scale_factor"]), rel=0.01)
-    assert state.metadata["scale_factor"] == last["scale_factor"]
+    assert 1 / deviation == pytest.approx(vae.config.scaling_factor, rel=0.01)
+    assert vae.config.scaling_factor == float(last["scaling_factor"])
     with Image.open(trained.with_suffix(".png")) as picture:
         assert picture.size == (16 * len(decoded), 2 * 16)
 

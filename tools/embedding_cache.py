@@ -24,8 +24,11 @@ def main() -> None:
     log.addHandler(logging.StreamHandler())
 
     from latte import device  # after the options: MindSpore takes seconds to import
-    from latte.caching import make_cache
+    from latte.caching import make_cache, verify_cache
 
+    if cfg.verify:
+        verify_cache(cfg.cache_folder)
+        return
     device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
     if make_cache(cfg):
         raise SystemExit(1)

@@ -39,7 +39,7 @@ MEASURED = 48  # frames of those clips, evenly spread
 SHOWN = 12  # of these, in the picture
 REPORT = 100  # steps between two lines of the log
 MAX_NORM = 1.0
-COLUMNS = ("step", "loss", "psnr", "held_out_psnr", "scale_factor", "seconds")
+COLUMNS = ("step", "loss", "psnr", "held_out_psnr", "scaling_factor", "seconds")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -187,7 +187,8 @@ def save(vae: AutoencoderKL, held_out: np.ndarray, settings: Settings) -> tuple[
     tensors = {name: weight.asnumpy() for name, weight in vae.parameters_and_names()}
     if settings.half:
         tensors = {name: values.astype(np.float16) for name, values in tensors.items()}
-    metadata = {CONFIG: json.dumps(dataclasses.asdict(vae.config)), "scale_factor": f"{1 / deviation:.5f}"}
+    config = dataclasses.replace(vae.config, scaling_factor=round(1 / deviation, 5))
+    metadata = {CONFIG: json.dumps(dataclasses.asdict(config))}
     write_state_dict(settings.target, tensors, metadata)
     shown = np.linspace(0, len(held_out) - 1, min(SHOWN, len(held_out))).astype(int)
     picture = np.concatenate([np.concatenate(list(rows[shown]), axis=1) for rows in (held_out, decoded)])
@@ -264,7 +265,7 @@ def main() -> None:
     rates = learning_rates("cosine", settings.learning_rate, 0.0, min(100, settings.steps // 10), settings.steps)
     step = device.compile_training(VaeStep(vae, average, rates, settings).construct)
     psnr, scale = fit(step, average, frames, held_out, settings)
-    print(f"{settings.target}: PSNR {psnr:.2f} dB on held-out clips, sd_scale_factor {scale:.5f}")
+    print(f"{settings.target}: PSNR {psnr:.2f} dB on held-out clips, scaling factor {scale:.5f}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from latte.config import CacheConfig, TrainConfig
 from latte.data.index import Index, Record
 from latte.data.records import RecordClip, segment_frames
 from latte.errors import UserError
@@ -29,7 +28,7 @@ FORMAT = "latte-cache-1"
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 MANIFEST, JOURNALS = "manifest.json", "journal-*.jsonl"
 TEXT = "text_embeddings.npz"
-OLD_NAME = "video_latent-"  # of the tutorial's caches, one file a frame
+OLD, OLD_NAME = "frames", "video_latent-"  # of the tutorial's caches, one file a frame
 OLD_LOGVAR = -30.0  # of a posterior whose samples are its mean
 
 
@@ -85,7 +84,9 @@ class Cache:
         """Raise UserError if the cache was made with other settings than these; None means any."""
         for name, value in wanted.items():
             has = self.settings[name]
-            if value is None or has == value:
+            if has is None:  # an old cache does not say it
+                self.settings[name] = value
+            if value is None or has is None or has == value:
                 continue
             made, asked = f"{name} {json.dumps(has)}", f"{name} {json.dumps(value)}"
             if name == "vae_checkpoint":
@@ -113,14 +114,17 @@ class Cache:
             log.warning("%s is not complete: %d of %d videos are missing", self.folder, missing, self.total)
         return Index([Record(Path(entry.path), entry.label, entry.caption) for entry in entries], self.classes, [])
 
-    def open(self, record: Record) -> CachedClip | RecordClip:
+    def open(self, record: Record) -> CachedClip | RecordClip | OldClip:
         """Return the moments of a video of the index; raises UserError if they are missing or broken."""
         entry, row = self._places[record.path]
         if entry.error:
             raise UserError(entry.error)
         if self.has_records:
             return RecordClip(entry.frames, row, self.segment)
-        return CachedClip(self.folder / entry.file)
+        path = self.folder / entry.file
+        if self.settings["cache_file_type"] == OLD:
+            return OldClip(path, self.settings["sd_scale_factor"])
+        return CachedClip(path)
 
     @property
     def has_records(self) -> bool:
@@ -161,49 +165,56 @@ class Cache:
         return math.ceil(entry.frames / self.segment) * (1 + self.settings["flip"])
 
 
-def settings_of(
-    options: CacheConfig | TrainConfig, image_size: int, frame_shape: Sequence[int], vae: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Return what options say about a cache, by name; None is any. `vae` are the weights of the autoencoder."""
-    return {
-        "vae_checkpoint": fingerprint(vae),
-        "image_size": image_size,
-        "transform": options.transform,
-        "sd_scale_factor": options.sd_scale_factor,
-        "cache_dtype": options.cache_dtype,
-        "frame_shape": list(frame_shape),
-    }
-
-
 def read_cache(folder: str | Path) -> Cache:
     """Return what a cache holds by its manifest and journals; raises UserError if there is none or it is damaged."""
     folder = Path(folder)
     path = folder / MANIFEST
+    if not path.exists():
+        return _read_old(folder)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise UserError(f"{path} is of the format {content['format']!r}, but {FORMAT!r} is what can be read")
-        entries = [Entry(**video) for video in content["videos"]]
         cache = Cache(folder, content["settings"], content["classes"], content["total"])
+        videos = content["videos"]
+        for journal in sorted(folder.glob(JOURNALS)):
+            lines = journal.read_text(encoding="utf-8").split("\n")[:-1]  # the last one is empty, or was cut off
+            videos += [json.loads(line) for line in lines]
+        cache.entries = {video["index"]: Entry(**video) for video in videos}
     except OSError as error:
-        raise UserError(f"cache_folder {folder} has no {MANIFEST}; make one with tools/embedding_cache.py") from error
+        raise UserError(f"cannot read the cache {folder}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}; make the cache again") from error
-    for journal in sorted(folder.glob(JOURNALS)):
-        lines = journal.read_text(encoding="utf-8").split("\n")[:-1]  # the last one is empty, or was cut off
-        entries += [Entry(**json.loads(line)) for line in lines]
-    cache.entries = {entry.index: entry for entry in entries}
+        raise UserError(f"{path} or a journal beside it is damaged: {error}; make the cache again") from error
     return cache
+
+
+def _read_old(folder: Path) -> Cache:
+    """Return a cache of the tutorial's: a folder a video, a file a frame, and no word about how they were made."""
+    clips = sorted({path.parent for path in folder.glob(f"**/{OLD_NAME}*.npy")})
+    if not clips:
+        raise UserError(f"cache_folder {folder} holds no cache; make one with tools/embedding_cache.py")
+    counts = [len(list(clip.glob(f"{OLD_NAME}*.npy"))) for clip in clips]
+    names = [clip.relative_to(folder).as_posix() for clip in clips]
+    entries = [Entry(i, name, 0, "", count, name) for i, (name, count) in enumerate(zip(names, counts, strict=True))]
+    channels, *sides = _load(next(clips[0].glob(f"{OLD_NAME}*.npy"))).shape
+    settings = dict.fromkeys(("vae_checkpoint", "image_size", "transform", "sd_scale_factor", "cache_dtype"))
+    settings |= {"cache_file_type": OLD, "flip": False, "frame_shape": [2 * channels, *sides]}
+    return Cache(folder, settings, [], len(entries), {entry.index: entry for entry in entries})
+
+
+def _load(path: Path) -> np.ndarray:
+    """Return the array of a file without reading it all; raises UserError if it is missing or broken."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read the cached video {path}; it is missing or broken") from error
 
 
 class CachedClip:
     """Moments of a video in a file (variants, frames, 2 L, h, w), of which only what is asked for is read."""
 
     def __init__(self, path: Path):
-        try:
-            self._moments = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"cannot read the cached video {path}; it is missing or broken") from error
+        self._moments = _load(path)
         self.length = self._moments.shape[1]
 
     def read(self, indices: np.ndarray, flip: bool) -> np.ndarray:
@@ -211,14 +222,28 @@ class CachedClip:
         return self._moments[int(flip), indices].astype(np.float32)
 
 
+class OldClip:
+    """A folder with a sample of the posterior of each frame, scaled: taken for a posterior without variance."""
+
+    def __init__(self, folder: Path, scale_factor: float):
+        self._files = sorted(folder.glob(f"{OLD_NAME}*.npy"), key=lambda path: int(path.stem.rpartition("-")[2]))
+        self.length, self._scale_factor = len(self._files), scale_factor
+
+    def read(self, indices: np.ndarray, flip: bool) -> np.ndarray:
+        """Return moments of some frames as float32 (n, 2 L, h, w); they are never mirrored."""
+        mean = np.stack([_load(self._files[index]) for index in indices]).astype(np.float32) / self._scale_factor
+        return np.concatenate((mean, np.full_like(mean, OLD_LOGVAR)), axis=1)
+
+
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, as hexadecimal text; raises UserError if it cannot be read."""
+    """Return the SHA-256 of a file and of MindRecord's index beside it; raises UserError if they cannot be read."""
+    digest, index = hashlib.sha256(), path.with_name(f"{path.name}.db")
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-            return digest.hexdigest()
+        for part in (path, index) if path.suffix == ".mindrecord" else (path,):
+            with open(part, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
 

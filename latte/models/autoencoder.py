@@ -20,7 +20,7 @@ EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """Everything that fixes the shape of an AutoencoderKL, named as in diffusers' config.json."""
+    """Everything that fixes the shape of an AutoencoderKL and the scale of its latents; diffusers' names."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -31,6 +31,7 @@ class AutoencoderConfig:
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    scaling_factor: float = 0.18215  # what a latent is multiplied with to have variance one
 
     def __post_init__(self) -> None:
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -14,12 +15,11 @@ from latte import device
 from latte.checkpoint import load_vae
 from latte.codec import Codec
 from latte.config import TrainConfig
-from latte.data.cache import Cache, read_cache, settings_of
+from latte.data.cache import Cache, read_cache
 from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
-from latte.models import AutoencoderKL
 from latte.models.embeddings import frame_embedding
 from latte.models.latte import Latte, LatteConfig, named_sizes
 from latte.models.precision import prepare
@@ -63,9 +63,10 @@ def build(cfg: TrainConfig) -> Training:
     chosen = {name: getattr(cfg, name) or default for name, default in DEFAULTS.items()}
     index = None if cfg.cache_folder else list_records(cfg)  # before what takes longer
     vae = load_vae(cfg.vae_checkpoint)
+    codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice)
     store = PixelStore(chosen["image_size"], cfg.transform)
     if cfg.cache_folder:
-        store = open_cache(cfg, chosen["image_size"], vae)
+        store = open_cache(cfg, codec.cache_settings(chosen["image_size"]))
         index = store.index()
     dataset = VideoDataset(index, chosen["num_frames"], store, cfg, cfg.seed)
     config = _network_config(cfg, chosen, vae.config.downsampling, vae.config.latent_channels)
@@ -87,22 +88,21 @@ def build(cfg: TrainConfig) -> Training:
     in_step = device.current().compile_scope == "step" and not cfg.cache_folder
     for weight in vae.get_parameters():
         weight.requires_grad = False
-    options = _step_options(cfg)
+    options = _step_options(cfg, codec.scale_factor)
     rates = learning_rates(cfg.scheduler, cfg.start_learning_rate, cfg.end_learning_rate, cfg.warmup_steps, total)
     step = TrainStep(net, ema if cfg.use_ema else None, vae if in_step else None, rates, options)
-    codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice)
     call = device.compile_training(step.construct)
     return Training(config, codec, source, step, call, not (in_step or cfg.cache_folder), batch, total)
 
 
-def open_cache(cfg: TrainConfig, image_size: int, vae: AutoencoderKL) -> Cache:
-    """Return the cache that cache_folder names; raises UserError if it was made with other options."""
+def open_cache(cfg: TrainConfig, settings: dict[str, Any]) -> Cache:
+    """Return the cache that cache_folder names; raises UserError if it was made with other settings or options."""
     cache = read_cache(cfg.cache_folder)
-    side = image_size // vae.config.downsampling
-    weights = {name: weight.asnumpy() for name, weight in vae.parameters_and_names()}
-    cache.check(settings_of(cfg, image_size, (2 * vae.config.latent_channels, side, side), weights))
+    cache.check(settings | {"transform": cfg.transform, "cache_dtype": cfg.cache_dtype})
     if cfg.random_flip:
         cache.check({"flip": True})
+    if cfg.frame_list:
+        raise UserError("frame_list names image files, but cache_folder has none; leave frame_list out")
     return cache
 
 
@@ -138,7 +138,7 @@ def _source(cfg: TrainConfig, config: LatteConfig, dataset: VideoDataset) -> Tra
     return TrainingSource(dataset, shape, cfg.seed, classes, text, cfg.class_dropout_prob)
 
 
-def _step_options(cfg: TrainConfig) -> StepOptions:
+def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
     scaled = cfg.dtype == "fp16"
     return StepOptions(
         accumulation=cfg.gradient_accumulation_steps,
@@ -150,7 +150,7 @@ def _step_options(cfg: TrainConfig) -> StepOptions:
         ema_decay=cfg.ema_decay,
         loss_scale=cfg.init_loss_scale if scaled else 1.0,
         loss_scale_window=cfg.loss_scale_window if scaled and cfg.loss_scaler_type == "dynamic" else 0,
-        scale_factor=cfg.sd_scale_factor,
+        scale_factor=scale_factor,
         images=cfg.images_per_video,
         zero_stage=cfg.zero_stage,
     )

@@ -12,7 +12,7 @@ from typing import IO
 from latte.errors import UserError
 
 log = logging.getLogger("latte")
-CONFIG_FILE = "config.yaml"
+CONFIG_FILE, LOCK = "config.yaml", ".lock"
 _STATE = re.compile(r"state-\d{8}\.safetensors")
 
 
@@ -71,11 +71,11 @@ def _named_run(named: Path) -> Path:
 def lock(folder: Path) -> IO[str]:
     """Keep other processes out of a run until the returned file is closed; raises UserError if one is in it."""
     try:
-        file = open(folder / ".lock", "w")  # noqa: SIM115, it stays open
+        file = open(folder / LOCK, "w")  # noqa: SIM115, it stays open
         # Not flock, which a loader's processes would inherit: they outlive a killed run for a moment.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{folder} is in use by another training process; stop it, or start a new run") from None
+        raise UserError(f"{folder} is in use by another process; stop that, or name another folder") from None
     except OSError as error:
         raise UserError(f"{folder} cannot be locked: {error.strerror}; make it writable, or start a new run") from error
     return file

@@ -19,6 +19,7 @@ from latte.weights.names import kind_of
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the official sizes, by width
 NORM_GROUPS = 32  # of every released autoencoder
+SCALING_FACTOR = 0.18215  # of the Stable Diffusion 1 and 2 autoencoders
 SHOWN = 5  # names of each kind in an error
 
 
@@ -114,7 +115,8 @@ def infer_vae_config(
 ) -> dict[str, Any]:
     """Return the configuration of an AutoencoderKL as a dict with the fields of AutoencoderConfig.
 
-    Read off the shapes, but for the number of groups: that comes from the argument, metadata["config"], or is 32.
+    Read off the shapes, but for the number of groups, which comes from the argument, metadata["config"], or is 32, and
+    the scaling factor of the latents, which comes from the latter, or is Stable Diffusion's.
     Raises UserError if the tensors are not an autoencoder's, or the groups do not divide its channels.
     """
     first, last, latent = "encoder.conv_in.weight", "decoder.conv_out.weight", "decoder.conv_in.weight"
@@ -138,6 +140,7 @@ def infer_vae_config(
         "mid_block_add_attention": "decoder.mid_block.attentions.0.to_q.weight" in tensors,
         "use_quant_conv": "quant_conv.weight" in tensors,
         "use_post_quant_conv": "post_quant_conv.weight" in tensors,
+        "scaling_factor": float(_described(metadata).get("scaling_factor") or SCALING_FACTOR),
     }
 
 
@@ -213,7 +216,7 @@ def _count(keys: Iterable[str], pattern: str) -> int:
 
 
 def _described(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the whole numbers and lists of metadata["config"]; nothing if it is not a JSON object."""
+    """Return the numbers and lists of metadata["config"] that make sense; nothing if it is not a JSON object."""
     try:
         config = json.loads(metadata.get(CONFIG, "{}"))
     except ValueError:
@@ -222,5 +225,8 @@ def _described(metadata: Mapping[str, str]) -> dict[str, Any]:
     return {
         key: value
         for key, value in values
-        if all(type(size) is int and size > 0 for size in (value if isinstance(value, list) else [value]))
+        if all(
+            (type(size) is int or (type(size) is float and key == "scaling_factor")) and size > 0
+            for size in (value if isinstance(value, list) else [value])
+        )
     }
