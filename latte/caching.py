@@ -20,9 +20,11 @@ from latte import device
 from latte.checkpoint import load_vae
 from latte.codec import Codec
 from latte.config import CacheConfig
-from latte.data.cache import MANIFEST, Cache, Entry, file_hash, read_cache
+from latte.data.cache import MANIFEST, TEXT, Cache, Entry, file_hash, read_cache
 from latte.data.dataset import PixelStore
+from latte.data.demo import draw_if_missing
 from latte.data.index import Index, list_records
+from latte.data.loader import read_text
 from latte.data.records import write_records
 from latte.errors import UserError
 from latte.files import atomic_path
@@ -109,9 +111,11 @@ class CacheMaker:
                 whole.append((dataclasses.replace(entry, frames=frames), file))
         if self.cache.has_records and whole:
             target = folder / f"{group[0]:08d}.mindrecord"
-            write_records(target, [np.load(file, mmap_mode="r") for _, file in whole])
-            for _, file in whole:
-                file.unlink()
+            try:
+                write_records(target, [np.load(file, mmap_mode="r") for _, file in whole])
+            finally:
+                for _, file in whole:
+                    file.unlink()
             whole = [(entry, target) for entry, _ in whole]
         for entry, file in whole:
             yield dataclasses.replace(entry, file=file.name, sha256=file_hash(file))
@@ -135,7 +139,10 @@ class CacheMaker:
 
     def _moments(self, pixels: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
-        moments = self.codec.moments(pixels)
+        missing = self.codec.frames_per_slice - len(
+            pixels
+        )  # at the end of a video; another size would be compiled anew
+        moments = self.codec.moments(np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))))[: len(pixels)]
         self.frames, self.encoding = self.frames + len(pixels), self.encoding + time.perf_counter() - start
         return moments.astype(self.cache.dtype)
 
@@ -228,6 +235,9 @@ def make_cache(cfg: CacheConfig) -> int:
     rank, world_size = device.current().rank, device.current().world_size
     if not cfg.vae_checkpoint:
         raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
+    if rank == 0:
+        draw_if_missing(cfg)
+    _wait(world_size)
     index = list_records(cfg)
     codec = Codec(load_vae(cfg.vae_checkpoint), cfg.sd_scale_factor, cfg.vae_slice)
     settings = codec.cache_settings(cfg.image_size or DEFAULT_SIZE) | {"cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE}
@@ -236,6 +246,8 @@ def make_cache(cfg: CacheConfig) -> int:
         Path(cfg.cache_folder).mkdir(parents=True, exist_ok=True)
         held = lock(Path(cfg.cache_folder))
         open_or_create(cfg, index, settings)
+        if cfg.condition == "text":
+            store_text(cfg, index)
     _wait(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_folder), codec)
     if rank == 0:
@@ -253,6 +265,16 @@ def make_cache(cfg: CacheConfig) -> int:
         done = len(cache.entries) - len(failed)
         print(f"Saving Attempts: 1: save {done} videos, failed {len(failed)} videos.", flush=True)
     return len(failed)
+
+
+def store_text(cfg: CacheConfig, index: Index) -> None:
+    """Copy the embeddings of all captions into the cache; raises UserError if some are missing."""
+    if not cfg.text_embeddings:
+        raise UserError("condition is text, but text_embeddings is not set; see docs/train.md")
+    captions = sorted({record.caption for record in index.records})
+    text, places, null = read_text(cfg.text_embeddings, captions)
+    with atomic_path(Path(cfg.cache_folder) / TEXT) as temporary:
+        np.savez(temporary, captions=np.array(captions), text=text[places], null=null)
 
 
 def verify_cache(folder: str) -> None:

@@ -141,12 +141,14 @@ class DataOptions(Options):
     sample_stride: int = 1  # every which frame is taken
     transform: Literal["crop_resize", "resize_crop"] = "crop_resize"  # centre crop, then resize, or the other way
     random_flip: bool = False  # mirror every other clip
+    demo_clips: int = 0  # tools/embedding_cache.py: if data_folder is missing, draw it, with this many clips a class
     max_bad_fraction: float = 0.1  # stop when more than this part of the videos is broken or too short
     num_workers: int = 2  # processes that decode videos
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "images_per_video", 0)
+        in_range(self, "demo_clips", 0)
         in_range(self, "sample_stride", 1)
         in_range(self, "max_bad_fraction", 0, 1)
         in_range(self, "num_workers", 1)

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
-import shutil
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from latte.data.demo import CLASSES, caption, make_clip
+from latte.data.demo import CLASSES, caption, clip_name, make_clip, write_frames
 from latte.errors import UserError, run_main
 from latte.files import atomic_path
 from latte.options import OptionError, Options, in_range, parse_config
 from latte.video import read_frames, read_video, save_mp4
-
-QUALITY = 95  # of the jpg files
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,7 +51,7 @@ def make(settings: Settings) -> None:
     with tqdm(total=settings.clips * len(CLASSES), desc=str(root), unit="clip") as bar:
         for seed in seeds:
             for label, kind in enumerate(CLASSES):
-                name = f"{kind}-{seed:04d}"
+                name = clip_name(label, seed)
                 _write_clip(root, kind, name, settings.formats, (label, seed, settings.num_frames, settings.size))
                 where = f"videos/{kind}/{name}.mp4" if "mp4" in settings.formats else f"frames/{kind}/{name}"
                 rows.append((where, kind, caption(label, seed)))
@@ -93,22 +87,7 @@ def _write_clip(root: Path, kind: str, name: str, formats: list[str], clip: tupl
     if wants_video:
         save_mp4(pixels, video)
     if wants_frames:
-        _write_frames(pixels, frames_folder, name)
-
-
-def _write_frames(pixels: np.ndarray, folder: Path, name: str) -> None:
-    """Write the images into a folder that gets its name when it is whole."""
-    partial = folder.with_name(f".{name}")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for i, frame in enumerate(pixels):
-            data = io.BytesIO()
-            Image.fromarray(frame).save(data, format="JPEG", quality=QUALITY, subsampling=0)
-            (partial / f"{name}_{i + 1:04d}.jpg").write_bytes(data.getvalue())
-        partial.rename(folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+        write_frames(pixels, frames_folder)
 
 
 if __name__ == "__main__":

@@ -197,8 +197,8 @@ def _read_old(folder: Path) -> Cache:
     names = [clip.relative_to(folder).as_posix() for clip in clips]
     entries = [Entry(i, name, 0, "", count, name) for i, (name, count) in enumerate(zip(names, counts, strict=True))]
     channels, *sides = _load(next(clips[0].glob(f"{OLD_NAME}*.npy"))).shape
-    settings = dict.fromkeys(("vae_checkpoint", "image_size", "transform", "sd_scale_factor", "cache_dtype"))
-    settings |= {"cache_file_type": OLD, "flip": False, "frame_shape": [2 * channels, *sides]}
+    settings = dict.fromkeys(("vae_checkpoint", "image_size", "transform", "sd_scale_factor"))
+    settings |= {"cache_file_type": OLD, "cache_dtype": "fp32", "flip": False, "frame_shape": [2 * channels, *sides]}
     return Cache(folder, settings, [], len(entries), {entry.index: entry for entry in entries})
 
 

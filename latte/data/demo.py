@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+import io
+import shutil
+from pathlib import Path
 
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from latte.config import DataOptions
+from latte.errors import UserError
+
+QUALITY = 95  # of the jpg files
 CLASSES = ("day", "sunset", "night")
 DIRECTIONS = ("to the right", "to the left")
 OVERSAMPLED = 2  # pixels are drawn at this many times the size and averaged, against jagged edges
@@ -47,6 +57,48 @@ def make_clip(label: int, seed: int, num_frames: int = 40, size: int = 64) -> np
     pixels = np.clip(np.stack(frames), 0, 1)  # (F, wide, wide, 3)
     pixels = pixels.reshape(num_frames, size, OVERSAMPLED, size, OVERSAMPLED, 3).mean((2, 4))
     return (pixels * 255 + 0.5).astype(np.uint8)
+
+
+def clip_name(label: int, seed: int) -> str:
+    """Return how the files of a clip are called."""
+    return f"{CLASSES[label]}-{seed:04d}"
+
+
+def write_frames(pixels: np.ndarray, folder: Path) -> None:
+    """Write frames uint8 (F, H, W, 3) as `<folder>/<its name>_0001.jpg` ...; the folder gets its name when it is whole.
+
+    Raises UserError if it cannot be written.
+    """
+    partial = folder.with_name(f".{folder.name}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for number, frame in enumerate(pixels):
+            data = io.BytesIO()
+            Image.fromarray(frame).save(data, format="JPEG", quality=QUALITY, subsampling=0)
+            (partial / f"{folder.name}_{number + 1:04d}.jpg").write_bytes(data.getvalue())
+        partial.rename(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def draw_if_missing(options: DataOptions) -> None:
+    """Draw `demo_clips` clips of each class into data_folder, if it is asked for and there is no such folder.
+
+    The folder gets its name when it is whole. Raises UserError if it cannot be written.
+    """
+    if not options.demo_clips or not options.data_folder or Path(options.data_folder).exists():
+        return
+    target = Path(options.data_folder)
+    partial = target.with_name(f".{target.name}")
+    with tqdm(total=options.demo_clips * len(CLASSES), desc=str(target), unit="clip") as bar:
+        for seed in range(options.demo_clips):
+            for label, kind in enumerate(CLASSES):
+                folder = partial / kind / clip_name(label, seed)
+                if not folder.exists():  # of an earlier start
+                    write_frames(make_clip(label, seed), folder)
+                bar.update()
+    partial.rename(target)
 
 
 def caption(label: int, seed: int) -> str:

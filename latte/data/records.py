@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def write_records(path: Path, clips: Sequence[np.ndarray]) -> None:
             sync(partial / name)
             (partial / name).rename(path.parent / name)
     except (RuntimeError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        stated = re.search(r"\[ERROR\] (.*)", str(error))  # in the middle of what MindSpore writes
+        reason = stated[1] if stated else getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}") from error
     finally:
         for left in partial.iterdir():

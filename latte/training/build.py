@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -15,7 +16,7 @@ from latte import device
 from latte.checkpoint import load_vae
 from latte.codec import Codec
 from latte.config import TrainConfig
-from latte.data.cache import Cache, read_cache
+from latte.data.cache import TEXT, Cache, read_cache
 from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, read_text
@@ -131,9 +132,10 @@ def _source(cfg: TrainConfig, config: LatteConfig, dataset: VideoDataset) -> Tra
         raise UserError(f"num_classes is {classes}, but data_folder {cfg.data_folder} has classes 0 to {found - 1}")
     text = None
     if config.condition == "text":
-        if not cfg.text_embeddings:
+        path = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
+        if not path:
             raise UserError("condition is text, but text_embeddings is not set; see docs/train.md")
-        text = read_text(cfg.text_embeddings, [record.caption for record in records])
+        text = read_text(path, [record.caption for record in records])
     shape = (config.num_frames + cfg.images_per_video, config.in_channels, *config.latent_size)
     return TrainingSource(dataset, shape, cfg.seed, classes, text, cfg.class_dropout_prob)
 
