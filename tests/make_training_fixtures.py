@@ -1,16 +1,16 @@
 """Record what official PyTorch training computes: ten steps of AdamW with clipping and the average of the weights.
 
 Run by hand with torch, and a checkout of the official repository on PYTHONPATH:
-    PYTHONPATH=../Latte python tests/make_training_fixtures.py
+    PYTHONPATH=../Latte:tools python tests/make_training_fixtures.py
 """
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
+from benchmark_torch import stand_in_for_timm
 
 FIXTURES = Path(__file__).parent / "fixtures"
 STEPS, CLIP_FROM, MAX_NORM, DECAY = 10, 5, 0.5, 0.95
@@ -20,11 +20,7 @@ KEPT = ("x_embedder.proj.weight", "t_embedder.mlp.2.bias", "blocks.0.attn.qkv.bi
 
 def official_network() -> torch.nn.Module:
     """Build the network of the fixture and load its weights."""
-    path = Path(__file__).parents[1] / "tools" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    benchmark._stand_in_for_timm(torch)  # and for the package `models`, whose __init__ imports much more
+    stand_in_for_timm()  # and for the package `models`, whose __init__ imports much more
     from models.latte import Latte
 
     net = Latte(input_size=8, patch_size=2, hidden_size=64, depth=4, num_heads=4, num_frames=4, extras=1)

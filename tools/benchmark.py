@@ -1,4 +1,7 @@
-"""Measure sampling beside official PyTorch: same machine, same run, same weights and inputs, each in its own process.
+"""Measure beside official PyTorch: same machine, same run, same weights and inputs, each in its own process.
+
+Parts: step, a denoising step; vae, encoding and decoding a frame; train, a training step from latents, with AdamW and
+the average of weights, and how long the data loader alone takes for a video.
 
 The official code is not part of this project. Put a checkout of it and a Python with torch and diffusers anywhere:
 
@@ -22,13 +25,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 LATENT_SCALE = 8  # pixels a latent
-WEIGHTS = {"step": "latte.pt", "vae": "vae.bin"}
+WEIGHTS = {"step": "latte.pt", "vae": "vae.bin", "train": "train.pt"}
+PARTS = ("step", "vae", "train")
+NAMES = {"step": "denoising step {dtype}", "train": "training step {dtype}"}
+LOADED = 24  # videos
+CLIPS, CLIP_FRAMES = 8, 40  # of the loader's data
+LEARNING_RATE, EMA_DECAY = 1e-4, 0.9999
 
 
 def main(
     official: str,
     torch_python: str,
-    model_name: str = "Latte-XL/2",
+    parts: list[Literal["step", "vae", "train"]] | None = None,
+    model_name: str | None = None,
     image_size: int = 256,
     num_frames: int = 16,
     dtypes: list[Literal["fp32", "bf16"]] | None = None,
@@ -36,14 +45,14 @@ def main(
     torch_bf16_steps: int = 1,
     threads: int = 2,
     repeats: int = 1,
-    parts: list[Literal["step", "vae"]] | None = None,
 ) -> None:
-    """Measure a denoising step, and encoding and decoding of a frame, and print a table.
+    """Measure and print a table.
 
     Args:
         official: checkout of the official PyTorch repository.
         torch_python: Python interpreter that has torch and diffusers.
-        model_name: network to measure.
+        parts: what to measure; all by default.
+        model_name: network to measure; Latte-XL/2 by default, and Latte-S/2 in training.
         image_size: pixels a side.
         num_frames: frames a video.
         dtypes: arithmetic to measure; both by default.
@@ -51,21 +60,31 @@ def main(
         torch_bf16_steps: the same for PyTorch's bf16 autocast; 0 times the first step, where a step takes minutes.
         threads: CPU threads for both sides.
         repeats: how often each pair is measured, in turn.
-        parts: what to measure; all by default.
     """
-    job = {"official": official, "model_name": model_name, "size": image_size // LATENT_SCALE, "frames": num_frames}
-    rows = []
+    job = {"official": official, "size": image_size // LATENT_SCALE, "frames": num_frames}
+    rows, notes = [], []
     with tempfile.TemporaryDirectory() as folder:
         job["folder"] = folder
-        for part in parts or ["step", "vae"]:
+        for part in parts or PARTS:
+            job["model_name"] = model_name or ("Latte-S/2" if part == "train" else "Latte-XL/2")
             for dtype in (dtypes or ["fp32", "bf16"]) if part == "step" else ["fp32"]:
                 for _ in range(repeats):
                     here = {**job, "part": part, "dtype": dtype, "steps": steps}
                     few = torch_bf16_steps if dtype == "bf16" else steps
                     peer = _measure(torch_python, {**here, "side": "torch", "steps": few}, threads)
                     rows.append((peer, _measure(sys.executable, {**here, "side": "ours"}, threads)))
-    print(_machine(threads))
-    print(_table(rows))
+                    if part == "train":
+                        notes.append(_loader_note(rows[-1][1], threads))
+    print("\n".join((_machine(threads), _table(rows), *notes)))
+
+
+def _loader_note(trained: dict[str, Any], threads: int) -> str:
+    """Measure the loader and say how it compares with our training step."""
+    loader = _measure(sys.executable, {**trained, "part": "loader"}, threads)
+    return (
+        f"The loader alone takes {1000 * loader['seconds']:.0f} ms for a video of frames on the disk: "
+        f"{trained['seconds'] / loader['seconds']:.0f} x what the training step consumes."
+    )
 
 
 def _measure(python: str, job: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -74,14 +93,15 @@ def _measure(python: str, job: dict[str, Any], threads: int) -> dict[str, Any]:
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     if job["side"] == "torch":
         env["PYTHONPATH"] = job["official"]
-    command = [python, __file__, "--worker", json.dumps(job | {"threads": threads})]
+    script = Path(__file__).with_name("benchmark_torch.py" if job["side"] == "torch" else "benchmark.py")
+    command = [python, script, "--worker", json.dumps(job | {"threads": threads})]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=False, text=True)
     if done.returncode:
         raise SystemExit(f"error: the measurement {job['part']} {job['dtype']} {job['side']} failed, see above")
     return job | json.loads(done.stdout.splitlines()[-1])
 
 
-def _timed(call: Callable[[int], Any], count: int) -> dict[str, Any]:
+def timed(call: Callable[[int], Any], count: int) -> dict[str, Any]:
     """Time a first call and `count` more."""
     seconds = []
     for i in range(count + 1):
@@ -91,7 +111,7 @@ def _timed(call: Callable[[int], Any], count: int) -> dict[str, Any]:
     return {"first": seconds[0], "seconds": statistics.median(seconds[1:] or seconds)}
 
 
-def _inputs(job: dict[str, Any]) -> dict[str, Any]:
+def inputs(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -102,7 +122,7 @@ def _inputs(job: dict[str, Any]) -> dict[str, Any]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in draw.items()}
 
 
-def _save(job: dict[str, Any], name: str, value: Any) -> None:
+def save(job: dict[str, Any], name: str, value: Any) -> None:
     import numpy as np
 
     np.save(Path(job["folder"]) / f"{name}.npy", value)
@@ -116,97 +136,26 @@ def _deviation(job: dict[str, Any], name: str, value: Any) -> float:
     return float(np.abs(value - expected).max() / np.abs(expected).max())
 
 
-def worker(job: dict[str, Any]) -> None:
-    """Make one measurement and print it as a line of JSON."""
-    result = {"torch": {"step": _torch_step, "vae": _torch_vae}, "ours": {"step": _our_step, "vae": _our_vae}}[
-        job["side"]
-    ][job["part"]](job)
+def work(measurements: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], job: dict[str, Any]) -> None:
+    """Make one measurement of those there are, and print it as a line of JSON."""
+    result = measurements[job["part"]](job)
     print(json.dumps(result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
-def _torch_step(job: dict[str, Any]) -> dict[str, Any]:
-    import torch
+def _clips(job: dict[str, Any]) -> Path:
+    """Return the folder of the loader's data, which is made the first time."""
+    import numpy as np
+    from PIL import Image
 
-    torch.set_num_threads(job["threads"])
-    torch.set_grad_enabled(False)
-    _stand_in_for_timm(torch)
-    from diffusion import create_diffusion  # of the official checkout
-    from models.latte import Latte_models
-
-    net = Latte_models[job["model_name"]](input_size=job["size"], num_frames=job["frames"], extras=1).eval()
-    torch.manual_seed(0)
-    for name, p in net.named_parameters():  # layers that start at zero would make every output zero
-        if "embed" not in name or "proj" in name:
-            p.normal_(0, 0.02)
-    file = Path(job["folder"]) / WEIGHTS["step"]
-    if not file.exists():
-        torch.save({"ema": net.state_dict()}, file)
-    data = {name: torch.from_numpy(value) for name, value in _inputs(job).items()}
-    diffusion = create_diffusion("250")
-    t = torch.tensor([125])
-
-    def step(i: int) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bf16"):
-            out = net(data["x"], torch.tensor([diffusion.timestep_map[125]]))
-        torch.manual_seed(0)
-        diffusion.p_sample(lambda x, t: out, data["x"], t, clip_denoised=False)
-        if i == 0 and job["dtype"] == "fp32":
-            _save(job, "out", out.float().numpy())
-
-    return _timed(step, job["steps"])
-
-
-def _stand_in_for_timm(torch: Any) -> None:
-    """Give the official model the two classes it takes from timm, where torchvision, which timm needs, is missing."""
-    import types
-
-    class Mlp(torch.nn.Module):
-        def __init__(self, in_features: int, hidden_features: int, act_layer: Callable, drop: float = 0):
-            super().__init__()
-            self.fc1 = torch.nn.Linear(in_features, hidden_features)
-            self.act = act_layer()
-            self.fc2 = torch.nn.Linear(hidden_features, in_features)
-
-        def forward(self, x: Any) -> Any:
-            return self.fc2(self.act(self.fc1(x)))
-
-    class PatchEmbed(torch.nn.Module):
-        def __init__(self, size: int, patch: int, channels: int, width: int, bias: bool = True):
-            super().__init__()
-            self.proj = torch.nn.Conv2d(channels, width, patch, patch, bias=bias)
-            self.num_patches, self.patch_size = (size // patch) ** 2, (patch, patch)
-
-        def forward(self, x: Any) -> Any:
-            return self.proj(x).flatten(2).transpose(1, 2)
-
-    for name in ("timm", "timm.models", "timm.models.vision_transformer"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].Mlp, sys.modules[name].PatchEmbed = Mlp, PatchEmbed
-    # The package's __init__ imports the text-to-video model and its dependencies, which are not measured here.
-    package = types.ModuleType("models")
-    package.__path__ = [str(Path(os.environ["PYTHONPATH"]) / "models")]
-    sys.modules["models"] = package
-
-
-def _torch_vae(job: dict[str, Any]) -> dict[str, Any]:
-    import torch
-    from diffusers import AutoencoderKL
-
-    torch.set_num_threads(job["threads"])
-    torch.set_grad_enabled(False)
-    torch.manual_seed(0)
-    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
-    widths = (128, 256, 512, 512)
-    vae = AutoencoderKL(3, 3, down, up, widths, layers_per_block=2, latent_channels=4).eval()
-    file = Path(job["folder"]) / WEIGHTS["vae"]
-    if not file.exists():
-        torch.save(vae.state_dict(), file)
-    data = {name: torch.from_numpy(value) for name, value in _inputs(job).items()}
-    encode = _timed(lambda i: vae.encode(data["image"]), job["steps"])
-    decode = _timed(lambda i: vae.decode(data["z"]), job["steps"])
-    _save(job, "moments", vae.encode(data["image"]).latent_dist.parameters.numpy())
-    _save(job, "decoded", vae.decode(data["z"]).sample.numpy())
-    return {"encode": encode, "decode": decode}
+    root, side = Path(job["folder"]) / "clips", job["size"] * LATENT_SCALE
+    if not root.exists():
+        for clip in range(CLIPS):
+            (root / str(clip)).mkdir(parents=True)
+            small = np.random.default_rng(clip).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            for frame in range(CLIP_FRAMES):
+                image = Image.fromarray(np.roll(small, frame, 1)).resize((side * 3 // 2, side))
+                image.save(root / str(clip) / f"f_{frame}.jpg", quality=95)
+    return root
 
 
 def _our_step(job: dict[str, Any]) -> dict[str, Any]:
@@ -221,13 +170,57 @@ def _our_step(job: dict[str, Any]) -> dict[str, Any]:
     device.init_device("CPU")
     net = load_model(Path(job["folder"]) / WEIGHTS["step"], dtype=job["dtype"])
     load = time.perf_counter() - start
-    data = {name: ms.Tensor(value) for name, value in _inputs(job).items()}
+    data = {name: ms.Tensor(value) for name, value in inputs(job).items()}
     schedule = create_schedule("250")
     coef = ms.Tensor(coefficients("ddpm", schedule)[125])
     t = ms.Tensor(np.array([schedule.timesteps[125]], np.int32))
     step = device.compile_step(make_step(net, "ddpm"))
-    result = _timed(lambda i: step(data["x"], t, data["noise"], coef).asnumpy(), job["steps"])
+    result = timed(lambda i: step(data["x"], t, data["noise"], coef).asnumpy(), job["steps"])
     return result | {"load": load, "deviation": _deviation(job, "out", net(data["x"], t).asnumpy())}
+
+
+def _our_train(job: dict[str, Any]) -> dict[str, Any]:
+    import mindspore as ms
+    import numpy as np
+
+    from latte import device, load_model
+    from latte.models.precision import prepare
+    from latte.training.step import StepOptions, TrainStep
+
+    device.init_device("CPU")
+    net, average = (load_model(Path(job["folder"]) / WEIGHTS["train"]) for _ in range(2))
+    for each in (net, average):
+        prepare(each, for_training=True)
+    rates = np.full(job["steps"] + 1, LEARNING_RATE, np.float32)
+    options = StepOptions(ema_decay=EMA_DECAY, scale_factor=1.0)
+    call = device.compile_training(TrainStep(net, average, None, rates, options).construct)
+    data = inputs(job)
+    moments = np.concatenate((data["x"], np.full_like(data["x"], -30)), 2)  # of a posterior without variance
+    tensors = [ms.Tensor(a) for a in (moments, np.zeros_like(data["x"]), np.array([500], np.int32), data["noise"])]
+    skipped, losses = ms.Tensor(np.full((1, 8), -1, np.int32)), []
+    result = timed(lambda i: losses.append(float(call(*tensors, skipped))), job["steps"])
+    return result | {"deviation": _deviation(job, "losses", np.array(losses))}
+
+
+def _our_loader(job: dict[str, Any]) -> dict[str, Any]:
+    from latte import device
+    from latte.config import TrainConfig
+    from latte.data.dataset import PixelStore, VideoDataset
+    from latte.data.index import list_records
+    from latte.data.loader import TrainingSource, make_loader
+
+    device.init_device("CPU")
+    size, options = job["size"], TrainConfig(data_folder=str(_clips(job)))
+    store = PixelStore(size * LATENT_SCALE, options.transform)
+    dataset = VideoDataset(list_records(options), job["frames"], store, options, seed=0)
+    source = TrainingSource(dataset, (job["frames"], 4, size, size), seed=0)
+    loader = make_loader(source, 1, 0, LOADED + 1, 0, 1, job["threads"])
+    batches = loader.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    start = time.perf_counter()
+    next(batches)
+    first, start = time.perf_counter() - start, time.perf_counter()
+    count = sum(1 for _ in batches)
+    return {"first": first, "seconds": (time.perf_counter() - start) / count}
 
 
 def _our_vae(job: dict[str, Any]) -> dict[str, Any]:
@@ -237,9 +230,9 @@ def _our_vae(job: dict[str, Any]) -> dict[str, Any]:
 
     device.init_device("CPU")
     vae = load_vae(Path(job["folder"]) / WEIGHTS["vae"])
-    data = {name: ms.Tensor(value) for name, value in _inputs(job).items()}
-    encode = _timed(lambda i: vae.encode(data["image"]).asnumpy(), job["steps"])
-    decode = _timed(lambda i: vae.decode(data["z"]).asnumpy(), job["steps"])
+    data = {name: ms.Tensor(value) for name, value in inputs(job).items()}
+    encode = timed(lambda i: vae.encode(data["image"]).asnumpy(), job["steps"])
+    decode = timed(lambda i: vae.decode(data["z"]).asnumpy(), job["steps"])
     encode["deviation"] = _deviation(job, "moments", vae.encode(data["image"]).asnumpy())
     decode["deviation"] = _deviation(job, "decoded", vae.decode(data["z"]).asnumpy())
     return {"encode": encode, "decode": decode}
@@ -263,7 +256,7 @@ def _table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     for peer, ours in rows:
         for key in ("encode", "decode") if ours["part"] == "vae" else (None,):
             a, b = (row[key] if key else row for row in (peer, ours))
-            what = f"VAE {key} a frame" if key else f"denoising step {ours['dtype']}"
+            what = f"VAE {key} a frame" if key else NAMES[ours["part"]].format(**ours)
             memory = f"{peer['memory'] / 1e9:.2f} / {ours['memory'] / 1e9:.2f}"
             lines.append(
                 f"| {what} | {a['seconds']:.2f} | {b['seconds']:.2f} | {a['seconds'] / b['seconds']:.2f} x "
@@ -274,7 +267,7 @@ def _table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        worker(json.loads(sys.argv[2]))
+        work({"step": _our_step, "vae": _our_vae, "train": _our_train, "loader": _our_loader}, json.loads(sys.argv[2]))
     else:
         from jsonargparse import auto_cli
 

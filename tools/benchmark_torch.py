@@ -1,0 +1,131 @@
+"""The side of official PyTorch in tools/benchmark.py, which runs this file with a Python that has torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmark import EMA_DECAY, LEARNING_RATE, WEIGHTS, inputs, save, timed, work
+
+
+def _step(job: dict[str, Any]) -> dict[str, Any]:
+    torch.set_num_threads(job["threads"])
+    torch.set_grad_enabled(False)
+    stand_in_for_timm()
+    from diffusion import create_diffusion  # of the official checkout
+    from models.latte import Latte_models
+
+    net = Latte_models[job["model_name"]](input_size=job["size"], num_frames=job["frames"], extras=1).eval()
+    torch.manual_seed(0)
+    for name, p in net.named_parameters():  # layers that start at zero would make every output zero
+        if "embed" not in name or "proj" in name:
+            p.normal_(0, 0.02)
+    file = Path(job["folder"]) / WEIGHTS["step"]
+    if not file.exists():
+        torch.save({"ema": net.state_dict()}, file)
+    data = {name: torch.from_numpy(value) for name, value in inputs(job).items()}
+    diffusion = create_diffusion("250")
+    t = torch.tensor([125])
+
+    def step(i: int) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bf16"):
+            out = net(data["x"], torch.tensor([diffusion.timestep_map[125]]))
+        torch.manual_seed(0)
+        diffusion.p_sample(lambda x, t: out, data["x"], t, clip_denoised=False)
+        if i == 0 and job["dtype"] == "fp32":
+            save(job, "out", out.float().numpy())
+
+    return timed(step, job["steps"])
+
+
+def _vae(job: dict[str, Any]) -> dict[str, Any]:
+    from diffusers import AutoencoderKL
+
+    torch.set_num_threads(job["threads"])
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    widths = (128, 256, 512, 512)
+    vae = AutoencoderKL(3, 3, down, up, widths, layers_per_block=2, latent_channels=4).eval()
+    file = Path(job["folder"]) / WEIGHTS["vae"]
+    if not file.exists():
+        torch.save(vae.state_dict(), file)
+    data = {name: torch.from_numpy(value) for name, value in inputs(job).items()}
+    encode = timed(lambda i: vae.encode(data["image"]), job["steps"])
+    decode = timed(lambda i: vae.decode(data["z"]), job["steps"])
+    save(job, "moments", vae.encode(data["image"]).latent_dist.parameters.numpy())
+    save(job, "decoded", vae.decode(data["z"]).sample.numpy())
+    return {"encode": encode, "decode": decode}
+
+
+def _train(job: dict[str, Any]) -> dict[str, Any]:
+    torch.set_num_threads(job["threads"])
+    stand_in_for_timm()
+    from diffusion import create_diffusion  # of the official checkout
+    from models.latte import Latte_models
+
+    torch.manual_seed(0)
+    net = Latte_models[job["model_name"]](input_size=job["size"], num_frames=job["frames"], extras=1).train()
+    file = Path(job["folder"]) / WEIGHTS["train"]
+    if not file.exists():
+        torch.save({"ema": net.state_dict()}, file)
+    average = [p.detach().clone() for p in net.parameters() if p.requires_grad]
+    weights = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0)
+    data = {name: torch.from_numpy(value) for name, value in inputs(job).items()}
+    diffusion, losses = create_diffusion(""), []
+
+    def step(i: int) -> None:
+        terms = diffusion.training_losses(net, data["x"], torch.tensor([500]), {}, noise=data["noise"])
+        loss = terms["loss"].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        torch._foreach_mul_(average, EMA_DECAY)
+        torch._foreach_add_(average, [p.detach() for p in weights], alpha=1 - EMA_DECAY)
+        losses.append(loss.item())
+
+    result = timed(step, job["steps"])
+    save(job, "losses", losses)
+    return result
+
+
+def stand_in_for_timm() -> None:
+    """Give the official model the two classes it takes from timm, where torchvision, which timm needs, is missing."""
+
+    class Mlp(torch.nn.Module):
+        def __init__(self, in_features: int, hidden_features: int, act_layer: Callable, drop: float = 0):
+            super().__init__()
+            self.fc1 = torch.nn.Linear(in_features, hidden_features)
+            self.act = act_layer()
+            self.fc2 = torch.nn.Linear(hidden_features, in_features)
+
+        def forward(self, x: Any) -> Any:
+            return self.fc2(self.act(self.fc1(x)))
+
+    class PatchEmbed(torch.nn.Module):
+        def __init__(self, size: int, patch: int, channels: int, width: int, bias: bool = True):
+            super().__init__()
+            self.proj = torch.nn.Conv2d(channels, width, patch, patch, bias=bias)
+            self.num_patches, self.patch_size = (size // patch) ** 2, (patch, patch)
+
+        def forward(self, x: Any) -> Any:
+            return self.proj(x).flatten(2).transpose(1, 2)
+
+    for name in ("timm", "timm.models", "timm.models.vision_transformer"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].Mlp, sys.modules[name].PatchEmbed = Mlp, PatchEmbed
+    # The package's __init__ imports the text-to-video model and its dependencies, which are not measured here.
+    package = types.ModuleType("models")
+    package.__path__ = [str(Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) / "models")]
+    sys.modules["models"] = package
+
+
+if __name__ == "__main__":
+    work({"step": _step, "vae": _vae, "train": _train}, json.loads(sys.argv[2]))
