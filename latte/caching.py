@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from latte import device
+from latte import device, ranks
 from latte.checkpoint import load_vae
 from latte.codec import Codec
 from latte.config import CacheConfig
@@ -41,30 +42,47 @@ class VideoError(UserError):
     """A video of the data set cannot be read; the others can."""
 
 
-class Queue:
-    """Numbers from 0 on, each given to one rank only, whichever asks first."""
+class Clock:
+    """How many frames were encoded after the first slice, which compiles, and how long that took."""
 
-    def __init__(self, shared: bool):
-        self._next, self._window = 0, None
-        if shared:
-            from mpi4py import MPI
+    def __init__(self) -> None:
+        self.first: float | None = None  # seconds of the first slice
+        self.frames, self.inside, self.seconds = 0, 0.0, 0.0
 
-            size = MPI.INT64_T.Get_size()
-            self._window = MPI.Win.Allocate(size if MPI.COMM_WORLD.rank == 0 else 0, size, comm=MPI.COMM_WORLD)
-            if MPI.COMM_WORLD.rank == 0:
-                np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
-            MPI.COMM_WORLD.Barrier()
+    @contextlib.contextmanager
+    def encoding(self, frames: int) -> Iterator[None]:
+        """Time the encoding of a slice."""
+        start = time.perf_counter()
+        yield
+        end = time.perf_counter()
+        if self.first is None:
+            self.first, self._started = end - start, end
+        else:
+            self.frames, self.inside = self.frames + frames, self.inside + end - start
+        self.stop()
 
-    def take(self) -> int:
-        """Return the next number."""
-        if self._window is None:
-            self._next += 1
-            return self._next - 1
-        number, one = np.zeros(1, np.int64), np.ones(1, np.int64)
-        self._window.Lock(0)
-        self._window.Fetch_and_op(one, number, 0)
-        self._window.Unlock(0)
-        return int(number[0])
+    def stop(self) -> None:
+        """Take the time until now."""
+        if self.first is not None:
+            self.seconds = time.perf_counter() - self._started
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames encoded a second, all in all."""
+        return self.frames / self.seconds if self.frames else 0.0
+
+    @property
+    def outside(self) -> float:
+        """The part of the time that was spent outside the autoencoder."""
+        return 1 - self.inside / self.seconds if self.frames else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What making a cache came to: how many videos failed, and how fast this rank was."""
+
+    failed: int
+    clock: Clock
 
 
 class CacheMaker:
@@ -77,20 +95,19 @@ class CacheMaker:
         size = math.ceil(count / MAX_FILES) if cache.has_records else 1
         groups = [range(first, min(first + size, count)) for first in range(0, count, size)]
         self.todo = [group for group in groups if group[-1] >= cfg.resume_cache_index and any(map(self._lacks, group))]
-        self.saved = self.failed = self.frames = 0
-        self.encoding = 0.0  # seconds in the autoencoder
+        self.clock = Clock()
 
-    def run(self, tickets: Queue) -> None:
+    def run(self, tickets: ranks.Tickets) -> None:
         """Encode the videos that this rank gets; raises UserError if the disk is full."""
-        rank, started, decoded = device.current().rank, time.perf_counter(), ahead(self._decoded(tickets))
+        rank, decoded = device.current().rank, ahead(self._decoded(tickets))
         with tqdm(total=sum(map(len, self.todo)), desc="encoding", unit="video", disable=rank > 0) as bar:
             for place in decoded:
                 group = self.todo[place]
                 for entry in self._encoded(group, decoded):
                     self.cache.note(entry, rank)
-                    self.saved, self.failed = self.saved + bool(entry.file), self.failed + bool(entry.error)
                 bar.update(sum(map(len, self.todo[: place + 1])) - bar.n)
-                bar.set_postfix_str(f"{self.frames / (time.perf_counter() - started):.1f} frames/s", refresh=False)
+                bar.set_postfix_str(f"{self.clock.frames_per_second:.1f} frames/s", refresh=False)
+        self.clock.stop()
 
     def _lacks(self, number: int) -> bool:
         return number not in self.cache.entries or bool(self.cache.entries[number].error)
@@ -138,15 +155,14 @@ class CacheMaker:
         return length
 
     def _moments(self, pixels: np.ndarray) -> np.ndarray:
-        start = time.perf_counter()
         missing = self.codec.frames_per_slice - len(
             pixels
         )  # at the end of a video; another size would be compiled anew
-        moments = self.codec.moments(np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))))[: len(pixels)]
-        self.frames, self.encoding = self.frames + len(pixels), self.encoding + time.perf_counter() - start
-        return moments.astype(self.cache.dtype)
+        with self.clock.encoding(len(pixels)):
+            moments = self.codec.moments(np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))))
+        return moments[: len(pixels)].astype(self.cache.dtype)
 
-    def _decoded(self, tickets: Queue) -> Iterator[int | np.ndarray | VideoError]:
+    def _decoded(self, tickets: ranks.Tickets) -> Iterator[int | np.ndarray | VideoError]:
         """Yield the place of a group in `todo`, and for each of its videos the length and the frames, slice by slice.
 
         In place of what cannot be read comes an error, and then the next video.
@@ -230,14 +246,14 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
     cache.save()
 
 
-def make_cache(cfg: CacheConfig) -> int:
-    """Make or complete a cache and return how many videos failed; raises UserError for whatever does not fit."""
+def make_cache(cfg: CacheConfig) -> Report:
+    """Make or complete a cache; raises UserError for whatever does not fit."""
     rank, world_size = device.current().rank, device.current().world_size
     if not cfg.vae_checkpoint:
         raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
     if rank == 0:
         draw_if_missing(cfg)
-    _wait(world_size)
+    ranks.wait_for_all(world_size)
     index = list_records(cfg)
     codec = Codec(load_vae(cfg.vae_checkpoint), cfg.sd_scale_factor, cfg.vae_slice)
     settings = codec.cache_settings(cfg.image_size or DEFAULT_SIZE) | {"cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE}
@@ -248,15 +264,15 @@ def make_cache(cfg: CacheConfig) -> int:
         open_or_create(cfg, index, settings)
         if cfg.condition == "text":
             store_text(cfg, index)
-    _wait(world_size)
+    ranks.wait_for_all(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_folder), codec)
     if rank == 0:
         print(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.", flush=True)
-    maker.run(Queue(world_size > 1))
-    _wait(world_size)
+    maker.run(ranks.Tickets(world_size))
+    ranks.wait_for_all(world_size)
     cache = read_cache(cfg.cache_folder)
     failed = [entry for entry in cache.entries.values() if entry.error]
-    _wait(world_size)
+    ranks.wait_for_all(world_size)
     if rank == 0:
         cache.save()
         held.close()
@@ -264,7 +280,14 @@ def make_cache(cfg: CacheConfig) -> int:
             print(f"failed: {entry.error}")
         done = len(cache.entries) - len(failed)
         print(f"Saving Attempts: 1: save {done} videos, failed {len(failed)} videos.", flush=True)
-    return len(failed)
+    clock = maker.clock
+    log.info(
+        "%d frames, %.1f a second, %.1f %% of the time outside the autoencoder",
+        clock.frames,
+        clock.frames_per_second,
+        100 * clock.outside,
+    )
+    return Report(len(failed), clock)
 
 
 def store_text(cfg: CacheConfig, index: Index) -> None:
@@ -292,11 +315,3 @@ def verify_cache(folder: str) -> None:
             "delete them and make the cache again: only they will be made"
         )
     print(f"{folder}: {len(hashes)} files are whole; {failed} videos failed, {missing} are missing")
-
-
-def _wait(world_size: int) -> None:
-    """Wait for the other ranks."""
-    if world_size > 1:
-        from mpi4py import MPI
-
-        MPI.COMM_WORLD.Barrier()

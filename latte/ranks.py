@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import sys
+import traceback
+from collections.abc import Iterator
 from datetime import timedelta
+
+import numpy as np
 
 from latte.errors import UserError
 
@@ -98,6 +104,55 @@ def _agree_by_mpi(rank: int, world_size: int) -> tuple[str, int]:
     # Now, because at its exit a failing rank would wait in there for the others, and they in a sum for it.
     MPI.Finalize()
     return place
+
+
+class Tickets:
+    """Numbers from 0 on, each given to one rank of mpirun only, whichever asks first."""
+
+    def __init__(self, world_size: int):
+        self._next, self._window = 0, None
+        if world_size > 1:
+            from mpi4py import MPI
+
+            size = MPI.INT64_T.Get_size()
+            self._window = MPI.Win.Allocate(size if MPI.COMM_WORLD.rank == 0 else 0, size, comm=MPI.COMM_WORLD)
+            if MPI.COMM_WORLD.rank == 0:
+                np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
+            MPI.COMM_WORLD.Barrier()
+
+    def take(self) -> int:
+        """Return the next number."""
+        if self._window is None:
+            self._next += 1
+            return self._next - 1
+        number, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+        self._window.Lock(0)
+        self._window.Fetch_and_op(one, number, 0)
+        self._window.Unlock(0)
+        return int(number[0])
+
+
+def wait_for_all(world_size: int) -> None:
+    """Wait until every rank of mpirun is here."""
+    if world_size > 1:
+        from mpi4py import MPI
+
+        MPI.COMM_WORLD.Barrier()
+
+
+@contextlib.contextmanager
+def ending_together(world_size: int) -> Iterator[None]:
+    """End all ranks of mpirun when this one fails: at its exit it would wait for the others, and they for it."""
+    try:
+        yield
+    except Exception as error:
+        if world_size == 1:
+            raise
+        from mpi4py import MPI
+
+        known = isinstance(error, UserError)
+        print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr, flush=True)
+        MPI.COMM_WORLD.Abort(2 if known else 1)
 
 
 def own_address() -> str:

@@ -1,7 +1,8 @@
 """Measure beside official PyTorch: same machine, same run, same weights and inputs, each in its own process.
 
 Parts: step, a denoising step; vae, encoding and decoding a frame; train, a training step from latents, with AdamW and
-the average of weights, and how long the data loader alone takes for a video.
+the average of weights, and how long the data loader alone takes for a video; cache, encoding frames into a cache of
+latents, and reading windows of 128 frames from both kinds of cache.
 
 The official code is not part of this project. Put a checkout of it and a Python with torch and diffusers anywhere:
 
@@ -25,9 +26,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 LATENT_SCALE = 8  # pixels a latent
-WEIGHTS = {"step": "latte.pt", "vae": "vae.bin", "train": "train.pt"}
-PARTS = ("step", "vae", "train")
-NAMES = {"step": "denoising step {dtype}", "train": "training step {dtype}"}
+WEIGHTS = {"step": "latte.pt", "vae": "vae.bin", "train": "train.pt", "cache": "vae.bin"}
+PARTS = ("step", "vae", "train", "cache")
+NAMES = {"step": "denoising step {dtype}", "train": "training step {dtype}", "cache": "caching a frame {dtype}"}
+WINDOW, STORED = 128, 300  # frames of a window, and of each video of the cache it is read from
 LOADED = 24  # videos
 CLIPS, CLIP_FRAMES = 8, 40  # of the loader's data
 LEARNING_RATE, EMA_DECAY = 1e-4, 0.9999
@@ -36,7 +38,7 @@ LEARNING_RATE, EMA_DECAY = 1e-4, 0.9999
 def main(
     official: str,
     torch_python: str,
-    parts: list[Literal["step", "vae", "train"]] | None = None,
+    parts: list[Literal["step", "vae", "train", "cache"]] | None = None,
     model_name: str | None = None,
     image_size: int = 256,
     num_frames: int = 16,
@@ -67,7 +69,7 @@ def main(
         job["folder"] = folder
         for part in parts or PARTS:
             job["model_name"] = model_name or ("Latte-S/2" if part == "train" else "Latte-XL/2")
-            for dtype in (dtypes or ["fp32", "bf16"]) if part == "step" else ["fp32"]:
+            for dtype in ["fp32"] if part in ("vae", "train") else dtypes or ["fp32", "bf16"]:
                 for _ in range(repeats):
                     here = {**job, "part": part, "dtype": dtype, "steps": steps}
                     few = torch_bf16_steps if dtype == "bf16" else steps
@@ -75,6 +77,7 @@ def main(
                     rows.append((peer, _measure(sys.executable, {**here, "side": "ours"}, threads)))
                     if part == "train":
                         notes.append(_loader_note(rows[-1][1], threads))
+                    notes += rows[-1][1].get("notes", [])
     print("\n".join((_machine(threads), _table(rows), *notes)))
 
 
@@ -142,7 +145,7 @@ def work(measurements: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], jo
     print(json.dumps(result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
-def _clips(job: dict[str, Any]) -> Path:
+def clips(job: dict[str, Any]) -> Path:
     """Return the folder of the loader's data, which is made the first time."""
     import numpy as np
     from PIL import Image
@@ -210,17 +213,78 @@ def _our_loader(job: dict[str, Any]) -> dict[str, Any]:
     from latte.data.loader import TrainingSource, make_loader
 
     device.init_device("CPU")
-    size, options = job["size"], TrainConfig(data_folder=str(_clips(job)))
+    size, options = job["size"], TrainConfig(data_folder=str(clips(job)))
     store = PixelStore(size * LATENT_SCALE, options.transform)
     dataset = VideoDataset(list_records(options), job["frames"], store, options, seed=0)
     source = TrainingSource(dataset, (job["frames"], 4, size, size), seed=0)
     loader = make_loader(source, 1, 0, LOADED + 1, 0, 1, job["threads"])
     batches = loader.create_tuple_iterator(num_epochs=1, output_numpy=True)
-    start = time.perf_counter()
     next(batches)
-    first, start = time.perf_counter() - start, time.perf_counter()
+    return {"seconds": _drain(batches)}
+
+
+def _our_cache(job: dict[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
+    from latte import device
+    from latte.caching import make_cache
+    from latte.config import CacheConfig
+
+    device.init_device("CPU")
+    folder = Path(job["folder"])
+    cache = CacheConfig(
+        data_folder=str(clips(job) / "0"),
+        vae_checkpoint=str(folder / WEIGHTS["cache"]),
+        image_size=job["size"] * LATENT_SCALE,
+        cache_folder=str(folder / f"cache-{job['dtype']}"),
+        cache_dtype="fp32",
+        dtype=job["dtype"],
+    )
+    clock = make_cache(cache).clock
+    moments = np.load(Path(cache.cache_folder) / "00000000.npy")[0]
+    notes = [f"Caching in {job['dtype']}: {100 * clock.outside:.2f} % of the time is outside the autoencoder."]
+    if job["dtype"] == "fp32":
+        notes += [_read_note(job, kind) for kind in ("numpy", "mindrecord")]
+    deviation = _deviation(job, "cached", moments)
+    return {"first": clock.first, "seconds": 1 / clock.frames_per_second, "deviation": deviation, "notes": notes}
+
+
+def _read_note(job: dict[str, Any], kind: str) -> str:
+    """Measure how fast windows are read from a cache of random moments, with one and with two workers."""
+    import numpy as np
+
+    from latte.config import TrainConfig
+    from latte.data.cache import Cache, Entry
+    from latte.data.dataset import VideoDataset
+    from latte.data.loader import TrainingSource, make_loader
+    from latte.data.records import write_records
+
+    folder, shape = Path(job["folder"]) / kind, (8, job["size"], job["size"])
+    settings = {"cache_file_type": kind, "cache_dtype": "fp16", "flip": False, "frame_shape": shape}
+    cache, rng = Cache(folder, settings, [], CLIPS), np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(CLIPS):
+        moments = rng.normal(size=(1, STORED, *shape)).astype(np.float16)
+        file = folder / f"{number}.{'npy' if kind == 'numpy' else kind}"
+        np.save(file, moments) if kind == "numpy" else write_records(file, [moments])
+        cache.entries[number] = Entry(number, str(number), 0, "", STORED, file.name)
+    source = TrainingSource(VideoDataset(cache.index(), WINDOW, cache, TrainConfig(), 0), (WINDOW, 4, *shape[1:]), 0)
+    epochs = []
+    for workers in (1, 2):
+        batches = make_loader(source, 1, 0, 8 * CLIPS, 0, 1, workers).create_tuple_iterator(num_epochs=1)
+        next(batches)
+        epochs.append(CLIPS * _drain(batches))
+    return (
+        f"Reading windows of {WINDOW} frames from {kind}: {WINDOW * CLIPS / epochs[0]:.0f} frames a second; an epoch "
+        f"of {CLIPS} videos takes {epochs[0]:.2f} s with 1 worker and {epochs[1]:.2f} s with 2."
+    )
+
+
+def _drain(batches: Any) -> float:
+    """Return the seconds that each of the remaining batches takes."""
+    start = time.perf_counter()
     count = sum(1 for _ in batches)
-    return {"first": first, "seconds": (time.perf_counter() - start) / count}
+    return (time.perf_counter() - start) / count
 
 
 def _our_vae(job: dict[str, Any]) -> dict[str, Any]:
@@ -267,7 +331,8 @@ def _table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work({"step": _our_step, "vae": _our_vae, "train": _our_train, "loader": _our_loader}, json.loads(sys.argv[2]))
+        ours = {"step": _our_step, "vae": _our_vae, "train": _our_train, "loader": _our_loader, "cache": _our_cache}
+        work(ours, json.loads(sys.argv[2]))
     else:
         from jsonargparse import auto_cli
 

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from benchmark import EMA_DECAY, LEARNING_RATE, WEIGHTS, inputs, save, timed, work
+from benchmark import EMA_DECAY, LATENT_SCALE, LEARNING_RATE, WEIGHTS, clips, inputs, save, timed, work
+from PIL import Image
 
 
 def _step(job: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def _step(job: dict[str, Any]) -> dict[str, Any]:
     return timed(step, job["steps"])
 
 
-def _vae(job: dict[str, Any]) -> dict[str, Any]:
+def _autoencoder(job: dict[str, Any]) -> Any:
+    """Return the autoencoder of Stable Diffusion with random weights, which are saved for the other side."""
     from diffusers import AutoencoderKL
 
     torch.set_num_threads(job["threads"])
@@ -56,6 +59,30 @@ def _vae(job: dict[str, Any]) -> dict[str, Any]:
     file = Path(job["folder"]) / WEIGHTS["vae"]
     if not file.exists():
         torch.save(vae.state_dict(), file)
+    return vae
+
+
+def _cache(job: dict[str, Any]) -> dict[str, Any]:
+    """Encode the frames of a clip, which the other side reads too, one at a time."""
+    vae = _autoencoder(job)
+    files = sorted((clips(job) / "0").iterdir(), key=lambda file: int(file.stem[2:]))
+    side, moments = job["size"] * LATENT_SCALE, []
+
+    def encode(i: int) -> None:
+        image = np.asarray(Image.open(files[i % len(files)]), np.float32)  # (side, 3 side / 2, 3)
+        left = (image.shape[1] - side) // 2
+        pixels = torch.from_numpy(image[None, :, left : left + side].transpose(0, 3, 1, 2) / 127.5 - 1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=job["dtype"] == "bf16"):
+            moments.append(vae.encode(pixels).latent_dist.parameters.float().numpy())
+
+    result = timed(encode, len(files) if job["dtype"] == "fp32" else job["steps"])
+    if job["dtype"] == "fp32":
+        save(job, "cached", np.concatenate(moments[: len(files)]))
+    return result
+
+
+def _vae(job: dict[str, Any]) -> dict[str, Any]:
+    vae = _autoencoder(job)
     data = {name: torch.from_numpy(value) for name, value in inputs(job).items()}
     encode = timed(lambda i: vae.encode(data["image"]), job["steps"])
     decode = timed(lambda i: vae.decode(data["z"]), job["steps"])
@@ -128,4 +155,4 @@ def stand_in_for_timm() -> None:
 
 
 if __name__ == "__main__":
-    work({"step": _step, "vae": _vae, "train": _train}, json.loads(sys.argv[2]))
+    work({"step": _step, "vae": _vae, "train": _train, "cache": _cache}, json.loads(sys.argv[2]))

@@ -23,14 +23,16 @@ def main() -> None:
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
 
-    from latte import device  # after the options: MindSpore takes seconds to import
+    from latte import device, ranks  # after the options: MindSpore takes seconds to import
     from latte.caching import make_cache, verify_cache
 
     if cfg.verify:
         verify_cache(cfg.cache_folder)
         return
-    device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
-    if make_cache(cfg):
+    here = device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
+    with ranks.ending_together(here.world_size):
+        report = make_cache(cfg)
+    if report.failed:
         raise SystemExit(1)
 
 
