@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import queue
@@ -100,12 +101,13 @@ class CacheMaker:
     def run(self, tickets: ranks.Tickets) -> None:
         """Encode the videos that this rank gets; raises UserError if the disk is full."""
         rank, decoded = device.current().rank, ahead(self._decoded(tickets))
-        with tqdm(total=sum(map(len, self.todo)), desc="encoding", unit="video", disable=rank > 0) as bar:
+        begun = list(itertools.accumulate(map(len, self.todo)))  # videos up to a place, of all ranks
+        with tqdm(total=(begun or [0])[-1], desc="encoding", unit="video", disable=rank > 0) as bar:
             for place in decoded:
                 group = self.todo[place]
                 for entry in self._encoded(group, decoded):
                     self.cache.note(entry, rank)
-                bar.update(sum(map(len, self.todo[: place + 1])) - bar.n)
+                bar.update(begun[place] - bar.n)
                 bar.set_postfix_str(f"{self.clock.frames_per_second:.1f} frames/s", refresh=False)
         self.clock.stop()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from helpers import FIXTURES, ROOT
 from PIL import Image
 
 from latte import load_vae
-from latte.caching import CacheMaker, make_cache, verify_cache
+from latte.caching import CacheMaker, ahead, make_cache, verify_cache
 from latte.codec import Codec
 from latte.config import CacheConfig, TrainConfig
 from latte.data.cache import MANIFEST, OLD_NAME, TEXT, read_cache
@@ -327,3 +328,43 @@ def test_bad_options_are_one_sentence(videos, tmp_path):
     done = subprocess.run(command(videos, tmp_path / "c", cache_file_type="zip"), capture_output=True, text=True)
     assert done.returncode == 2 and "cache_file_type is" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, size", [("numpy", "300k"), ("mindrecord", "10500k")])
+def test_a_full_disk_ends_clearly_and_the_rest_is_made_later(kind, size, tmp_path):
+    (tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", tmp_path / "disk"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        for number in range(12):
+            write_clip(tmp_path / "frames" / f"c{number:02d}", 50, number)
+        arguments = command(tmp_path / "frames", tmp_path / "disk" / "c", cache_file_type=kind)
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert re.search(r"error: cannot write .*: No (space left on device|free disk to be used)", done.stderr)
+        cache = read_cache(tmp_path / "disk" / "c")
+        assert 1 <= len(cache.entries) < 12
+        verify_cache(str(cache.folder))
+        clip = cache.open(cache.index().records[0])
+        assert len(clip.read(np.arange(clip.length), False)) == 50
+        subprocess.run(["mount", "-o", "remount,size=200m", tmp_path / "disk"], check=True)
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        assert done.returncode == 0 and "Start Video Index: 0." not in done.stdout
+        make_cache(options(tmp_path / "frames", tmp_path / "whole", cache_file_type=kind))
+        assert content(tmp_path / "disk" / "c") == content(tmp_path / "whole")
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)  # a file may still be mapped
+
+
+def test_what_is_made_ahead_comes_in_order_and_so_do_errors():
+    def items():
+        yield from range(5)
+        raise ValueError("the sixth")
+
+    got = []
+    with pytest.raises(ValueError, match="the sixth"):
+        for item in ahead(items()):
+            got.append(item)
+    assert got == [0, 1, 2, 3, 4]
