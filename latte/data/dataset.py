@@ -16,7 +16,8 @@ from latte.data.index import Index, Record
 from latte.data.transforms import to_pixels
 from latte.errors import UserError
 
-MAX_SKIPPED = 8  # broken or short videos in a row
+MAX_TRIES = 256  # broken or short videos in a row before the data set is given up
+MAX_SKIPPED = 8  # of them are reported with a sample; and tries for a single image
 _ORDER, _WINDOW = 1, 2  # streams of random numbers
 
 
@@ -102,7 +103,7 @@ class VideoDataset:
         A broken single image is skipped for another one. Raises UserError if too many in a row are.
         """
         epoch, place = divmod(position, len(self))
-        tries = np.take(self._order(epoch), range(place, place + min(MAX_SKIPPED, len(self))), mode="wrap")
+        tries = np.take(self._order(epoch), range(place, place + min(MAX_TRIES, len(self))), mode="wrap")
         rng = stream(self.seed, position, _WINDOW)
         where, mirrored = rng.random(2)
         skipped: list[int] = []
