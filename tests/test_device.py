@@ -28,6 +28,7 @@ def run_program(dtype, second, **environment):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, other", [("bf16", "fp32"), ("fp32", "bf16")])
 def test_bf16_on_cpu_multiplies_in_bfloat16_and_cannot_be_changed_midway(dtype, other):
     """oneDNN itself says which arithmetic each of its products may use."""

@@ -35,6 +35,10 @@ SMALL = {
 }
 
 
+def slow(options):
+    return pytest.param(options, marks=pytest.mark.slow)
+
+
 def command(**options):
     return [sys.executable, ROOT / "train.py", *[f"--{key}={value}" for key, value in {**SMALL, **options}.items()]]
 
@@ -102,17 +106,19 @@ def test_a_run_leaves_everything_behind(folders, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"data_layout": "video_files", "transform": "resize_crop", "random_flip": True, "use_recompute": True},
+        slow({"data_layout": "video_files", "transform": "resize_crop", "random_flip": True, "use_recompute": True}),
         {"data_layout": "class_folders", "condition": "class", "num_classes": 2, "images_per_video": 2},
-        {
-            "data_layout": "csv",
-            "csv_path": "table.csv",
-            "class_column": "class",
-            "caption_column": "caption",
-            "condition": "text",
-            "text_embeddings": "text.npz",
-            "dtype": "fp16",
-        },
+        slow(
+            {
+                "data_layout": "csv",
+                "csv_path": "table.csv",
+                "class_column": "class",
+                "caption_column": "caption",
+                "condition": "text",
+                "text_embeddings": "text.npz",
+                "dtype": "fp16",
+            }
+        ),
     ],
     ids=lambda options: options["data_layout"],
 )
@@ -157,6 +163,7 @@ def test_bad_input_is_one_sentence(options, said, folders, tmp_path, monkeypatch
     assert said in line and not list((tmp_path / "out").glob("*/ckpt/*"))
 
 
+@pytest.mark.slow
 def test_bad_videos_are_named_and_too_many_stop_the_run(folders, tmp_path):
     root = tmp_path / "data"
     for name in ("a", "b", "c"):

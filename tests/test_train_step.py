@@ -81,6 +81,7 @@ def test_the_posterior_is_sampled_and_scaled():
     assert error(found, (mean + np.exp(0.5 * logvar.astype(np.float64)) * noise) * 0.5) < 1e-5
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_large_batch():
     one, call_one = build(small(), rate=1e-4)
     two, call_two = build(small(), rate=1e-4, accumulation=2)
@@ -124,6 +125,7 @@ def test_nothing_changes_when_float32_overflows():
     assert float(step.loss_scale.asnumpy()) == 1  # there is none to halve
 
 
+@pytest.mark.slow
 def test_single_images_count_like_frames_and_skip_the_temporal_blocks():
     net = small(condition="class", num_classes=3)
     step, call = build(net, images=2)
@@ -145,6 +147,7 @@ def test_single_images_count_like_frames_and_skip_the_temporal_blocks():
     assert loss == pytest.approx((3 * float(of_video) + sum(losses)) / 5, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputing_blocks_changes_nothing():
     plain, call_plain = build(small())
     net = small()
@@ -156,6 +159,7 @@ def test_recomputing_blocks_changes_nothing():
     assert farthest(weights(plain), weights(again)) < 1e-6
 
 
+@pytest.mark.slow
 def test_state_goes_into_another_step_whole():
     step, call = build(small(), small(seed=1))
     for seed in range(2):
