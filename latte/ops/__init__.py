@@ -4,7 +4,7 @@ from latte.ops.activation import gelu, silu
 from latte.ops.attention import attention, self_attention
 from latte.ops.conv import conv2d, from_nchw, patch_projection, to_nchw, upsample_nearest
 from latte.ops.linear import linear
-from latte.ops.norm import group_norm, layer_norm, modulated_norm
+from latte.ops.norm import group_norm, layer_norm, modulated_norm, rms_norm
 
 __all__ = [
     "attention",
@@ -16,6 +16,7 @@ __all__ = [
     "linear",
     "modulated_norm",
     "patch_projection",
+    "rms_norm",
     "self_attention",
     "silu",
     "to_nchw",

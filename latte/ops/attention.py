@@ -14,14 +14,24 @@ _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
 
 
-def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, flash: bool) -> ms.Tensor:
-    """Return softmax(scale q k^T) v, the attention of Vaswani et al. (2017), equation 1.
+def attention(
+    q: ms.Tensor,
+    k: ms.Tensor,
+    v: ms.Tensor,
+    heads: int,
+    scale: float,
+    flash: bool,
+    bias: ms.Tensor | None = None,
+) -> ms.Tensor:
+    """Return softmax(scale q k^T + bias) v, the attention of Vaswani et al. (2017), equation 1.
 
-    q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `flash` takes Ascend's fused
-    kernel (float16 or bfloat16, width a multiple of 16); otherwise the product is exact, with the softmax in float32.
+    q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `bias` float32, of any shape that
+    broadcasts to (N, heads, L, S), holds what is added to the scores: 0 and a large negative number for a mask.
+    `flash` takes Ascend's fused kernel (float16 or bfloat16, width a multiple of 16); otherwise, and always with a
+    bias, the product is exact, with the softmax in float32: a bias belongs to texts, whose S is short.
     """
     n, length, channels = q.shape
-    if flash:
+    if flash and bias is None:
         if n <= FLASH_BATCH:
             return _flash(q, k, v, heads, scale)
         starts = range(0, n, FLASH_BATCH)
@@ -29,7 +39,10 @@ def attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float
     q = (q * scale).reshape(n, length, heads, -1).transpose(0, 2, 1, 3)  # (N, heads, L, width)
     k = k.reshape(n, k.shape[1], heads, -1).transpose(0, 2, 1, 3)  # (N, heads, S, width)
     v = v.reshape(n, v.shape[1], heads, -1).transpose(0, 2, 1, 3)  # (N, heads, S, width)
-    scores = ops.softmax(_qk(q, k).astype(ms.float32), -1).astype(v.dtype)  # (N, heads, L, S)
+    scores = _qk(q, k).astype(ms.float32)  # (N, heads, L, S)
+    if bias is not None:
+        scores = scores + bias
+    scores = ops.softmax(scores, -1).astype(v.dtype)
     return _av(scores, v).transpose(0, 2, 1, 3).reshape(n, length, channels)  # (N, L, heads * width)
 
 

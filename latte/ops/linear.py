@@ -33,11 +33,16 @@ class _CpuAffine(Operator):
 _cpu_affine = _CpuAffine()
 
 
-def linear(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-    """Return x W^T + b in the dtype of `x`.
+def linear(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None = None) -> ms.Tensor:
+    """Return x W^T + b in the dtype of `x`, without a bias x W^T.
 
     x (..., in), weight (out, in), bias (out,); master weights of another dtype are cast, equal dtypes cost nothing.
     """
-    rows, weight, bias = x.reshape(-1, x.shape[-1]), weight.astype(x.dtype), bias.astype(x.dtype)
-    y = _cpu_affine(rows, weight, bias) if on_cpu() else _bias_add(_matmul(rows, weight), bias)  # (N, out)
+    rows, weight = x.reshape(-1, x.shape[-1]), weight.astype(x.dtype)
+    if bias is None:
+        y = _matmul(rows, weight)  # (N, out)
+    elif on_cpu():
+        y = _cpu_affine(rows, weight, bias.astype(x.dtype))
+    else:
+        y = _bias_add(_matmul(rows, weight), bias.astype(x.dtype))
     return y.reshape(*x.shape[:-1], weight.shape[0])

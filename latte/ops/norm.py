@@ -35,6 +35,16 @@ def modulated_norm(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tenso
     return (layer_norm(x) * (1 + scale) + shift).astype(x.dtype)
 
 
+def rms_norm(x: ms.Tensor, weight: ms.Tensor, eps: float) -> ms.Tensor:
+    """Return weight * x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich, 2019).
+
+    x (..., D) of any float dtype, weight (D,). Computed in float32, returned in the dtype of `x`.
+    """
+    y = x.astype(ms.float32)
+    y = y * ops.rsqrt(ops.square(y).mean(-1, keep_dims=True) + eps)
+    return (y * weight.astype(ms.float32)).astype(x.dtype)
+
+
 def group_norm(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: int, eps: float) -> ms.Tensor:
     """Return the group norm (Wu and He, 2018) of an image in the native layout of `latte.ops.conv`.
 
