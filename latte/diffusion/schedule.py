@@ -42,6 +42,14 @@ def linear_betas(num: int = 1000, start: float = 1e-4, end: float = 0.02) -> np.
     return np.linspace(start, end, num, dtype=np.float64)
 
 
+def scaled_linear_betas(num: int = 1000, start: float = 0.00085, end: float = 0.012) -> np.ndarray:
+    """Noise variances whose square roots grow linearly, as in Stable Diffusion. Returns (num,) float64."""
+    return np.linspace(start**0.5, end**0.5, num, dtype=np.float64) ** 2
+
+
+BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
+
+
 def make_schedule(betas: np.ndarray, timesteps: np.ndarray | None = None) -> Schedule:
     """Derive all tables from the noise variances.
 

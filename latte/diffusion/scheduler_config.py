@@ -1,0 +1,109 @@
+"""From the scheduler_config.json of a diffusers folder to a solver and its options."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from latte.errors import UserError
+
+_SPACED = {"timestep_spacing": "linspace", "steps_offset": 0}
+_LEADING = {"timestep_spacing": "leading", "steps_offset": 0}
+_ENDING = {"final_sigmas_type": "zero"}
+_K_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+
+# Solver of each class, with the keys that the class knows and what it takes for them when they are missing.
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIMScheduler": ("ddim", {**_LEADING, "set_alpha_to_one": True, "clip_sample": True}),
+    "DDPMScheduler": ("ddpm", {**_LEADING, "variance_type": "fixed_small", "clip_sample": True}),
+    "EulerDiscreteScheduler": ("euler", _SPACED | _ENDING),
+    "EulerAncestralDiscreteScheduler": ("euler_a", _SPACED),
+    "HeunDiscreteScheduler": ("heun", _SPACED | _K_BETAS),
+    "DPMSolverMultistepScheduler": ("dpmpp_2m", _SPACED | _ENDING),
+    "DPMSolverSinglestepScheduler": ("dpmpp_s", _ENDING),
+    "PNDMScheduler": ("pndm", {**_LEADING, "set_alpha_to_one": False, "skip_prk_steps": False}),
+    "DEISMultistepScheduler": ("deis", _SPACED),
+    "KDPM2AncestralDiscreteScheduler": ("kdpm2_a", _SPACED | _K_BETAS),
+    "UniPCMultistepScheduler": ("unipc", _SPACED | _ENDING),
+}
+_BETAS = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+# What other keys have to say, of the process that the network was trained on and of its timesteps ...
+PROCESS: dict[str, tuple[Any, ...]] = {
+    "prediction_type": ("epsilon",),
+    "num_train_timesteps": (1000,),
+    "beta_schedule": ("linear", "scaled_linear"),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False,),
+    "clip_sample": (False,),
+    "thresholding": (False,),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "timestep_type": ("discrete",),
+    "interpolation_type": ("linear",),
+    "lambda_min_clipped": (-math.inf,),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas"), (False,)),
+    **dict.fromkeys(("use_lu_lambdas", "use_dynamic_shifting"), (False,)),
+}
+# ... and of the method, which another solver does not care about.
+METHOD: dict[str, tuple[Any, ...]] = {
+    "solver_order": (2,),
+    "solver_type": ("midpoint", "bh2", "logrho"),
+    "algorithm_type": ("dpmsolver++", "deis"),
+    "euler_at_final": (False,),
+    "predict_x0": (True,),
+    "disable_corrector": ([],),
+    "solver_p": (None,),
+}
+_VARIANCES = {"fixed_small_log": "fixed_small"}
+
+
+def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Return the solver of a scheduler's configuration and its options, for `Sampler(name, **options)`.
+
+    With `name`, it is that solver, with what the configuration says about the process; what its class has no key for
+    stays as usual for it. Raises UserError in one sentence for what is not supported.
+    """
+    own = config.get("_class_name")
+    if own not in CLASSES and name is None:
+        nearest = difflib.get_close_matches(str(own), CLASSES, n=1, cutoff=0.0)[0]
+        raise UserError(f"there is no solver for the scheduler {own}: the nearest is {nearest}")
+    name = name or CLASSES[own][0]
+    known = {solver: (cls, keys) for cls, (solver, keys) in CLASSES.items()}
+    if name not in known:
+        return name, {}  # Sampler says what is wrong
+    cls, defaults = known[name]
+    defaults = _BETAS | defaults
+    if own == cls:
+        _check(defaults | dict(config), PROCESS | METHOD, cls)
+        if name != "dpmpp_s":  # whose scheduler sets this key itself
+            _check(config, {"lower_order_final": (True,)}, cls)
+    else:
+        defaults.pop("clip_sample", None)
+        _check(config, PROCESS, str(own))
+    return name, _options({key: config.get(key, default) for key, default in defaults.items()}, name)
+
+
+def _options(said: dict[str, Any], name: str) -> dict[str, Any]:
+    """Rename keys of a scheduler to options of a Sampler."""
+    options = {key: said[key] for key in (*_BETAS, "steps_offset", "skip_prk_steps") if key in said}
+    if "timestep_spacing" in said:
+        options["spacing"] = said["timestep_spacing"]
+    if "variance_type" in said:
+        options["variance"] = _VARIANCES.get(said["variance_type"], said["variance_type"])
+    if "set_alpha_to_one" in said:
+        options["ends_at_first"] = not said["set_alpha_to_one"]
+    if said.get("final_sigmas_type") == "sigma_min":
+        if name not in ("dpmpp_2m", "unipc"):
+            raise UserError(f"final_sigmas_type sigma_min is not supported for {name}, only zero")
+        options["ends_at_first"] = True
+    return options
+
+
+def _check(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], cls: str) -> None:
+    """Raise UserError if a key that is there has a value that is not allowed."""
+    for key, values in allowed.items():
+        if key in config and config[key] not in values:
+            choice = " or ".join(str(value) for value in values)
+            raise UserError(f"{cls}: {key} {config[key]} is not supported, only {choice}")
