@@ -3,7 +3,7 @@
 from latte.ops.activation import gelu, silu
 from latte.ops.attention import attention, self_attention
 from latte.ops.conv import conv2d, from_nchw, patch_projection, to_nchw, upsample_nearest
-from latte.ops.linear import linear
+from latte.ops.linear import linear, lookup
 from latte.ops.norm import group_norm, layer_norm, modulated_norm, rms_norm
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "group_norm",
     "layer_norm",
     "linear",
+    "lookup",
     "modulated_norm",
     "patch_projection",
     "rms_norm",

@@ -1,4 +1,4 @@
-"""The affine map of every linear layer."""
+"""The affine map of every linear layer, and the rows of tables."""
 
 from __future__ import annotations
 
@@ -46,3 +46,10 @@ def linear(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None = None) -> ms
     else:
         y = _bias_add(_matmul(rows, weight), bias.astype(x.dtype))
     return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def lookup(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
+    """Return the rows of a table (N, D) that integer `index` of any shape names, as (*index.shape, D)."""
+    if on_cpu():  # gathering from a parameter outside a graph keeps its memory for ever, from a view of it does not
+        table = ms.Tensor(table)
+    return ops.gather(table, index, 0)

@@ -1,0 +1,256 @@
+"""The T5 encoder (Raffel et al., 2020) in its version 1.1: what turns the prompts of Latte-1 into vectors.
+
+T5 has no absolute positions: a bias on the scores, learned for buckets of distances, is shared by all blocks. Its
+scores are not scaled, its norms have no mean, its linear layers no bias, and its feed-forward part is gated
+(Shazeer, 2020). Texts are (B, L), tokens (B, L, D).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+from mindspore.common.np_dtype import bfloat16
+from mindspore.ops.primitive import constexpr
+
+from latte import device
+from latte.errors import UserError
+from latte.models.layers import Block, parameter
+from latte.ops import attention, gelu, linear, lookup, rms_norm
+
+MASKED = float(np.finfo(np.float32).min)  # what a mask adds to the scores of padding
+NUMPY = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: bfloat16}
+SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """What fixes the shape of a T5 encoder, under the names of transformers' config.json; the sizes are v1.1 XXL's."""
+
+    d_model: int = 4096
+    d_kv: int = 64  # width of a head
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    vocab_size: int = 32128
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128  # from here on, distances share the last bucket
+    layer_norm_epsilon: float = 1e-6
+
+    @classmethod
+    def from_json(cls, described: Mapping[str, Any], source: str = "config.json") -> T5Config:
+        """Return the configuration in a config.json of transformers; what an encoder does not need is left out.
+
+        Raises UserError if a size is missing or not a number, or the feed-forward part is not version 1.1's.
+        """
+        if not isinstance(described, Mapping):
+            raise UserError(f"{source} does not describe a network; download it again")
+        projection = str(described.get("feed_forward_proj", "relu"))
+        gated = described.get("is_gated_act", projection.startswith("gated-"))
+        # "gated-gelu" has always meant the tanh form.
+        meant = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
+        activation = described.get("dense_act_fn", meant)
+        if not gated or activation != "gelu_new":
+            raise UserError(
+                f"{source} is of a T5 whose feed-forward part is {projection} with {activation}; only the gated-gelu "
+                "with gelu_new of version 1.1 is supported"
+            )
+        if missing := [name for name in SIZES if name not in described]:
+            raise UserError(f"{source} lacks {', '.join(missing)}; it is not that of a T5 encoder")
+        found = {field.name: described[field.name] for field in dataclasses.fields(cls) if field.name in described}
+        for name, value in found.items():
+            kinds = (int, float) if name == "layer_norm_epsilon" else int
+            if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
+                raise UserError(f"{source} has {name} {value!r}, which is not a positive number; download it again")
+        return cls(**found)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the encoder's weights have."""
+        attn = 4 * self.d_model * self.d_kv * self.num_heads
+        layer = attn + 3 * self.d_model * self.d_ff + 2 * self.d_model
+        bias = self.relative_attention_num_buckets * self.num_heads
+        return self.vocab_size * self.d_model + self.num_layers * layer + bias + self.d_model
+
+
+def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the encoder's weights out of a T5's: without the decoder's, and without the second name of the table."""
+    table = tensors.get("shared.weight", tensors.get("encoder.embed_tokens.weight"))
+    own = {name: values for name, values in tensors.items() if not name.startswith(("decoder.", "lm_head."))}
+    own.pop("encoder.embed_tokens.weight", None)
+    return own if table is None else {**own, "shared.weight": table}
+
+
+def relative_buckets(length: int, buckets: int = 32, max_distance: int = 128) -> np.ndarray:
+    """Return the bucket of every pair (query, key) of a text as (L, L) int32: section 2.1 of Raffel et al. (2020).
+
+    Half of the buckets are for keys after the query. In each half the first half is of one distance a bucket, the rest
+    grows with the logarithm up to `max_distance`. Products and quotients are rounded to float32 as in PyTorch, so that
+    distances that lie on the edge of a bucket fall into the same one.
+    """
+    offset = np.arange(length)[None, :] - np.arange(length)[:, None]  # (L, L), key minus query
+    distance = np.abs(offset)
+    half, exact = buckets // 2, buckets // 4
+    # The logarithm itself is rounded once, from float64: NumPy's float32 one differs between machines.
+    ratio = np.maximum(distance, 1).astype(np.float32) / np.float32(exact)
+    logarithm = np.log(ratio.astype(np.float64)).astype(np.float32)
+    growth = logarithm / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + growth.astype(np.int64), half - 1)
+    return (np.where(offset > 0, half, 0) + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+@constexpr
+def _bucket_table(length: int, buckets: int, max_distance: int) -> ms.Tensor:
+    return ms.Tensor(relative_buckets(length, buckets, max_distance).reshape(-1))
+
+
+def t5_block(
+    x: ms.Tensor,
+    bias: ms.Tensor,
+    norm1: ms.Tensor,
+    q: ms.Tensor,
+    k: ms.Tensor,
+    v: ms.Tensor,
+    o: ms.Tensor,
+    norm2: ms.Tensor,
+    wi_0: ms.Tensor,
+    wi_1: ms.Tensor,
+    wo: ms.Tensor,
+    heads: int,
+    eps: float,
+) -> ms.Tensor:
+    """Return attention and the gated feed-forward part, each normed before and added to its input.
+
+    x (B, L, D) and bias (B, heads, L, L) float32. A product is in the dtype of its weight, the rest is float32: in
+    float16 the sums x of the released weights overflow, and so does what `wo` returns.
+    """
+    y = rms_norm(x, norm1, eps).astype(q.dtype)  # (B, L, D)
+    y = attention(linear(y, q), linear(y, k), linear(y, v), heads, 1.0, False, bias)  # (B, L, heads * width)
+    x = x + linear(y, o).astype(ms.float32)  # (B, L, D)
+
+    y = rms_norm(x, norm2, eps).astype(wi_0.dtype)  # (B, L, D)
+    gate, value = linear(y, wi_0).astype(ms.float32), linear(y, wi_1).astype(ms.float32)  # (B, L, F)
+    y = (gelu(gate) * value).astype(wo.dtype)  # (B, L, F)
+    return x + linear(y, wo).astype(ms.float32)  # (B, L, D)
+
+
+class Weight(nn.Cell):
+    """One weight: of a linear layer (out, in), a norm (D,), or a table (rows, D)."""
+
+    def __init__(self, *shape: int, dtype: ms.Type = ms.float32):
+        super().__init__()
+        self.weight = parameter(np.empty(shape, NUMPY[dtype]), requires_grad=False)  # not touched before it is loaded
+
+
+class SelfAttention(nn.Cell):
+    """The projections of attention, and in the first block the bias of each bucket and head."""
+
+    def __init__(self, config: T5Config, has_bias: bool, dtype: ms.Type):
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.q, self.k, self.v = (Weight(inner, config.d_model, dtype=dtype) for _ in range(3))
+        self.o = Weight(config.d_model, inner, dtype=dtype)
+        if has_bias:
+            self.relative_attention_bias = Weight(config.relative_attention_num_buckets, config.num_heads)
+
+
+class AttentionLayer(nn.Cell):
+    """Attention and the norm before it."""
+
+    def __init__(self, config: T5Config, has_bias: bool, dtype: ms.Type):
+        super().__init__()
+        self.SelfAttention = SelfAttention(config, has_bias, dtype)
+        self.layer_norm = Weight(config.d_model)
+
+
+class GatedFeedForward(nn.Cell):
+    """The three products of the feed-forward part; the last one is never float16."""
+
+    def __init__(self, config: T5Config, dtype: ms.Type):
+        super().__init__()
+        self.wi_0, self.wi_1 = (Weight(config.d_ff, config.d_model, dtype=dtype) for _ in range(2))
+        self.wo = Weight(config.d_model, config.d_ff, dtype=ms.float32 if dtype == ms.float16 else dtype)
+
+
+class FeedForwardLayer(nn.Cell):
+    """The feed-forward part and the norm before it."""
+
+    def __init__(self, config: T5Config, dtype: ms.Type):
+        super().__init__()
+        self.DenseReluDense = GatedFeedForward(config, dtype)
+        self.layer_norm = Weight(config.d_model)
+
+
+class T5Block(Block):
+    """A block of the encoder."""
+
+    forward = staticmethod(t5_block)
+
+    def __init__(self, config: T5Config, has_bias: bool, dtype: ms.Type):
+        super().__init__()
+        self.layer = nn.CellList([AttentionLayer(config, has_bias, dtype), FeedForwardLayer(config, dtype)])
+        self.heads, self.eps = config.num_heads, config.layer_norm_epsilon
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return the parameters in the order of `t5_block`."""
+        attn, ff = self.layer[0].SelfAttention, self.layer[1].DenseReluDense
+        first = (self.layer[0].layer_norm.weight, attn.q.weight, attn.k.weight, attn.v.weight, attn.o.weight)
+        return (*first, self.layer[1].layer_norm.weight, ff.wi_0.weight, ff.wi_1.weight, ff.wo.weight)
+
+    def settings(self) -> tuple[int, float]:
+        """Return heads and the epsilon of the norms."""
+        return self.heads, self.eps
+
+
+class Stack(nn.Cell):
+    """The blocks and the last norm; a cell because it takes a place in the names."""
+
+    def __init__(self, config: T5Config, dtype: ms.Type):
+        super().__init__()
+        self.block = nn.CellList([T5Block(config, i == 0, dtype) for i in range(config.num_layers)])
+        self.final_layer_norm = Weight(config.d_model)
+
+
+class T5Encoder(nn.Cell):
+    """Tokens of texts to vectors; its memory is empty until weights are loaded (`latte.text.load_t5`)."""
+
+    def __init__(self, config: T5Config, dtype: ms.Type = ms.float32):
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        self.shared = Weight(config.vocab_size, config.d_model, dtype=dtype)
+        self.encoder = Stack(config, dtype)
+        self._graph = None
+
+    def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
+        """Return `construct` of the inputs, as one compiled graph where the compile scope is the step."""
+        if device.current().compile_scope != "step":
+            return super().__call__(*inputs)
+        if self._graph is None:
+            self._graph = device.compile_step(self.construct)
+        return self._graph(*inputs)
+
+    def construct(self, input_ids: ms.Tensor, attention_mask: ms.Tensor) -> ms.Tensor:
+        """Return what the encoder makes of texts.
+
+        input_ids (B, L) int32, attention_mask (B, L) with 1 for tokens and 0 for padding -> (B, L, D) float32.
+        """
+        b, length = input_ids.shape
+        config = self.config
+        x = lookup(self.shared.weight, input_ids).astype(ms.float32)  # (B, L, D)
+        table = _bucket_table(
+            length, config.relative_attention_num_buckets, config.relative_attention_max_distance
+        )  # (L L,)
+        bias = lookup(
+            self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, table
+        )  # (L L, heads)
+        bias = bias.reshape(length, length, -1).transpose(2, 0, 1).expand_dims(0)  # (1, heads, L, L)
+        mask = (1 - attention_mask.astype(ms.float32)) * MASKED  # (B, L)
+        bias = bias + mask.reshape(b, 1, 1, length)  # (B, heads, L, L)
+        for block in self.encoder.block:
+            x = block(x, bias)
+        return rms_norm(x, self.encoder.final_layer_norm.weight, config.layer_norm_epsilon)  # (B, L, D)

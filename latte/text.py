@@ -1,0 +1,154 @@
+"""From prompts to what Latte-1 is conditioned on: a T5 tokenizer and encoder out of local folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+from latte import device
+from latte.errors import UserError
+from latte.models.t5 import T5Config, T5Encoder, own_names
+from latte.weights.files import CONFIG, read_state_dict
+from latte.weights.loading import load_state
+
+log = logging.getLogger("latte")
+MAX_LENGTH = 120  # tokens of a prompt that Latte-1 was trained with
+VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is a whole tokenizer
+
+
+def load_t5(folder: str | Path, dtype: str = "fp32") -> T5Encoder:
+    """Rebuild the T5 encoder in a folder (config.json beside .safetensors or .bin, in shards or not) or in a file.
+
+    Its weights are kept in `dtype` (fp32, fp16 or bf16), which halves their memory with fp16 and bf16 (on CPU, bf16
+    keeps float32); memory for one weight more is needed while they are read.
+    Raises UserError if the folder cannot be read, or is not a whole T5 encoder of version 1.1.
+    """
+    compute = device.compute_dtype(dtype)
+    state = read_state_dict(folder)
+    if CONFIG not in state.metadata:
+        raise UserError(f"{folder} has no config.json beside its weights; download the whole text_encoder folder")
+    source = f"the config.json of {folder}"
+    try:
+        described = json.loads(state.metadata[CONFIG])
+    except ValueError:
+        raise UserError(f"{source} is not JSON; download it again") from None
+    config = T5Config.from_json(described, source)
+    _warn_of_memory(config, 4 if compute == ms.float32 else 2)
+    net = T5Encoder(config, compute)
+    net.set_train(False)
+    load_state(net, own_names(state.tensors), str(folder))
+    return net
+
+
+def _warn_of_memory(config: T5Config, size: int) -> None:
+    needed, free = config.parameters * size, device.free_memory()
+    if free is not None and needed > free:
+        log.warning(
+            "the text encoder needs %.1f GB of memory and %.1f GB are free; the system may stop this process",
+            needed / 1e9,
+            free / 1e9,
+        )
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Return the T5 tokenizer in a folder that holds tokenizer.json or spiece.model.
+
+    Raises UserError if there is neither, or they are broken.
+    """
+    folder = Path(folder)
+    # Without either, transformers makes a tokenizer that knows no words.
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{folder} holds no tokenizer ({' or '.join(VOCABULARIES)}); name a tokenizer folder")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would ask for torch, which nothing here needs
+    from transformers import T5Tokenizer  # imported late: it takes seconds, which only prompts are worth
+
+    try:
+        return T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the Rust parser raises bare Exception, protobuf classes of its own
+        reason = str(error).strip().splitlines()[:1]
+        raise UserError(
+            f"the tokenizer in {folder} cannot be read ({''.join(reason)}); download the folder again"
+        ) from error
+
+
+def load_text_encoder(folder: str | Path, dtype: str = "fp32") -> TextEncoder:
+    """Return the text encoder of a Latte-1 folder, which holds the folders tokenizer and text_encoder.
+
+    Raises UserError if either is missing or broken; the tokenizer is read first, as it is small.
+    """
+    tokenizer = load_tokenizer(Path(folder) / "tokenizer")
+    return TextEncoder(tokenizer, load_t5(Path(folder) / "text_encoder", dtype))
+
+
+class TextEncoder:
+    """Prompts to embeddings; `release` gives the memory of the weights back."""
+
+    def __init__(self, tokenizer: Any, network: T5Encoder):
+        self.tokenizer = tokenizer
+        self.network: T5Encoder | None = network
+        self._shapes: set[tuple[int, int]] = set()  # of the calls so far
+
+    def encode(self, prompts: list[str], max_length: int = MAX_LENGTH) -> tuple[np.ndarray, np.ndarray]:
+        """Return embeddings (B, L, D) float32 and masks (B, L) int32, 1 for tokens and 0 for padding; L is max_length.
+
+        Prompts are stripped and set in lower case, as Latte-1 was trained, and cut to `max_length` tokens with a
+        warning. Equal prompts are encoded once. On CPU they go through the network one by one.
+        Raises UserError if the tokenizer is another network's, RuntimeError after `release`.
+        """
+        if self.network is None:
+            raise RuntimeError("the text encoder was released; load it again to encode more prompts")
+        texts = [prompt.lower().strip() for prompt in prompts]
+        unique = list(dict.fromkeys(texts))
+        ids, mask = self.tokenize(unique, max_length)
+        size = len(unique) if device.current().batches_videos else 1
+        self._shapes.add((size, max_length))
+        parts = [
+            self.network(ms.Tensor(ids[i : i + size]), ms.Tensor(mask[i : i + size])).asnumpy()
+            for i in range(0, len(unique), size)
+        ]
+        rows = [unique.index(text) for text in texts]
+        return np.concatenate(parts)[rows], mask[rows]
+
+    def tokenize(self, texts: list[str], max_length: int = MAX_LENGTH) -> tuple[np.ndarray, np.ndarray]:
+        """Return token numbers and masks of texts as they are, both (B, max_length) int32.
+
+        Raises UserError if there are tokens that the network does not know.
+        """
+        ids = np.full((len(texts), max_length), self.tokenizer.pad_token_id, np.int32)
+        mask = np.zeros((len(texts), max_length), np.int32)
+        for row, text in enumerate(texts):
+            tokens = self.tokenizer(text, verbose=False)["input_ids"]  # the last one ends the text
+            if len(tokens) > max_length:
+                cut = self.tokenizer.decode(tokens[max_length - 1 : -1])
+                log.warning("the prompt is longer than %d tokens; this part of it is cut off: %s", max_length, cut)
+                tokens = [*tokens[: max_length - 1], tokens[-1]]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        known = self.network.config.vocab_size if self.network else ids.max() + 1
+        if ids.max() >= known:
+            raise UserError(
+                f"the tokenizer has a token {ids.max()}, but the text encoder knows {known}; take both from one folder"
+            )
+        return ids, mask
+
+    def release(self) -> None:
+        """Give back the memory of the network's weights; `tokenize` still works."""
+        if self.network is None:
+            return
+        config, dtype, self.network = self.network.config, self.network.dtype, None
+        gc.collect()  # cells hold each other in circles
+        if device.current().compile_scope != "block":
+            return
+        # A compiled graph keeps the tensors of its last call, the weights of a block; in a call of a network that was
+        # never filled, others take their place that occupy no memory.
+        stand_in = T5Encoder(dataclasses.replace(config, num_layers=1, vocab_size=1), dtype)
+        for shape in self._shapes:
+            stand_in(ms.Tensor(np.zeros(shape, np.int32)), ms.Tensor(np.ones(shape, np.int32))).asnumpy()
