@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,11 +14,22 @@ from latte.models import AutoencoderKL, Latte
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.embeddings import frame_embedding
 from latte.models.latte import LatteConfig, named_sizes
+from latte.models.latte_t2v import LatteT2V, LatteT2VConfig, config_from_json
 from latte.models.precision import prepare, widened
+from latte.models.temporal_decoder import AutoencoderKLTemporalDecoder
 from latte.weights.files import read_state_dict
-from latte.weights.loading import adapt_latte, check_state, infer_latte_config, infer_vae_config, load_state
+from latte.weights.loading import (
+    adapt_latte,
+    check_state,
+    infer_latte_config,
+    infer_vae_config,
+    load_state,
+    read_config,
+)
+from latte.weights.names import T2V_KIND, kind_of
 
 log = logging.getLogger("latte")
+Net = TypeVar("Net", Latte, LatteT2V)
 RESIZABLE = ("input_size", "num_frames")  # what position embeddings can be adapted to
 
 
@@ -45,6 +57,35 @@ def load_model(
     return _load(net, tensors, path)
 
 
+def load_t2v(
+    path: str | Path, *, dtype: str = "fp32", patch_embedder: str = "conv", enable_flash_attention: bool = False
+) -> LatteT2V:
+    """Rebuild the text-to-video network in a diffusers folder, or in a file with its config.json beside it.
+
+    Raises UserError if it cannot be read, or is not a whole LatteTransformer3DModel.
+    """
+    compute = device.compute_dtype(dtype)
+    tensors, config = _read_t2v(path)
+    flash = device.use_flash_attention(enable_flash_attention, compute)
+    return _load(LatteT2V(config, patch_embedder, flash, seed=None, dtype=compute), tensors, path)
+
+
+def check_t2v(path: str | Path) -> LatteT2VConfig:
+    """Return the configuration of the network that `load_t2v` would build; raises UserError as it does."""
+    tensors, config = _read_t2v(path)
+    check_state(LatteT2V(config, seed=None), tensors, str(path))
+    return config
+
+
+def _read_t2v(path: str | Path) -> tuple[dict[str, np.ndarray], LatteT2VConfig]:
+    state = read_state_dict(path)
+    kind = kind_of(state.tensors)
+    if kind is None or kind[0] != T2V_KIND:
+        raise UserError(f"{path} holds {kind[0] if kind else 'something else'}, not {T2V_KIND}")
+    described = read_config(state.metadata, path)
+    return state.tensors, config_from_json(described, f"the config.json of {path}")
+
+
 def load_weights(net: Latte, path: str | Path, weights: str | None = None, interpolate: bool = False) -> Latte:
     """Load a checkpoint into an existing network, strictly, and return the network.
 
@@ -59,7 +100,7 @@ def load_weights(net: Latte, path: str | Path, weights: str | None = None, inter
     return _load(net, tensors, path)
 
 
-def _load(net: Latte, tensors: dict[str, np.ndarray], path: str | Path) -> Latte:
+def _load(net: Net, tensors: dict[str, np.ndarray], path: str | Path) -> Net:
     """Load official weights strictly into a network as it was built, or as it was already prepared."""
     if net.prepared and net.flash:
         tensors = {name: widened(name, values, net.config.num_heads) for name, values in tensors.items()}
@@ -87,7 +128,8 @@ def check_vae(path: str | Path) -> AutoencoderConfig:
 def _read_vae(path: str | Path) -> tuple[AutoencoderKL, dict[str, np.ndarray]]:
     state = read_state_dict(path)
     config = infer_vae_config(state.tensors, state.metadata, source=str(path))
-    return AutoencoderKL(AutoencoderConfig(**config), seed=None), state.tensors
+    kind = AutoencoderKLTemporalDecoder if config["temporal_decoder"] else AutoencoderKL
+    return kind(AutoencoderConfig(**config), seed=None), state.tensors
 
 
 def check_model(path: str | Path, weights: str | None = None, **asked: int | str | None) -> LatteConfig:

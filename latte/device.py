@@ -22,6 +22,7 @@ log = logging.getLogger("latte")
 
 TARGETS = ("Ascend", "GPU", "CPU")  # best first
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
+TOKENS_PER_CALL = 2048  # of a block on CPU: enough for fast products, few enough for little memory
 ONEDNN_BF16 = 1  # dnnl_fpmath_mode_bf16
 _DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
 
@@ -249,16 +250,35 @@ def _shared_graph(function: Callable) -> Callable:
     return ms.jit(function)
 
 
-def call_block(function: Callable, inputs: tuple, weights: tuple, settings: tuple) -> ms.Tensor:
+def call_block(
+    function: Callable, inputs: tuple, weights: tuple, settings: tuple, independent_axis: int | None = None
+) -> ms.Tensor:
     """Return `function(*inputs, *weights, *settings)`, through a compiled graph where the compile scope is the block.
 
     The graph is shared by all calls with equal shapes and settings: the weights enter as plain tensors, which are views
-    of the parameters, because a parameter's name would make a graph of its own.
+    of the parameters, because a parameter's name would make a graph of its own. Along `independent_axis` the parts of
+    the first input, tokens (B, F, T, D), do not see each other, so that they go through the graph one after another.
     """
     if current().compile_scope != "block":
         return function(*inputs, *weights, *settings)
-    views = [None if weight is None else ms.Tensor(weight) for weight in weights]
-    return _shared_graph(function)(*inputs, *views, *settings)
+    graph, weights = _shared_graph(function), _views(weights)
+    x, rest = inputs[0], inputs[1:]
+    if independent_axis is None:
+        return graph(x, *rest, *weights, *settings)
+    length, others = x.shape[independent_axis], x.shape[1] * x.shape[2] // x.shape[independent_axis]
+    size = max(n for n in range(1, length + 1) if length % n == 0 and (n == 1 or n * others <= TOKENS_PER_CALL))
+    if size == length:
+        return graph(x, *rest, *weights, *settings)
+    parts = ms.ops.split(x, size, independent_axis)
+    return ms.ops.concat([graph(part, *rest, *weights, *settings) for part in parts], independent_axis)
+
+
+def _views(weights: tuple) -> tuple:
+    """Return tensors in place of the parameters in a tuple; a tuple inside it is marked as data, not a constant."""
+    return tuple(
+        ms.mutable(_views(weight)) if isinstance(weight, tuple) else weight if weight is None else ms.Tensor(weight)
+        for weight in weights
+    )
 
 
 def peak_memory() -> int:

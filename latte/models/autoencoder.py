@@ -31,6 +31,7 @@ class AutoencoderConfig:
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    temporal_decoder: bool = False  # Stable Video Diffusion's decoder, which takes the frames of a video together
     scaling_factor: float = 0.18215  # what a latent is multiplied with to have variance one
 
     def __post_init__(self) -> None:
@@ -327,10 +328,14 @@ class AutoencoderKL(nn.Cell):
         self.config = config = config or AutoencoderConfig()
         latent = config.latent_channels
         self.encoder = Encoder(config, init)
-        self.decoder = Decoder(config, init)
+        self.decoder = self.decoder_of(config, init)
         self.quant_conv = Conv(2 * latent, 2 * latent, 1, init) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = Conv(latent, latent, 1, init) if config.use_post_quant_conv else nn.Identity()
         self.set_train(False)
+
+    def decoder_of(self, config: AutoencoderConfig, init: Initializers) -> nn.Cell:
+        """Return the decoder."""
+        return Decoder(config, init)
 
     def encode(self, x: ms.Tensor) -> ms.Tensor:
         """Return the moments of the latents' posterior: mean, then log-variance, not clamped.

@@ -24,9 +24,13 @@ def frame_embedding(width: int, num_frames: int) -> np.ndarray:
     return sincos_1d(width, np.arange(num_frames))[None].astype(np.float32)
 
 
-def patch_embedding(width: int, grid: tuple[int, int]) -> np.ndarray:
-    """Return the spatial embedding (1, h * w, width) of a patch grid (h, w) as float32, the horizontal half first."""
-    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+def patch_embedding(width: int, grid: tuple[int, int], span: float | None = None) -> np.ndarray:
+    """Return the spatial embedding (1, h * w, width) of a patch grid (h, w) as float32, the horizontal half first.
+
+    Patches are 1 apart, or with a `span` as far as makes both sides of the grid that long.
+    """
+    sides = [np.arange(n, dtype=np.float32) / np.float32(n / span if span else 1) for n in grid]
+    rows, columns = np.meshgrid(*sides, indexing="ij")
     halves = [sincos_1d(width // 2, columns), sincos_1d(width // 2, rows)]
     return np.concatenate(halves, axis=1)[None].astype(np.float32)
 

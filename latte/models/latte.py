@@ -14,9 +14,19 @@ from mindspore import nn, ops
 from latte import device
 from latte.errors import UserError
 from latte.models import embeddings
-from latte.models.layers import Block, Conv2d, Embedding, Initializers, Linear, SiLU, parameter, zeros
+from latte.models.layers import (
+    Block,
+    Embedding,
+    Initializers,
+    Linear,
+    PatchEmbed,
+    SiLU,
+    parameter,
+    tokens_to_latents,
+    zeros,
+)
 from latte.models.precision import prepare
-from latte.ops import gelu, linear, modulated_norm, patch_projection, self_attention, silu
+from latte.ops import gelu, linear, modulated_norm, self_attention, silu
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
 PATCHES = (2, 4, 8)
@@ -156,13 +166,8 @@ def final_layer(
 
     x (B, F, T, D), c (B, D) -> (B, F, out channels, H, W).
     """
-    b, f, _, _ = x.shape
     shift, scale = ops.chunk(linear(silu(c), ada_weight, ada_bias), 2, 1)  # (B, D)
-    x = modulated_norm(x.astype(ms.float32), shift, scale)
-    x = linear(x, linear_weight, linear_bias)  # (B, F, T, p p C)
-    x = x.reshape(b, f, grid[0], grid[1], patch_size, patch_size, -1)  # (B, F, h, w, p, p, C)
-    x = x.transpose(0, 1, 6, 2, 4, 3, 5)  # (B, F, C, h, p, w, p)
-    return x.reshape(b, f, -1, grid[0] * patch_size, grid[1] * patch_size)
+    return tokens_to_latents(x, shift, scale, grid, linear_weight, linear_bias, patch_size)
 
 
 class FinalLayer(Block):
@@ -185,25 +190,6 @@ class FinalLayer(Block):
     def settings(self) -> tuple[tuple[int, int], int]:
         """Return the grid of patches and the patch size."""
         return self.grid, self.patch_size
-
-
-class PatchEmbed(Block):
-    """Latents (B, F, C, H, W) to tokens (B, F, T, D)."""
-
-    forward = staticmethod(patch_projection)
-
-    def __init__(self, config: LatteConfig, as_convolution: bool, init: Initializers):
-        super().__init__()
-        self.proj = Conv2d(config.in_channels, config.hidden_size, config.patch_size, init.xavier)
-        self.as_convolution = as_convolution
-
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return weight and bias."""
-        return self.proj.weight, self.proj.bias
-
-    def settings(self) -> tuple[bool]:
-        """Return whether the convolution operator computes it."""
-        return (self.as_convolution,)
 
 
 class TimestepEmbedder(nn.Cell):
@@ -251,7 +237,8 @@ class Latte(nn.Cell):
         self.flash = flash  # the fused attention kernel
         self._graph = None
         self.prepared = False  # whether the weights are as `dtype` and `flash` want them
-        self.x_embedder = PatchEmbed(config, patch_embedder == "conv", init)
+        sizes = (config.in_channels, width, config.patch_size)
+        self.x_embedder = PatchEmbed(sizes, patch_embedder == "conv", init)
         self.t_embedder = TimestepEmbedder(width, init)
         if config.condition == "class":
             self.y_embedder = LabelEmbedder(config.num_classes, width, init)

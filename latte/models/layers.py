@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from latte import device
-from latte.ops import linear, silu
+from latte.ops import linear, modulated_norm, patch_projection, silu
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -48,9 +48,13 @@ class Initializers:
 
     def normal(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return N(0, 0.02^2)."""
+        return self.scaled(shape, 0.02)
+
+    def scaled(self, shape: tuple[int, ...], deviation: float) -> np.ndarray:
+        """Return N(0, deviation^2), as the tables of adaLN-single start."""
         if self.rng is None:
             return empty(shape)
-        return self.rng.standard_normal(shape, np.float32) * np.float32(0.02)
+        return self.rng.standard_normal(shape, np.float32) * np.float32(deviation)
 
     def torch_default(self, shape: tuple[int, ...]) -> np.ndarray:
         """Return U(-1/sqrt(fan in), 1/sqrt(fan in)), what PyTorch's linear and convolution layers start with."""
@@ -74,6 +78,10 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = parameter(init((out_features, in_features)))
         self.bias = parameter(bias_init((out_features,)))
+
+    def weights(self) -> tuple[ms.Parameter, ms.Parameter]:
+        """Return weight and bias."""
+        return self.weight, self.bias
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return x W^T + b in the dtype of `x`."""
@@ -126,6 +134,7 @@ class Block(nn.Cell):
     """
 
     forward: Callable
+    independent_axis: int | None = None  # of tokens (B, F, T, D): 1 if frames, 2 if patches do not see each other
 
     def weights(self) -> tuple[ms.Parameter, ...]:
         """Return the parameters in the order that `forward` takes them."""
@@ -141,4 +150,64 @@ class Block(nn.Cell):
 
     def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs through the graph that equal cells share."""
-        return device.call_block(self.forward, inputs, self.weights(), self.settings())
+        return device.call_block(self.forward, inputs, self.weights(), self.settings(), self.independent_axis)
+
+
+class PatchEmbed(Block):
+    """Latents (B, F, C, H, W) to tokens (B, F, T, D); `sizes` are channels, width and patch size."""
+
+    forward = staticmethod(patch_projection)
+
+    def __init__(self, sizes: tuple[int, int, int], as_convolution: bool, init: Initializers):
+        super().__init__()
+        self.proj = Conv2d(*sizes, init.xavier)
+        self.as_convolution = as_convolution
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return weight and bias."""
+        return self.proj.weight, self.proj.bias
+
+    def settings(self) -> tuple[bool]:
+        """Return whether the convolution operator computes it."""
+        return (self.as_convolution,)
+
+
+def tokens_to_latents(
+    x: ms.Tensor,
+    shift: ms.Tensor,
+    scale: ms.Tensor,
+    grid: tuple[int, int],
+    weight: ms.Tensor,
+    bias: ms.Tensor,
+    patch_size: int,
+) -> ms.Tensor:
+    """Return the latents that the tokens stand for, in float32: norm, modulation, projection of each patch.
+
+    x (B, F, T, D), shift and scale (B, D), grid (h, w) with T = h w -> (B, F, out channels, H, W).
+    """
+    b, f, _, _ = x.shape
+    x = modulated_norm(x.astype(ms.float32), shift, scale)
+    x = linear(x, weight, bias)  # (B, F, T, p p C)
+    x = x.reshape(b, f, grid[0], grid[1], patch_size, patch_size, -1)  # (B, F, h, w, p, p, C)
+    x = x.transpose(0, 1, 6, 2, 4, 3, 5)  # (B, F, C, h, p, w, p)
+    return x.reshape(b, f, -1, grid[0] * patch_size, grid[1] * patch_size)
+
+
+class TokensToLatents(Block):
+    """The last norm and projection; the layer is its network's, under its official name."""
+
+    forward = staticmethod(tokens_to_latents)
+
+    def __init__(self, layer: Linear, patch_size: int):
+        super().__init__()
+        # Not as an attribute of the cell: it would list the weights a second time, under a second name.
+        object.__setattr__(self, "borrowed", layer)
+        self.patch_size = patch_size
+
+    def weights(self) -> tuple[ms.Parameter, ms.Parameter]:
+        """Return weight and bias."""
+        return self.borrowed.weights()
+
+    def settings(self) -> tuple[int]:
+        """Return the patch size."""
+        return (self.patch_size,)

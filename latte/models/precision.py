@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte.models.layers import parameter
+from latte.models.layers import Block, Linear, parameter
 
 HEAD_MULTIPLE = 16  # the fused attention kernel takes head widths that are multiples of this
+JOINT = re.compile(r"attn\.qkv\.(weight|bias)$")  # q, k and v one after the other, each by heads
+BY_HEADS = re.compile(r"attn1\.to_[qkv]\.(weight|bias)$")
+FROM_HEADS = re.compile(r"(attn\.proj|attn1\.to_out\.0)\.weight$")
+FLOAT32 = "scale_shift_table"  # is added to the modulation, which is float32
 
 
 def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
@@ -20,19 +26,19 @@ def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
     """
     for block in net.blocks:
         if net.flash:
-            pad_heads(block.attn, net.config.num_heads)
+            pad_heads(block, net.config.num_heads)
         for weight in block.get_parameters():
-            weight.set_dtype(ms.float32 if for_training else net.dtype)
+            weight.set_dtype(ms.float32 if for_training or weight.name.endswith(FLOAT32) else net.dtype)
     net.prepared = True
     return net
 
 
-def pad_heads(attn: nn.Cell, heads: int) -> None:
-    """Widen the heads of an attention layer with zeros to the next width that the fused kernel takes (72 to 80)."""
-    for layer, kind in ((attn.qkv, "qkv"), (attn.proj, "proj")):
-        for attribute in ("weight", "bias"):
+def pad_heads(block: Block, heads: int) -> None:
+    """Widen the heads of self-attention with zeros to the next width that the fused kernel takes (72 to 80)."""
+    for name, layer in block.cells_and_names():
+        for attribute in ("weight", "bias") if isinstance(layer, Linear) else ():
             old = getattr(layer, attribute)
-            values = widened(f"attn.{kind}.{attribute}", old.asnumpy(), heads)
+            values = widened(f"{name}.{attribute}", old.asnumpy(), heads)
             if values.shape != old.shape:
                 new = parameter(values)
                 new.name = old.name
@@ -42,23 +48,28 @@ def pad_heads(attn: nn.Cell, heads: int) -> None:
 def widened(name: str, values: np.ndarray, heads: int) -> np.ndarray:
     """Return a weight with the zeros that its heads need for the fused kernel; other weights stay as they are.
 
-    attn.qkv.weight (3 * heads * width, D) and bias get rows, attn.proj.weight (D, heads * width) gets columns.
+    Weights (parts * heads * width, D) and biases of q, k and v get rows, the output's (D, heads * width) gets columns.
     """
-    if name.endswith(("attn.qkv.weight", "attn.qkv.bias")):
-        parts, rest = values.reshape(3, heads, -1, *values.shape[1:]), values.shape[1:]
-        extra = -parts.shape[2] % HEAD_MULTIPLE
-        return np.pad(parts, ((0, 0), (0, 0), (0, extra), *((0, 0) for _ in rest))).reshape(-1, *rest)
-    if name.endswith("attn.proj.weight"):
-        parts = values.reshape(values.shape[0], heads, -1)
-        return np.pad(parts, ((0, 0), (0, 0), (0, -parts.shape[2] % HEAD_MULTIPLE))).reshape(values.shape[0], -1)
+    if parts := _parts(name):
+        by_heads, rest = values.reshape(parts, heads, -1, *values.shape[1:]), values.shape[1:]
+        extra = -by_heads.shape[2] % HEAD_MULTIPLE
+        return np.pad(by_heads, ((0, 0), (0, 0), (0, extra), *((0, 0) for _ in rest))).reshape(-1, *rest)
+    if FROM_HEADS.search(name):
+        by_heads = values.reshape(values.shape[0], heads, -1)
+        return np.pad(by_heads, ((0, 0), (0, 0), (0, -by_heads.shape[2] % HEAD_MULTIPLE))).reshape(len(values), -1)
     return values
 
 
 def narrowed(name: str, values: np.ndarray, heads: int, width: int) -> np.ndarray:
     """Return a weight without the zeros that `widened` gave it: the heads have `width` again."""
-    if name.endswith(("attn.qkv.weight", "attn.qkv.bias")):
+    if parts := _parts(name):
         rest = values.shape[1:]
-        return values.reshape(3, heads, -1, *rest)[:, :, :width].reshape(-1, *rest)
-    if name.endswith("attn.proj.weight"):
+        return values.reshape(parts, heads, -1, *rest)[:, :, :width].reshape(-1, *rest)
+    if FROM_HEADS.search(name):
         return values.reshape(values.shape[0], heads, -1)[:, :, :width].reshape(values.shape[0], -1)
     return values
+
+
+def _parts(name: str) -> int:
+    """Return how many matrices are above each other in a weight whose rows belong to heads, 0 if they do not."""
+    return 3 if JOINT.search(name) else 1 if BY_HEADS.search(name) else 0

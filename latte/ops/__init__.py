@@ -2,13 +2,14 @@
 
 from latte.ops.activation import gelu, silu
 from latte.ops.attention import attention, self_attention
-from latte.ops.conv import conv2d, from_nchw, patch_projection, to_nchw, upsample_nearest
+from latte.ops.conv import conv2d, conv_frames, from_nchw, patch_projection, to_nchw, upsample_nearest
 from latte.ops.linear import linear, lookup
 from latte.ops.norm import group_norm, layer_norm, modulated_norm, rms_norm
 
 __all__ = [
     "attention",
     "conv2d",
+    "conv_frames",
     "from_nchw",
     "gelu",
     "group_norm",

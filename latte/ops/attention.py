@@ -55,7 +55,7 @@ def self_attention(
 ) -> ms.Tensor:
     """Attend over the T patches of each frame, or over the F frames of each patch.
 
-    x (B, F, T, D); `qkv` and `proj` are (weight, bias) of the joint input and the output projection.
+    x (B, F, T, D); `qkv` is (weight, bias) of a joint input projection or three such pairs, `proj` that of the output.
     """
     b, f, t, _ = x.shape
     q, k, v = [_fold(part, temporal) for part in _project(x, qkv)]  # (B F, T, D) or (B T, F, D)
@@ -66,6 +66,8 @@ def self_attention(
 
 def _project(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
     """Return q, k, v, each (B, F, T, D)."""
+    if len(qkv) == 3:
+        return [linear(x, *qkv[i]) for i in range(3)]
     if on_cpu():
         # Splitting the weight is a copy of 16 MB; splitting the product would be one of 57 MB for XL/2.
         weights, biases = ops.chunk(qkv[0], 3, 0), ops.chunk(qkv[1], 3, 0)

@@ -46,6 +46,28 @@ def conv2d(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, stride: int = 1) ->
     return _bias_add(ops.conv2d(x, weight, None, 1, "pad", k // 2), bias)
 
 
+def conv_frames(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
+    """Convolve the native images of a video along its frames, three at a time, in the dtype of `x`.
+
+    weight (out, in, 3, 1, 1) and bias (out,) as in PyTorch; frames before the first and after the last are zero.
+    """
+    weight, bias = weight.astype(x.dtype), bias.astype(x.dtype)
+    out, channels = weight.shape[0], weight.shape[1]
+    if channels_last():
+        f, h, w, _ = x.shape
+        end = ops.zeros((h * w, channels), x.dtype)
+        x = ops.concat((end, x.reshape(f * h * w, channels), end), 0)
+        kernel = weight.reshape(out, channels, 3).transpose(2, 0, 1)  # (3, out, in)
+        y = _bias_add(_matmul(x[: f * h * w], kernel[0]), bias)
+        y = y + _matmul(x[h * w : (f + 1) * h * w], kernel[1])
+        y = y + _matmul(x[2 * h * w :], kernel[2])
+        return y.reshape(f, h, w, out)
+    f, _, h, w = x.shape
+    x = x.reshape(f, channels, h * w).transpose(1, 0, 2).reshape(1, channels, f, h * w)
+    y = _bias_add(ops.conv2d(x, weight.reshape(out, channels, 3, 1), None, 1, "pad", (1, 0)), bias)
+    return y.reshape(out, f, h, w).transpose(1, 0, 2, 3)  # (F, out, H, W)
+
+
 def upsample_nearest(x: ms.Tensor) -> ms.Tensor:
     """Return the native image at twice its height and width, each pixel repeated."""
     if channels_last():

@@ -45,19 +45,25 @@ def rms_norm(x: ms.Tensor, weight: ms.Tensor, eps: float) -> ms.Tensor:
     return (y * weight.astype(ms.float32)).astype(x.dtype)
 
 
-def group_norm(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: int, eps: float) -> ms.Tensor:
+def group_norm(
+    x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: int, eps: float, joint: bool = False
+) -> ms.Tensor:
     """Return the group norm (Wu and He, 2018) of an image in the native layout of `latte.ops.conv`.
 
-    x (N, H, W, C) or (N, C, H, W) of any float dtype, weight and bias (C,). Computed in float32, returned as `x`.
+    x (N, H, W, C) or (N, C, H, W) of any float dtype, weight and bias (C,). With `joint`, all N images, the frames of a
+    video, have one mean and variance a group. Computed in float32, returned as `x`.
     """
     y = x.astype(ms.float32)
     weight, bias = weight.astype(ms.float32), bias.astype(ms.float32)
     if channels_last():
-        return _group_norm_nhwc(y, weight, bias, groups, eps).astype(x.dtype)
+        n, h, w, c = x.shape
+        y = y.reshape(1, n * h, w, c) if joint else y
+        return _group_norm_nhwc(y, weight, bias, groups, eps).reshape(x.shape).astype(x.dtype)
     n, c = x.shape[0], x.shape[1]
+    axes = (0, 2) if joint else -1
     y = y.reshape(n, groups, -1)
-    y = y - y.mean(-1, keep_dims=True)
-    y = y * ops.rsqrt(ops.square(y).mean(-1, keep_dims=True) + eps)
+    y = y - y.mean(axes, keep_dims=True)
+    y = y * ops.rsqrt(ops.square(y).mean(axes, keep_dims=True) + eps)
     y = y.reshape(x.shape) * weight.reshape(1, c, 1, 1) + bias.reshape(1, c, 1, 1)
     return y.astype(x.dtype)
 

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import mindspore as ms
@@ -122,7 +123,9 @@ def infer_vae_config(
     first, last, latent = "encoder.conv_in.weight", "decoder.conv_out.weight", "decoder.conv_in.weight"
     levels = _count(tensors, r"encoder\.down_blocks\.(\d+)\.")
     blocks = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
-    shapes = _shapes(tensors, source, "an autoencoder", dict.fromkeys((first, last, latent, *blocks), 4))
+    temporal = "decoder.time_conv_out.weight" in tensors
+    what = "a temporal video decoder" if temporal else "an autoencoder"
+    shapes = _shapes(tensors, source, what, dict.fromkeys((first, last, latent, *blocks), 4))
     channels = tuple(shapes[key][0] for key in blocks)
     groups = norm_num_groups or _described(metadata).get("norm_num_groups") or NORM_GROUPS
     if any(count % groups for count in channels):
@@ -137,7 +140,8 @@ def infer_vae_config(
         "block_out_channels": channels,
         "layers_per_block": _count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
         "norm_num_groups": int(groups),
-        "mid_block_add_attention": "decoder.mid_block.attentions.0.to_q.weight" in tensors,
+        "temporal_decoder": temporal,
+        "mid_block_add_attention": "encoder.mid_block.attentions.0.to_q.weight" in tensors,
         "use_quant_conv": "quant_conv.weight" in tensors,
         "use_post_quant_conv": "post_quant_conv.weight" in tensors,
         "scaling_factor": float(_described(metadata).get("scaling_factor") or SCALING_FACTOR),
@@ -193,6 +197,19 @@ def _bicubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
         far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
         np.add.at(matrix, (np.arange(new), index.clip(0, old - 1)), np.where(d <= 1, near, far))
     return matrix
+
+
+def read_config(metadata: Mapping[str, str], source: str | Path) -> dict[str, Any]:
+    """Return the network's configuration that lies beside weights; raises UserError if there is none, or no JSON."""
+    if CONFIG not in metadata:
+        raise UserError(f"{source} has no config.json beside its weights; download the whole folder")
+    try:
+        config = json.loads(metadata[CONFIG])
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"the config.json of {source} is not valid; download it again")
+    return config
 
 
 def _shapes(

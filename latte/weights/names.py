@@ -14,12 +14,14 @@ from latte.weights.pickle_data import Opaque
 SETS = ("ema", "model")  # the averaged weights are what one samples with
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile
 
+T2V_KIND = "the transformer of the text-to-video Latte-1"
+
 # What a file holds, by a key that only it has, and the program that converts it.
 KINDS = (
     (r"x_embedder\.proj\.weight", "a Latte network", "tools/latte_converter.py"),
     (r"decoder\..*temporal_res_block\..*", "a temporal video decoder", "tools/t2v_converter.py"),
     (r"(first_stage_model\.)?decoder\.conv_in\.weight", "an autoencoder", "tools/vae_converter.py"),
-    (r"temporal_transformer_blocks\..*", "the transformer of the text-to-video Latte-1", "tools/t2v_converter.py"),
+    (r"temporal_transformer_blocks\..*", T2V_KIND, "tools/t2v_converter.py"),
     (r"encoder\.block\.0\.layer\..*", "a T5 text encoder", "tools/t2v_converter.py"),
 )
 
@@ -44,6 +46,8 @@ VAE_RULES = tuple(
         (r"(\.attentions\.0)\.(proj_attn|proj_out)\.", r"\1.to_out.0."),
     )
 )
+# Of LatteTransformer3DModel files of older versions: a null text that is not used, and embeddings that are computed.
+UNUSED_T2V = ("caption_projection.y_embedding", "pos_embed.pos_embed", "temp_pos_embed")
 LDM_UP = re.compile(r"^decoder\.up\.(\d+)\.")
 ATTENTION = re.compile(r"\.attentions\.\d+\.to_\w+(\.0)?\.weight$")
 
@@ -104,8 +108,11 @@ def canonical(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     An autoencoder's become diffusers' present ones, whether they are those, its older ones (`query`, `proj_attn`) or
     those of latent-diffusion (`encoder.down.0.block.0`, 1 x 1 convolutions for attention), also inside a whole Stable
-    Diffusion checkpoint, of which the rest is left out. Other networks stay as they are.
+    Diffusion checkpoint, of which the rest is left out. A text-to-video transformer loses what it does not use. Other
+    networks stay as they are.
     """
+    if any(key.startswith("temporal_transformer_blocks.") for key in tensors):
+        return {key: value for key, value in tensors.items() if key not in UNUSED_T2V}
     inside = {key.removeprefix(LDM_VAE): value for key, value in tensors.items() if key.startswith(LDM_VAE)}
     vae = inside or dict(tensors)
     if "decoder.conv_in.weight" not in vae:

@@ -1,0 +1,341 @@
+"""LatteT2V, the text-to-video Latte-1: blocks over patches that also attend to the text, blocks over frames.
+
+Its layers are named as in diffusers' LatteTransformer3DModel. The time enters as in PixArt-alpha (Chen et al., 2023,
+section 2.3, adaLN-single): one projection serves all blocks, and each block adds a table of its own. Tokens are
+(B, F, T, D): batch, frames, patches of a frame, width; the text is (B, S, D).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import mindspore as ms
+from mindspore import nn, ops
+from mindspore.ops.primitive import constexpr
+
+from latte import device
+from latte.errors import UserError
+from latte.models import embeddings
+from latte.models.latte import FREQUENCIES
+from latte.models.layers import Block, Initializers, Linear, PatchEmbed, TokensToLatents, parameter
+from latte.ops import attention, gelu, linear, modulated_norm, self_attention, silu
+
+FIXED = {  # what every LatteTransformer3DModel has and this one computes; another value is another network
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_type": "ada_norm_single",
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-6,
+}
+DISCARD = -1e9  # added to the score of a token that is none
+
+
+@dataclasses.dataclass(frozen=True)
+class LatteT2VConfig:
+    """Everything that fixes the shape of a LatteT2V network; diffusers' names, with the sizes of Latte-1."""
+
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int = 8
+    num_layers: int = 28  # blocks over patches, and as many over frames
+    cross_attention_dim: int = 1152
+    sample_size: int = 64  # latents a side that the positions are counted in
+    patch_size: int = 2
+    caption_channels: int = 4096
+    video_length: int = 16  # frames of the training; others work too
+
+    def __post_init__(self) -> None:
+        if self.cross_attention_dim != self.hidden_size:
+            raise UserError(f"cross_attention_dim {self.cross_attention_dim} is not the width {self.hidden_size}")
+        if self.out_channels not in (self.in_channels, 2 * self.in_channels) or self.hidden_size % 4:
+            raise UserError(f"out_channels {self.out_channels} or width {self.hidden_size} is none of a LatteT2V")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the tokens."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads, under the name that all networks here have for them."""
+        return self.num_attention_heads
+
+
+def config_from_json(values: Mapping[str, Any], source: str) -> LatteT2VConfig:
+    """Return the configuration that a transformer's config.json holds.
+
+    Raises UserError for a network of another kind, or settings that this one does not compute.
+    """
+    name = values.get("_class_name", "LatteTransformer3DModel")
+    if name not in ("LatteTransformer3DModel", "LatteT2V"):
+        raise UserError(f"{source} describes a {name}, not a LatteTransformer3DModel")
+    other = [f"{key} {values[key]!r}" for key, value in FIXED.items() if values.get(key, value) != value]
+    if other:
+        raise UserError(f"{source} asks for {', '.join(other)}, which no Latte has and is not supported")
+    fields = {field.name: field.type for field in dataclasses.fields(LatteT2VConfig)}
+    sizes = {key: values[key] for key in fields if values.get(key) is not None}
+    if wrong := [key for key, value in sizes.items() if type(value) is not int or value < 1]:
+        raise UserError(f"{source}: {', '.join(wrong)} must be whole numbers from 1 on")
+    return LatteT2VConfig(**sizes)
+
+
+def video_block(  # the weights are arguments, so that all blocks share one compiled graph
+    x: ms.Tensor,
+    time: ms.Tensor,
+    text: ms.Tensor | None,
+    text_bias: ms.Tensor | None,
+    table: ms.Tensor,
+    attn1: tuple,
+    attn2: tuple | None,
+    ff: tuple,
+    heads: int,
+    temporal: bool,
+    flash: bool,
+) -> ms.Tensor:
+    """Return a block: self-attention, attention to the text where it is given, and MLP.
+
+    x (B, F, T, D), time (B, 6D), text (B, S, D), text_bias (B, 1, 1, S) added to the scores. `attn1` and `attn2` are
+    (weight, bias) of q, k, v and out, `ff` those of the two layers of the MLP, table (6, D).
+    """
+    b, f, t, d = x.shape
+    scale = (d // heads) ** -0.5
+    modulation = table.reshape(1, 6 * d) + time  # (B, 6D) float32
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = ops.chunk(modulation, 6, 1)  # (B, D)
+
+    y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
+    y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash)
+    x = x + gate_attn.astype(x.dtype).reshape(b, 1, 1, d) * y
+
+    if text is not None:  # without a norm, as in PixArt-alpha; all frames attend to the one text
+        q = linear(x, *attn2[0]).reshape(b, f * t, -1)  # (B, F T, D)
+        k, v = linear(text, *attn2[1]), linear(text, *attn2[2])  # (B, S, D)
+        x = x + linear(attention(q, k, v, heads, scale, False, text_bias).reshape(b, f, t, -1), *attn2[3])
+
+    y = modulated_norm(x, shift_mlp, scale_mlp)
+    y = linear(gelu(linear(y, *ff[0])), *ff[1])  # (B, F, T, 4D) -> (B, F, T, D)
+    return x + gate_mlp.astype(x.dtype).reshape(b, 1, 1, d) * y
+
+
+class Attention(nn.Cell):
+    """The projections of multi-head attention."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        self.to_q = Linear(width, width, init.torch_default)
+        self.to_k = Linear(width, width, init.torch_default)
+        self.to_v = Linear(width, width, init.torch_default)
+        self.to_out = nn.CellList([Linear(width, width, init.torch_default)])
+
+    def weights(self) -> tuple[tuple, ...]:
+        """Return (weight, bias) of q, k, v and out."""
+        return self.to_q.weights(), self.to_k.weights(), self.to_v.weights(), self.to_out[0].weights()
+
+
+class Projection(nn.Cell):
+    """The holder of the first layer of an MLP, for its official name."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        self.proj = Linear(width, 4 * width, init.torch_default)
+
+
+class FeedForward(nn.Cell):
+    """The two layers of the MLP; the place between them is that of a dropout."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        last = Linear(4 * width, width, init.torch_default)
+        self.net = nn.CellList([Projection(width, init), nn.Identity(), last])
+
+    def weights(self) -> tuple[tuple, ...]:
+        """Return (weight, bias) of both layers."""
+        return self.net[0].proj.weights(), self.net[2].weights()
+
+
+class VideoBlock(Block):
+    """A block over patches, with attention to the text, or one over frames, without."""
+
+    forward = staticmethod(video_block)
+
+    def __init__(self, width: int, heads: int, temporal: bool, flash: bool, init: Initializers):
+        super().__init__()
+        self.scale_shift_table = parameter(init.scaled((6, width), width**-0.5))
+        self.attn1 = Attention(width, init)
+        if not temporal:
+            self.attn2 = Attention(width, init)
+        self.ff = FeedForward(width, init)
+        self.heads, self.temporal, self.flash = heads, temporal, flash
+        self.independent_axis = 2 if temporal else 1  # patches do not see each other there, and frames here
+
+    def weights(self) -> tuple:
+        """Return the parameters in the order of `video_block`."""
+        cross = None if self.temporal else self.attn2.weights()
+        return self.scale_shift_table, self.attn1.weights(), cross, self.ff.weights()
+
+    def settings(self) -> tuple[int, bool, bool]:
+        """Return heads, direction of attention, fused kernel."""
+        return self.heads, self.temporal, self.flash
+
+
+class TimestepEmbedder(nn.Cell):
+    """The two layers behind the sinusoids of the time."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        self.linear_1 = Linear(FREQUENCIES, width, init.normal)
+        self.linear_2 = Linear(width, width, init.normal)
+
+    def construct(self, sinusoids: ms.Tensor) -> ms.Tensor:
+        """Return (B, D) of sinusoids (B, 256)."""
+        return self.linear_2(silu(self.linear_1(sinusoids)))
+
+
+class TimeEmbedding(nn.Cell):
+    """The holder of the embedder, for its official name."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedder(width, init)
+
+
+class AdaLayerNormSingle(nn.Cell):
+    """Timesteps to their embedding and to the modulation that all blocks share."""
+
+    def __init__(self, width: int, init: Initializers):
+        super().__init__()
+        self.emb = TimeEmbedding(width, init)
+        self.linear = Linear(width, 6 * width, init.normal)
+        self.frequencies = ms.Tensor(embeddings.timestep_frequencies(FREQUENCIES))
+
+    def construct(self, t: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        """Return the modulation (B, 6D) and the embedding (B, D) of t (B,)."""
+        c = self.emb.timestep_embedder(embeddings.timestep_embedding(t, self.frequencies))  # (B, D)
+        return self.linear(silu(c)), c
+
+
+class CaptionProjection(nn.Cell):
+    """Text embeddings to the width of the tokens."""
+
+    def __init__(self, channels: int, width: int, init: Initializers):
+        super().__init__()
+        self.linear_1 = Linear(channels, width, init.normal)
+        self.linear_2 = Linear(width, width, init.normal)
+
+    def construct(self, text: ms.Tensor) -> ms.Tensor:
+        """Return (B, S, D) of text (B, S, caption_channels)."""
+        return self.linear_2(gelu(self.linear_1(text)))
+
+
+class LatteT2V(nn.Cell):
+    """The network: noisy latents, timesteps and text to the noise and the interpolation of its variance."""
+
+    def __init__(
+        self,
+        config: LatteT2VConfig,
+        patch_embedder: str = "conv",
+        flash: bool = False,
+        seed: int | None = 0,
+        dtype: ms.Type = ms.float32,
+    ):
+        super().__init__()
+        init, width, heads = Initializers(seed), config.hidden_size, config.num_attention_heads
+        self.config = config
+        self.dtype = dtype  # of the tokens inside the blocks
+        self.flash = flash  # the fused attention kernel
+        self.prepared = False  # whether the weights are as `dtype` and `flash` want them
+        self._graph = None
+        sizes = (config.in_channels, width, config.patch_size)
+        self.pos_embed = PatchEmbed(sizes, patch_embedder == "conv", init)
+        self.transformer_blocks = nn.CellList(
+            [VideoBlock(width, heads, False, flash, init) for _ in range(config.num_layers)]
+        )
+        self.temporal_transformer_blocks = nn.CellList(
+            [VideoBlock(width, heads, True, flash, init) for _ in range(config.num_layers)]
+        )
+        pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+        object.__setattr__(self, "blocks", [block for pair in pairs for block in pair])  # in the order of use
+        self.adaln_single = AdaLayerNormSingle(width, init)
+        self.caption_projection = CaptionProjection(config.caption_channels, width, init)
+        self.scale_shift_table = parameter(init.scaled((2, width), width**-0.5))
+        self.proj_out = Linear(width, config.patch_size**2 * config.out_channels, init.normal)
+        object.__setattr__(self, "head", TokensToLatents(self.proj_out, config.patch_size))
+        self.set_train(False)
+
+    def __call__(self, *inputs: Any) -> ms.Tensor:
+        """Return `construct` of the inputs, as one compiled graph where the compile scope is the step."""
+        if device.current().compile_scope != "step":
+            return super().__call__(*inputs)
+        if self._graph is None:
+            self._graph = device.compile_step(self.construct)
+        return self._graph(*inputs)
+
+    def construct(
+        self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor, temporal: bool = True
+    ) -> ms.Tensor:
+        """Predict the noise in `x` and the interpolation of its variance.
+
+        x (B, F, C, H, W) float32 of any length and size; t (B,) timesteps 0 .. 999, maybe between two; text (B, S,
+        caption_channels) float32; mask (B, S), 0 for tokens that are none. Without `temporal`, and for single images,
+        the blocks over frames are left out. Returns (B, F, out_channels, H, W) float32.
+        Raises ValueError if the shapes do not fit.
+        """
+        tokens, context = self.begin(x, t, text, mask, temporal)
+        return self.end(self.middle(tokens, context, temporal), context, x.shape)
+
+    def begin(
+        self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor, temporal: bool = True
+    ) -> tuple[ms.Tensor, tuple[ms.Tensor, ...]]:
+        """Return the tokens (B, F, T, D) after the first pair of blocks, and what the other blocks take besides."""
+        b, f, c, h, w = x.shape
+        config = self.config
+        fits = c == config.in_channels and h % config.patch_size == 0 and w % config.patch_size == 0
+        if not fits or t.shape[0] != b or text.shape[0] != b or mask.shape != text.shape[:2]:
+            raise ValueError("the network takes x (B, F, C, H, W), with a timestep, a text and its mask for each video")
+        grid = (h // config.patch_size, w // config.patch_size)
+        x = self.pos_embed(x) + _positions(config.hidden_size, grid, (config.sample_size, config.patch_size))
+        x = x.astype(self.dtype)  # (B, F, T, D)
+        time, c = self.adaln_single(t)  # (B, 6D), (B, D)
+        text = self.caption_projection(text).astype(self.dtype)  # (B, S, D)
+        bias = ((1 - mask.astype(ms.float32)) * DISCARD).reshape(b, 1, 1, -1)  # (B, 1, 1, S)
+        x = self.transformer_blocks[0](x, time, text, bias)
+        if temporal and f > 1:
+            x = x + _frames(config.hidden_size, f).astype(x.dtype)  # (1, F, 1, D)
+            x = self.temporal_transformer_blocks[0](x, time, None, None)
+        return x, (time, c, text, bias)
+
+    def middle(self, x: ms.Tensor, context: tuple[ms.Tensor, ...], temporal: bool = True) -> ms.Tensor:
+        """Return the tokens after all pairs of blocks but the first."""
+        time, _, text, bias = context
+        temporal = temporal and x.shape[1] > 1
+        for i in range(1, self.config.num_layers):
+            x = self.transformer_blocks[i](x, time, text, bias)
+            if temporal:
+                x = self.temporal_transformer_blocks[i](x, time, None, None)
+        return x
+
+    def end(self, x: ms.Tensor, context: tuple[ms.Tensor, ...], shape: tuple[int, ...]) -> ms.Tensor:
+        """Return the output (B, F, out_channels, H, W) of the last tokens; `shape` is that of the latents."""
+        c, patch = context[1], self.config.patch_size
+        shift, scale = self.scale_shift_table[0] + c, self.scale_shift_table[1] + c  # (B, D)
+        return self.head(x, shift, scale, (shape[3] // patch, shape[4] // patch))
+
+
+@constexpr
+def _positions(width: int, grid: tuple[int, int], config: tuple[int, int]) -> ms.Tensor:
+    """Return the embedding (1, 1, T, D) of a grid of patches; config is (sample_size, patch_size).
+
+    Whatever their number, the patches of a side lie where those of the training's size lie; training sizes of more than
+    64 latents count in fractions of a patch (PixArt-alpha).
+    """
+    sample_size, patch = config
+    span = sample_size // patch / max(sample_size // 64, 1)
+    return ms.Tensor(embeddings.patch_embedding(width, grid, span)[None])
+
+
+@constexpr
+def _frames(width: int, frames: int) -> ms.Tensor:
+    """Return the embedding (1, F, 1, D) of the frames."""
+    return ms.Tensor(embeddings.frame_embedding(width, frames)[:, :, None])

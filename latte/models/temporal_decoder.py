@@ -1,0 +1,170 @@
+"""The decoder of Stable Video Diffusion (Blattmann et al., 2023): every residual block also mixes neighbouring frames.
+
+Layer names are those of diffusers' AutoencoderKLTemporalDecoder. Images are in the native layout of `latte.ops.conv`;
+shape comments show (F, H, W, C), the frames of one video.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from latte.models.autoencoder import (
+    AttentionBlock,
+    AutoencoderConfig,
+    AutoencoderKL,
+    Coder,
+    ResnetBlock,
+    Stage,
+    UpsampleConv,
+    resnet_block,
+)
+from latte.models.layers import Block, Initializers, Norm, parameter, zeros
+from latte.ops import conv_frames, from_nchw, group_norm, silu, to_nchw
+
+EPS = 1e-5  # of the norms over frames
+FRAMES_AT_ONCE = 14  # as the decoder was trained
+
+
+def video_resnet_block(
+    x: ms.Tensor,
+    spatial: tuple,
+    shortcut: tuple | None,
+    norm1: tuple,
+    conv1: tuple,
+    norm2: tuple,
+    conv2: tuple,
+    mix: ms.Tensor,
+    groups: int,
+) -> ms.Tensor:
+    """Return a residual block on each frame, plus sigmoid(mix) times one along the frames.
+
+    x (F, H, W, C) of one video; `spatial` and `shortcut` are the weights of `resnet_block`, the others (weight, bias).
+    """
+    if shortcut is None:
+        x = resnet_block(x, *spatial, None, None, groups)  # (F, H, W, out)
+    else:
+        x = resnet_block(x, *spatial, *shortcut, groups)
+    y = conv_frames(silu(group_norm(x, *norm1, groups, EPS, joint=True)), *conv1)
+    y = conv_frames(silu(group_norm(y, *norm2, groups, EPS, joint=True)), *conv2)
+    return x + ops.sigmoid(mix.astype(ms.float32)).astype(x.dtype) * y  # = (1 - s) x + s (x + y)
+
+
+class FrameConv(nn.Cell):
+    """The weight (out, in, 3, 1, 1) and bias (out,) of a convolution along the frames."""
+
+    def __init__(self, channels: int, init: Initializers):
+        super().__init__()
+        self.weight = parameter(init.torch_default((channels, channels, 3, 1, 1)))
+        self.bias = parameter(zeros((channels,)))
+
+
+class TemporalResBlock(nn.Cell):
+    """The two norms and convolutions along the frames."""
+
+    def __init__(self, channels: int, init: Initializers):
+        super().__init__()
+        self.norm1, self.conv1 = Norm(channels), FrameConv(channels, init)
+        self.norm2, self.conv2 = Norm(channels), FrameConv(channels, init)
+
+
+class Mixer(nn.Cell):
+    """How much the frames are mixed, before the sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix_factor = parameter(zeros((1,)))
+
+
+class VideoResnetBlock(Block):
+    """A residual block on frames, then along frames."""
+
+    forward = staticmethod(video_resnet_block)
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int, init: Initializers):
+        super().__init__()
+        self.spatial_res_block = ResnetBlock(in_channels, out_channels, groups, init)
+        self.temporal_res_block = TemporalResBlock(out_channels, init)
+        self.time_mixer = Mixer()
+        self.groups = groups
+
+    def weights(self) -> tuple:
+        """Return the parameters in the order of `video_resnet_block`."""
+        along = self.temporal_res_block
+        layers = (along.norm1, along.conv1, along.norm2, along.conv2)
+        pairs = [(layer.weight, layer.bias) for layer in layers]
+        spatial = self.spatial_res_block.weights()
+        shortcut = spatial[-2:] if self.spatial_res_block.has_shortcut else None
+        return spatial[:-2], shortcut, *pairs, self.time_mixer.mix_factor
+
+    def settings(self) -> tuple[int]:
+        """Return the number of groups."""
+        return (self.groups,)
+
+
+class FrameConvOut(Block):
+    """The last convolution, along the frames."""
+
+    forward = staticmethod(conv_frames)
+
+    def __init__(self, channels: int, init: Initializers):
+        super().__init__()
+        self.weight = parameter(init.torch_default((channels, channels, 3, 1, 1)))
+        self.bias = parameter(zeros((channels,)))
+
+    def weights(self) -> tuple[ms.Parameter, ms.Parameter]:
+        """Return weight and bias."""
+        return self.weight, self.bias
+
+
+class VideoMidBlock(nn.Cell):
+    """A residual block, attention, a residual block; a decoder of one layer has the first only."""
+
+    def __init__(self, channels: int, config: AutoencoderConfig, init: Initializers):
+        super().__init__()
+        groups, layers = config.norm_num_groups, config.layers_per_block
+        self.attentions = nn.CellList([AttentionBlock(channels, groups, init)])
+        self.resnets = nn.CellList([VideoResnetBlock(channels, channels, groups, init) for _ in range(layers)])
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the native frames, their shape unchanged."""
+        x = self.resnets[0](x)
+        if len(self.resnets) > 1:  # the original pairs its only attention with the second block, and leaves others out
+            x = self.resnets[1](self.attentions[0](x))
+        return x
+
+
+class TemporalDecoder(Coder):
+    """Latents of one video to its frames, of eight times the size."""
+
+    def __init__(self, config: AutoencoderConfig, init: Initializers):
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        super().__init__((config.latent_channels, widths[0], widths[-1], config.out_channels), groups, init)
+        self.mid_block = VideoMidBlock(widths[0], config, init)
+        stages = []
+        for i, width in enumerate(widths):
+            sizes = [widths[max(i - 1, 0)]] + [width] * (config.layers_per_block + 1)
+            resnets = [VideoResnetBlock(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
+            last = i == len(widths) - 1
+            stages.append(Stage(resnets, up=None if last else UpsampleConv(width, width, 3, init)))
+        self.up_blocks = nn.CellList(stages)
+        self.time_conv_out = FrameConvOut(config.out_channels, init)
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the native frames of native latents."""
+        x = self.mid_block(self.conv_in(x))  # (F, h, w, widths[-1])
+        for stage in self.up_blocks:
+            x = stage(x)  # (F, 2 h, 2 w, width), but for the last one
+        return self.time_conv_out(self.head(x))  # (F, 8 h, 8 w, 3)
+
+
+class AutoencoderKLTemporalDecoder(AutoencoderKL):
+    """Stable Diffusion's encoder with a decoder that takes the frames of a video together."""
+
+    def decoder_of(self, config: AutoencoderConfig, init: Initializers) -> nn.Cell:
+        """Return the decoder."""
+        return TemporalDecoder(config, init)
+
+    def decode(self, z: ms.Tensor) -> ms.Tensor:
+        """Return the frames of one video's latents that are not scaled: z (F, L, h, w) -> (F, 3, 8 h, 8 w)."""
+        return to_nchw(self.decoder(from_nchw(z)))
