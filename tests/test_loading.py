@@ -57,10 +57,13 @@ def test_heads_of_official_widths(width, heads):
 def test_sizes_of_autoencoders(tmp_path):
     expected = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}
     expected |= dict.fromkeys(("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv"), True)
+    expected["temporal_decoder"] = False
     small = expected | {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
     for name in ("vae.bin", "vae", "vae/diffusion_pytorch_model.safetensors"):
         state = read_state_dict(FIXTURES / name)
         assert infer_vae_config(state.tensors, state.metadata) == small
+    state = read_state_dict(FIXTURES / "latte_t2v" / "vae_temporal_decoder")
+    assert infer_vae_config(state.tensors, state.metadata)["temporal_decoder"]
     state = read_state_dict(WEIGHTS / "sd_full.ckpt")
     described = {"config": '{"norm_num_groups": 2, "scaling_factor": 0.5}'}
     assert infer_vae_config(state.tensors, described)["scaling_factor"] == 0.5

@@ -322,20 +322,18 @@ class Decoder(Coder):
 class AutoencoderKL(nn.Cell):
     """Encoder and decoder with the 1 x 1 convolutions around the latents."""
 
+    decoder_type = Decoder
+
     def __init__(self, config: AutoencoderConfig | None = None, seed: int | None = 0):
         super().__init__()
         init = Initializers(seed)
         self.config = config = config or AutoencoderConfig()
         latent = config.latent_channels
         self.encoder = Encoder(config, init)
-        self.decoder = self.decoder_of(config, init)
+        self.decoder = self.decoder_type(config, init)
         self.quant_conv = Conv(2 * latent, 2 * latent, 1, init) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = Conv(latent, latent, 1, init) if config.use_post_quant_conv else nn.Identity()
         self.set_train(False)
-
-    def decoder_of(self, config: AutoencoderConfig, init: Initializers) -> nn.Cell:
-        """Return the decoder."""
-        return Decoder(config, init)
 
     def encode(self, x: ms.Tensor) -> ms.Tensor:
         """Return the moments of the latents' posterior: mean, then log-variance, not clamped.

@@ -161,9 +161,7 @@ class TemporalDecoder(Coder):
 class AutoencoderKLTemporalDecoder(AutoencoderKL):
     """Stable Diffusion's encoder with a decoder that takes the frames of a video together."""
 
-    def decoder_of(self, config: AutoencoderConfig, init: Initializers) -> nn.Cell:
-        """Return the decoder."""
-        return TemporalDecoder(config, init)
+    decoder_type = TemporalDecoder
 
     def decode(self, z: ms.Tensor) -> ms.Tensor:
         """Return the frames of one video's latents that are not scaled: z (F, L, h, w) -> (F, 3, 8 h, 8 w)."""
