@@ -78,14 +78,26 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = parameter(init((out_features, in_features)))
         self.bias = parameter(bias_init((out_features,)))
+        self.low_rank = 0  # the rank of the adaptation that is trained in place of the weight; 0 = none
 
-    def weights(self) -> tuple[ms.Parameter, ms.Parameter]:
-        """Return weight and bias."""
+    def adapt(self, rank: int, factor: float, init: Initializers) -> None:
+        """Freeze the layer and add a low-rank matrix to its weight (Hu et al., 2021), which begins as zero."""
+        self.weight.requires_grad = self.bias.requires_grad = False
+        self.lora_down = parameter(init.torch_default((rank, self.weight.shape[1])))
+        self.lora_up = parameter(zeros((self.weight.shape[0], rank)))
+        for name in ("lora_down", "lora_up"):
+            getattr(self, name).name = self.weight.name.removesuffix("weight") + name
+        self.low_rank, self.factor = rank, factor
+
+    def weights(self) -> tuple[ms.Parameter | tuple, ms.Parameter]:
+        """Return weight and bias, as `latte.ops.linear` takes them."""
+        if self.low_rank:
+            return (self.weight, self.lora_down, self.lora_up, self.factor), self.bias
         return self.weight, self.bias
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return x W^T + b in the dtype of `x`."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, *self.weights())
 
 
 class SiLU(nn.Cell):

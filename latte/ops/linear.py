@@ -33,11 +33,20 @@ class _CpuAffine(Operator):
 _cpu_affine = _CpuAffine()
 
 
-def linear(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None = None) -> ms.Tensor:
+def linear(x: ms.Tensor, weight: ms.Tensor | tuple, bias: ms.Tensor | None = None) -> ms.Tensor:
     """Return x W^T + b in the dtype of `x`, without a bias x W^T.
 
     x (..., in), weight (out, in), bias (out,); master weights of another dtype are cast, equal dtypes cost nothing.
+    A tuple stands for a weight: (matrix, down (r, in), up (out, r), factor) is matrix + factor up down, the low-rank
+    adaptation of Hu et al. (2021), which is never multiplied out.
     """
+    if isinstance(weight, tuple):
+        matrix, down, up, factor = weight
+        return _affine(x, matrix, bias) + factor * _affine(_affine(x, down, None), up, None)
+    return _affine(x, weight, bias)
+
+
+def _affine(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
     rows, weight = x.reshape(-1, x.shape[-1]), weight.astype(x.dtype)
     if bias is None:
         y = _matmul(rows, weight)  # (N, out)
