@@ -13,6 +13,11 @@ from latte.options import OptionError, Options, in_range, parse_config, save_con
 
 __all__ = ["CacheConfig", "DataConfig", "SampleConfig", "TrainConfig", "parse_config", "save_config"]
 
+# Those of latte.diffusion.solvers, which is not imported here so that --help is quick.
+SamplerName = Literal[
+    "ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_s", "pndm", "deis", "kdpm2_a", "unipc"
+]
+
 
 @dataclasses.dataclass(kw_only=True)
 class DeviceOptions(Options):
@@ -84,8 +89,9 @@ class SamplingOptions(Options):
     """Sampling"""
 
     sampling_steps: int = 250  # denoising steps, 1 to 1000
-    ddim_sampling: bool = False  # DDIM in place of DDPM
-    eta: float = 0.0  # noise of DDIM: 0 = none, 1 = as much as DDPM
+    sampler: SamplerName | None = None  # solver; null = ddpm, or ddim if ddim_sampling; for 20 steps dpmpp_2m or unipc
+    ddim_sampling: bool = False  # the same as sampler: ddim
+    eta: float = 0.0  # noise of ddim: 0 = none, 1 = as much as ddpm
     guidance_scale: float = 1.0  # classifier-free guidance; 1 = none
     class_labels: list[int] | None = None  # one a video, again from the first if too few; null = from each seed
     text_embeddings: str | None = None  # .npz of CLIP's `text` (N, 77, 768) and, for guidance, `null` (77, 768)
@@ -97,8 +103,10 @@ class SamplingOptions(Options):
         super().__post_init__()
         in_range(self, "sampling_steps", 1, 1000)
         in_range(self, "eta", 0, 1)
-        if self.eta and not self.ddim_sampling:
-            raise OptionError("eta", self.eta, "0 unless ddim_sampling is true; DDPM always adds its own noise")
+        if self.ddim_sampling and self.sampler not in (None, "ddim"):
+            raise OptionError("sampler", self.sampler, "ddim or null while ddim_sampling is true")
+        if self.eta and self.solver != "ddim":
+            raise OptionError("eta", self.eta, f"0 unless the sampler is ddim; {self.solver} has no such choice")
         in_range(self, "seed", 0, 2**32 - 1)
         in_range(self, "num_samples", 1)
         in_range(self, "batch_size", 1)
@@ -106,6 +114,11 @@ class SamplingOptions(Options):
             raise OptionError("guidance_scale", self.guidance_scale, "a finite number")
         if self.class_labels is not None and (not self.class_labels or min(self.class_labels) < 0):
             raise OptionError("class_labels", self.class_labels, "a list of one or more class numbers from 0 on")
+
+    @property
+    def solver(self) -> str:
+        """The sampler, whichever of the two options says it."""
+        return self.sampler or ("ddim" if self.ddim_sampling else "ddpm")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -213,7 +213,7 @@ def use_flash_attention(requested: bool, dtype: ms.Type) -> bool:
 
 
 def compile_step(step: Callable) -> Callable:
-    """Compile a whole denoising step into one graph a shape, on devices whose compile scope is the step.
+    """Compile network and guidance of a denoising step into one graph a shape, where the compile scope is the step.
 
     jit_level O2 is MindSpore's whole-graph back end GE, which only Ascend has.
     """

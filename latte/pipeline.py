@@ -10,8 +10,9 @@ import numpy as np
 
 from latte import device
 from latte.codec import Codec
-from latte.diffusion.samplers import NoiseStream, coefficients, make_step, sample_loop
-from latte.diffusion.schedule import create_schedule
+from latte.diffusion.noise import NoiseStream
+from latte.diffusion.samplers import make_denoiser
+from latte.diffusion.solvers import Sampler
 from latte.errors import UserError
 from latte.models import Latte
 
@@ -24,13 +25,13 @@ def random_label(seed: int, num_classes: int) -> int:
 
 
 class LattePipeline:
-    """A Latte network, an autoencoder and one compiled denoising step for every solver and guidance scale used."""
+    """A Latte network, an autoencoder and one compiled denoising graph for every guidance scale used."""
 
     def __init__(self, net: Latte, codec: Codec):
         self.net = net
         self.codec = codec
         self.step_seconds: list[float] = []  # of every network call so far; the first one compiles
-        self._steps: dict[tuple[str, float], Callable] = {}
+        self._denoisers: dict[float, Callable] = {}
 
     def __call__(
         self,
@@ -39,8 +40,7 @@ class LattePipeline:
         null_condition: np.ndarray | None = None,
         *,
         num_inference_steps: int | str = 250,
-        solver: str = "ddpm",
-        eta: float = 0.0,
+        solver: str | Sampler = "ddpm",
         guidance_scale: float = 1.0,
         on_step: Progress | None = None,
         on_frames: Progress | None = None,
@@ -48,11 +48,12 @@ class LattePipeline:
         """Return a video a seed, (B, F, H, W, 3) uint8; a video depends on its seed and condition only.
 
         conditions: labels (B,) or CLIP text (B, 77, 768). null_condition: what guidance steers away from, one
-        or one a video; by default the null label. `on_step` and `on_frames` are told of progress.
+        or one a video; by default the null label. num_inference_steps: as many, or what else the solver's
+        spacing takes. `on_step` is told how many videos went through the network, `on_frames` how many frames are done.
         Raises UserError for impossible settings.
         """
         latents = self.sample_latents(
-            seeds, conditions, null_condition, num_inference_steps, solver, eta, guidance_scale, on_step
+            seeds, conditions, null_condition, num_inference_steps, solver, guidance_scale, on_step
         )
         return self.decode(latents, on_frames)
 
@@ -68,50 +69,48 @@ class LattePipeline:
         conditions: np.ndarray | None,
         null_condition: np.ndarray | None,
         num_inference_steps: int | str,
-        solver: str,
-        eta: float,
+        solver: str | Sampler,
         guidance_scale: float,
         on_step: Progress | None = None,
     ) -> np.ndarray:
         """Return scaled latents (B, F, C, h, w) float32 of a video a seed; the arguments are those of the pipeline."""
         if not device.current().batches_videos and len(seeds) > 1:
             parts = [None if conditions is None else conditions[i : i + 1] for i in range(len(seeds))]
-            rest = (null_condition, num_inference_steps, solver, eta, guidance_scale, on_step)
+            rest = (null_condition, num_inference_steps, solver, guidance_scale, on_step)
             return np.concatenate([self.sample_latents([s], c, *rest) for s, c in zip(seeds, parts, strict=True)])
-        schedule = create_schedule(num_inference_steps)
-        coefs = coefficients(solver, schedule, eta)
-        config = self.net.config
+        sampler, config = Sampler(solver) if isinstance(solver, str) else solver, self.net.config
         stream = NoiseStream(seeds, (config.num_frames, config.in_channels, *config.latent_size))
-        step = self._timed(self._step(solver, guidance_scale), on_step)
         inputs = self._conditions(len(seeds), conditions, null_condition, guidance_scale)
-        x = ms.Tensor(stream.normal())  # (B, F, C, h, w)
-        for _, latents in sample_loop(step, x, stream, schedule.timesteps, coefs, inputs):
-            x = latents
-        return x.asnumpy()
+        model = self._model(self._denoiser(guidance_scale), inputs, on_step)
+        latents = stream.normal()  # (B, F, C, h, w)
+        for x in sampler.sample(model, latents, num_inference_steps, stream):
+            latents = x
+        return latents
 
-    def _step(self, solver: str, guidance_scale: float) -> Callable:
-        key = (solver, guidance_scale)
-        if key not in self._steps:
+    def _denoiser(self, guidance_scale: float) -> Callable:
+        if guidance_scale not in self._denoisers:
             batched = device.current().batches_videos
-            self._steps[key] = device.compile_step(make_step(self.net, solver, guidance_scale, batched))
-        return self._steps[key]
+            self._denoisers[guidance_scale] = device.compile_step(make_denoiser(self.net, guidance_scale, batched))
+        return self._denoisers[guidance_scale]
 
-    def _timed(self, step: Callable, on_step: Progress | None) -> Callable:
-        def timed(x: ms.Tensor, *rest: ms.Tensor) -> ms.Tensor:
+    def _model(self, denoise: Callable, inputs: tuple[ms.Tensor, ...], on_step: Progress | None) -> Callable:
+        """Return what a solver calls: NumPy in, NumPy out."""
+
+        def model(x: np.ndarray, t: float) -> np.ndarray:
             start = time.perf_counter()
-            x = step(x, *rest)
-            x.asnumpy()  # wait for the device: kernels run behind the program's back
+            times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
+            out = denoise(ms.Tensor(x), times, *inputs).asnumpy()
             self.step_seconds.append(time.perf_counter() - start)
             if on_step:
-                on_step(x.shape[0])
-            return x
+                on_step(len(x))
+            return out
 
-        return timed
+        return model
 
     def _conditions(
         self, batch: int, conditions: np.ndarray | None, null: np.ndarray | None, scale: float
     ) -> tuple[ms.Tensor, ...]:
-        """Return what the step takes after its coefficients: nothing, the conditions, or conditions and null ones."""
+        """Return what the network takes after x and t: nothing, the conditions, or conditions and null ones."""
         kind = self.net.config.condition
         if kind is None:
             if scale != 1:

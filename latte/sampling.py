@@ -14,7 +14,7 @@ from latte import device
 from latte.checkpoint import check_model, check_vae, load_model, load_vae
 from latte.codec import Codec
 from latte.config import SampleConfig
-from latte.diffusion.schedule import create_schedule
+from latte.diffusion.solvers import Sampler
 from latte.errors import UserError
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import CLIP_TEXT, LatteConfig
@@ -38,6 +38,11 @@ def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, int | 
     return asked | {"input_size": cfg.image_size and cfg.image_size // vae.downsampling}
 
 
+def sampler_of(cfg: SampleConfig) -> Sampler:
+    """Return the solver that the options ask for."""
+    return Sampler(cfg.solver, eta=cfg.eta)
+
+
 def build_pipeline(cfg: SampleConfig) -> LattePipeline:
     """Load network and autoencoder and return the pipeline; raises UserError if they do not fit each other."""
     vae = load_vae(cfg.vae_checkpoint)
@@ -54,6 +59,7 @@ def build_pipeline(cfg: SampleConfig) -> LattePipeline:
 
 def check_fit(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConfig) -> None:
     """Raise UserError if autoencoder, network and options do not fit."""
+    sampler_of(cfg).steps(cfg.sampling_steps)
     if vae.latent_channels != config.in_channels:
         raise UserError(
             f"{cfg.vae_checkpoint} has {vae.latent_channels} latent channels, but {cfg.checkpoint} "
@@ -68,8 +74,6 @@ def check_fit(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConfig) ->
         )
     if cfg.guidance_scale != 1 and config.condition is None:
         raise UserError(f"guidance_scale {cfg.guidance_scale:g} needs a conditional model; {cfg.checkpoint} is not one")
-    if not config.learn_sigma and not cfg.ddim_sampling:
-        raise UserError(f"{cfg.checkpoint} predicts no variance, which DDPM needs; use --ddim_sampling")
     if (config.condition == "text") != bool(cfg.text_embeddings):
         need = "name its CLIP embeddings with" if config.condition == "text" else "leave out"
         what = "is" if config.condition == "text" else "is not"
@@ -141,11 +145,9 @@ def _make(cfg: SampleConfig, pipe: LattePipeline, batch: list[int]) -> tuple[lis
     """Return what to add to the names of these videos, and the videos (B, F, H, W, 3) uint8."""
     config = pipe.net.config
     given, null = conditions(cfg, config, batch)
-    seeds, solver = [cfg.seed + k for k in batch], "ddim" if cfg.ddim_sampling else "ddpm"
-    with _bar(len(batch) * cfg.sampling_steps, "denoising", "step") as bar:
-        latents = pipe.sample_latents(
-            seeds, given, null, cfg.sampling_steps, solver, cfg.eta, cfg.guidance_scale, bar.update
-        )
+    seeds, sampler, steps = [cfg.seed + k for k in batch], sampler_of(cfg), cfg.sampling_steps
+    with _bar(len(batch) * sampler.calls(steps), "denoising", "call") as bar:
+        latents = pipe.sample_latents(seeds, given, null, steps, sampler, cfg.guidance_scale, bar.update)
     with _bar(len(batch) * config.num_frames, "decoding", "frame") as bar:
         made = pipe.decode(latents, bar.update)
     labels = [f"-class{label}" for label in given] if config.condition == "class" else [""] * len(batch)
@@ -157,11 +159,11 @@ def _bar(total: int, what: str, unit: str, leave: bool = False) -> tqdm:
 
 
 def summary(pipe: LattePipeline) -> str:
-    """Return one line on the time of a step, the time that compiling took, and the peak of memory."""
+    """Return one line on the time of a network call, the time that compiling took, and the peak of memory."""
     first, later = pipe.step_seconds[0], pipe.step_seconds[1:]
-    step = float(np.median(later)) if later else first
-    compiling = f", compile {max(first - step, 0):.1f} s" if later else " (compile included)"
-    return f"{step:.3f} s a step{compiling}, peak memory {device.peak_memory() / GIB:.2f} GiB"
+    call = float(np.median(later)) if later else first
+    compiling = f", compile {max(first - call, 0):.1f} s" if later else " (compile included)"
+    return f"{call:.3f} s a network call{compiling}, peak memory {device.peak_memory() / GIB:.2f} GiB"
 
 
 def dry_run(cfg: SampleConfig) -> str:
@@ -174,7 +176,6 @@ def dry_run(cfg: SampleConfig) -> str:
     config = check_model(cfg.checkpoint, **model_options(cfg, vae))
     check_fit(cfg, config, vae)
     conditions(cfg, config, video_numbers(cfg))
-    create_schedule(cfg.sampling_steps)
     folder = next(
         path for path in (Path(cfg.output_path).resolve(), *Path(cfg.output_path).resolve().parents) if path.exists()
     )
@@ -186,7 +187,7 @@ def dry_run(cfg: SampleConfig) -> str:
         f"{cfg.checkpoint}: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, "
         f"patch {config.patch_size}, condition {config.condition or 'none'}",
         f"{cfg.num_samples} videos of {config.num_frames} frames, {w} x {h} pixels, {cfg.sampling_steps} "
-        f"{'DDIM' if cfg.ddim_sampling else 'DDPM'} steps, guidance {cfg.guidance_scale:g}, "
+        f"{cfg.solver} steps, guidance {cfg.guidance_scale:g}, "
         f"on {device.current().target} in {cfg.dtype}",
         f"memory: about {need / GIB:.1f} GiB" + (f" of {free / GIB:.1f} GiB free" if free else ""),
     ]

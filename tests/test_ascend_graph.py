@@ -9,7 +9,7 @@ from mindir import nodes
 from mindspore import nn
 
 from latte import create_model, device
-from latte.diffusion.samplers import make_step
+from latte.diffusion.samplers import make_denoiser
 from latte.models import AutoencoderKL
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import Latte, LatteConfig
@@ -54,25 +54,25 @@ def test_latte_xl_with_flash_attention(dtype, depth, tmp_path):
     check_blocks(found, depth, dtype)
 
 
-class Step(nn.Cell):
-    """A denoising step as a cell, for the exporter."""
+class Denoiser(nn.Cell):
+    """Network and guidance as a cell, for the exporter."""
 
     def __init__(self, net):
         super().__init__()
         self.net = net
-        self.step = make_step(net, "ddpm", guidance_scale=7.0, batched_guidance=True)
+        self.denoise = make_denoiser(net, guidance_scale=7.0, batched_guidance=True)
 
-    def construct(self, x, t, noise, coef, y, null):
-        return self.step(x, t, noise, coef, y, null)
+    def construct(self, x, t, y, null):
+        return self.denoise(x, t, y, null)
 
 
-def test_a_guided_step_is_one_graph(tmp_path):
+def test_guided_denoising_is_one_graph(tmp_path):
     with device.assume("Ascend"):
         net = create_model(
             "Latte-S/2", dtype="bf16", enable_flash_attention=True, depth=2, condition="class", num_classes=101
         )
         x, label = np.zeros((2, 16, 4, 32, 32), np.float32), np.zeros(2, np.int32)
-        found = export(Step(net), tmp_path, x, label, x, np.zeros(5, np.float32), label, label)
+        found = export(Denoiser(net), tmp_path, x, np.zeros(2, np.float32), label, label)
     check_blocks(found, 2, "bf16")
     assert Counter(node.op for node in found)["Conv2D"] == 1
 

@@ -4,12 +4,14 @@ import dataclasses
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
-from latte.config import SampleConfig, parse_config, save_config
+from latte.config import SampleConfig, SamplerName, parse_config, save_config
+from latte.diffusion.solvers import SOLVERS
 from latte.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,6 +143,8 @@ def test_mistake_on_command_line(parse, words, said):
         {"eta": 1.5, "ddim_sampling": True},
         {"eta": float("nan"), "ddim_sampling": True},
         {"eta": 0.5},  # DDPM has no eta
+        {"eta": 0.5, "sampler": "unipc"},
+        {"sampler": "euler", "ddim_sampling": True},
         {"guidance_scale": float("inf")},
         {"image_size": 100},
         {"image_size": 0},
@@ -163,6 +167,24 @@ def test_mistake_on_command_line(parse, words, said):
 def test_value_out_of_range(options):
     with pytest.raises(UserError, match=f"{next(iter(options))} is "):
         SampleConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options, solver",
+    [
+        ({}, "ddpm"),
+        ({"ddim_sampling": True, "eta": 0.5}, "ddim"),
+        ({"ddim_sampling": True, "sampler": "ddim"}, "ddim"),
+        ({"sampler": "ddim", "eta": 0.5}, "ddim"),
+        ({"sampler": "dpmpp_2m"}, "dpmpp_2m"),
+    ],
+)
+def test_two_options_name_the_solver(options, solver):
+    assert SampleConfig(**options).solver == solver
+
+
+def test_the_samplers_are_the_solvers_there_are():
+    assert typing.get_args(SamplerName) == tuple(SOLVERS)
 
 
 def test_saved_config_reads_back(parse, tmp_path):
@@ -188,6 +210,7 @@ def test_help_shows_every_option_with_comment_and_default(parse, capsys, monkeyp
 def test_program_exits_with_2_and_one_sentence():
     program = """
 import sys
+import typing
 from latte.config import SampleConfig, parse_config
 from latte.errors import run_main
 run_main(lambda: parse_config(SampleConfig, ["--sead", "3"], "sample.py", ""))

@@ -154,8 +154,3 @@ def test_half_precision_outputs_are_computed_on_in_float32():
 def test_mean_flat_of_a_whole_video_is_accurate():
     x = np.random.default_rng(0).random((1, 16, 4, 32, 32), dtype=np.float32)
     assert_close(gaussian.mean_flat(Tensor(x)), x.astype(np.float64).mean(), 1e-6)
-
-
-def test_a_respaced_schedule_cannot_be_trained_on():
-    with pytest.raises(ValueError, match="respaced"):
-        DiffusionLoss(nn.Identity(), create_schedule("250"))

@@ -199,12 +199,6 @@ def test_flash_attention_is_said_to_be_exact_attention_once(caplog):
     assert error(net(*inputs(data, "class")), data["ema_out"]) <= 1e-5
 
 
-def test_noise_of_a_video_does_not_depend_on_the_batch():
-    together, alone = NoiseStream([7, 8], (2, 3)), NoiseStream([8], (2, 3))
-    for _ in range(3):
-        assert np.array_equal(together.normal()[1], alone.normal()[0])
-
-
 @pytest.mark.parametrize("kind", ["uncond", "class"])
 def test_a_missing_or_superfluous_condition_is_said(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MindSpore leaves its report of a graph that raises

@@ -14,7 +14,8 @@ import sample
 from latte import LattePipeline, device, load_model, load_vae, sampling
 from latte.codec import Codec
 from latte.config import SampleConfig
-from latte.diffusion.samplers import NoiseStream
+from latte.diffusion.noise import NoiseStream
+from latte.diffusion.solvers import SOLVERS, Sampler
 from latte.errors import UserError
 from latte.models import latte
 from latte.video import read_frames, read_video
@@ -55,7 +56,7 @@ def options(folder, **changes):
 @pytest.mark.parametrize("target", ["CPU", "GPU"])
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
 def test_recorded_loop_through_the_pipeline(codec, solver, target, monkeypatch):
-    """With the recorded noise in place of a seed's: block by block on CPU, the whole step as one graph on GPU."""
+    """With the recorded noise in place of a seed's: block by block on CPU, network and guidance as one graph on GPU."""
     data = recorded("diffusion_sampling")
     noises = [data["noise"], *data["ddpm10_step_noise"]]  # each (2, 4, 4, 8, 8)
 
@@ -65,15 +66,15 @@ def test_recorded_loop_through_the_pipeline(codec, solver, target, monkeypatch):
 
     monkeypatch.setattr(NoiseStream, "normal", normal)
     with device.assume(target):
-        latents = LattePipeline(tiny("uncond"), codec).sample_latents([0, 1], None, None, 10, solver, 0.0, 1.0)
+        latents = LattePipeline(tiny("uncond"), codec).sample_latents([0, 1], None, None, 10, solver, 1.0)
     assert error(latents, data[f"{solver}10"]) <= 1e-4
 
 
 def test_the_null_condition_can_be_another(codec):
     pipe = LattePipeline(tiny("class"), codec)
-    same = pipe.sample_latents([1], np.array([2]), np.array([2]), 3, "ddim", 0.0, 5.0)
-    plain = pipe.sample_latents([1], np.array([2]), None, 3, "ddim", 0.0, 1.0)
-    guided = pipe.sample_latents([1], np.array([2]), None, 3, "ddim", 0.0, 5.0)
+    same = pipe.sample_latents([1], np.array([2]), np.array([2]), 3, "ddim", 5.0)
+    plain = pipe.sample_latents([1], np.array([2]), None, 3, "ddim", 1.0)
+    guided = pipe.sample_latents([1], np.array([2]), None, 3, "ddim", 5.0)
     assert error(same, plain) <= 1e-4 and error(guided, plain) > 1e-2
 
 
@@ -106,13 +107,38 @@ def test_one_graph_for_all_steps_blocks_and_halves_of_guidance(codec, monkeypatc
     assert len(traces) == 2  # a spatial and a temporal block, whatever the number of steps, videos and halves
 
 
-def test_whole_step_as_one_graph_gives_the_same(codec):
-    """What Ascend and GPU do, a doubled batch in one compiled step, against the CPU's way."""
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_video_depends_on_its_seed_alone(solver, codec):
+    labels, bars = np.array([0, 3, 1]), []
+    pipe = LattePipeline(tiny("class"), codec)
+    together = pipe.sample_latents([1, 2, 3], labels, None, 4, solver, 1.0, bars.append)
+    assert sum(bars) == 3 * Sampler(solver).calls(4) == len(pipe.step_seconds)
+    with device.assume("GPU"):
+        batched = LattePipeline(tiny("class"), codec).sample_latents([1, 2, 3], labels, None, 4, solver, 1.0)
+    alone = pipe.sample_latents([3], labels[2:], None, 4, solver, 1.0)
+    assert np.array_equal(together[2:], alone) and error(batched, together) <= 1e-4
+    assert together.dtype == np.float32 and np.isfinite(together).all() and error(together[0], together[1]) > 0.1
+
+
+def test_ddpm_without_a_learned_variance(codec):
+    """The posterior's variance stands in, unless the learned one is asked for."""
+    net = tiny("uncond")
+    pipe = LattePipeline(net, codec)
+    fixed = pipe.sample_latents([1], None, None, 3, Sampler("ddpm", variance="fixed_small"), 1.0)
+    narrow = LattePipeline(net, codec)
+    narrow._denoisers[1.0] = lambda x, t: net(x, t)[:, :, :4]
+    assert np.array_equal(narrow.sample_latents([1], None, None, 3, "ddpm", 1.0), fixed)
+    with pytest.raises(UserError, match="predicts variance"):
+        narrow.sample_latents([1], None, None, 3, Sampler("ddpm", variance="learned_range"), 1.0)
+
+
+def test_denoising_as_one_graph_gives_the_same(codec):
+    """What Ascend and GPU do, a doubled batch in one compiled graph, against the CPU's way."""
     labels = np.array([0, 3])
-    alone = LattePipeline(tiny("class"), codec).sample_latents([1, 2], labels, None, 5, "ddpm", 0.0, 3.0)
+    alone = LattePipeline(tiny("class"), codec).sample_latents([1, 2], labels, None, 5, "ddpm", 3.0)
     with device.assume("GPU"):
         pipe = LattePipeline(tiny("class"), codec)
-        together = pipe.sample_latents([1, 2], labels, None, 5, "ddpm", 0.0, 3.0)
+        together = pipe.sample_latents([1, 2], labels, None, 5, "ddpm", 3.0)
     assert error(together, alone) <= 1e-5
 
 
@@ -152,7 +178,7 @@ def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, caps
     formats = ("--output_format", "[mp4,gif,png]", "--num_samples", 2, "--output_path", tmp_path / "out")
     run_sample(monkeypatch, *TINY, *formats, "--class_labels", "[2,0]")
     printed = capsys.readouterr().out.splitlines()
-    assert "s a step" in printed[0] and "peak memory" in printed[0] and "compile" in printed[0]
+    assert "s a network call" in printed[0] and "peak memory" in printed[0] and "compile" in printed[0]
     names = {p.name for p in (tmp_path / "out").iterdir()}
     expected = {f"video-{k:04d}-class{c}{s}" for k, c in ((0, 2), (1, 0)) for s in (".mp4", ".gif", "")}
     assert names == expected | {"grid.mp4", "grid.gif", "config.yaml"}
@@ -163,10 +189,19 @@ def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, caps
     assert np.array_equal(first, second)
 
 
+def test_sample_with_another_sampler(tmp_path, monkeypatch, capsys):
+    words = ("--output_format", "png", "--output_path", tmp_path / "out", "--sampler", "heun")
+    run_sample(monkeypatch, *TINY, *words, "--dry_run")
+    assert "2 heun steps" in capsys.readouterr().out
+    run_sample(monkeypatch, *TINY, *words)
+    (folder,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert len(read_frames(folder)) == 4
+
+
 def test_dry_run_checks_and_writes_nothing(tmp_path, monkeypatch, capsys):
     run_sample(monkeypatch, *TINY, "--output_path", tmp_path / "out", "--dry_run")
     printed = capsys.readouterr().out
-    assert "1 videos of 4 frames, 16 x 16 pixels, 2 DDPM steps" in printed and "memory: about" in printed
+    assert "1 videos of 4 frames, 16 x 16 pixels, 2 ddpm steps" in printed and "memory: about" in printed
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="hidden_size"):
         run_sample(monkeypatch, *TINY, "--model_name", "Latte-XL/2", "--dry_run", "True")
@@ -182,6 +217,8 @@ def test_dry_run_checks_and_writes_nothing(tmp_path, monkeypatch, capsys):
         (("--num_classes", 101), "num_classes 5"),
         (("--num_heads", 2), "num_heads 4"),
         (("--class_labels", "[7]"), "0 to 4"),
+        (("--sampler", "pndm"), "4 or more"),
+        (("--sampler", "dpmpp_2m", "--sampling_steps", 1000), "fewer steps"),
         (("--image_size", 24, "--checkpoint", FIXTURES / "latte_uncond.pt", "--guidance_scale", 2), "conditional"),
     ],
 )

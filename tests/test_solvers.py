@@ -64,6 +64,24 @@ def test_ten_steps_of_the_official_code(name, eta):
     assert error(x, OFFICIAL[f"loop_{name}"]) <= 1e-5
 
 
+@pytest.mark.parametrize("process, respacing", [("full", 1000), ("short", 10)])
+@pytest.mark.parametrize("name, eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim_half", 0.5), ("ddim_one", 1.0)])
+def test_one_step_of_the_official_code(process, respacing, name, eta):
+    sampler = Sampler(name.split("_")[0], eta=eta)
+    walk, options = sampler.steps(respacing), {name: getattr(sampler, name) for name in sampler.solver.options}
+    rising, count = walk.timesteps[::-1], len(OFFICIAL[f"{process}_t"])
+    recorded = [OFFICIAL[f"{process}_{key}"] for key in ("t", "noise", name)]
+    for x, out, k, noise, expected in zip(
+        OFFICIAL["x_t"][-count:], OFFICIAL["model_out"][-count:], *recorded, strict=True
+    ):
+        after = walk.alphas_cumprod[int(rising[k - 1])] if k else 1.0
+        one = Steps(rising[k : k + 1], walk.alphas_cumprod, after)
+        start, end = ((1 + sigma**2) ** 0.5 for sigma in one.sigmas)
+        network = Network(lambda x, t, out=out: out[None])
+        y = next(sampler.solver.function(network, x[None] * start, one, iter([noise[None]]), **options))
+        assert error(y / end, expected[None]) <= 1e-5
+
+
 @pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name != "euler"])
 def test_order(name):
     """From timestep 900 to 100, half the stride must mean half the error, or a quarter for the solvers of order 2."""
@@ -129,7 +147,7 @@ def test_noise_is_drawn_only_where_it_is_used(name):
 def test_few_and_many_steps(name, num_steps):
     sampler = Sampler(name)
     if name == "pndm" and num_steps < 4:
-        with pytest.raises(UserError, match="4 sampling steps or more"):
+        with pytest.raises(UserError, match="4 or more steps"):
             run(sampler, num_steps)
         sampler = Sampler(name, skip_prk_steps=True)
     called = []

@@ -167,19 +167,23 @@ def _our_step(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from latte import device, load_model
-    from latte.diffusion.samplers import coefficients, make_step
-    from latte.diffusion.schedule import create_schedule
+    from latte.diffusion.onestep import Network, ddpm
+    from latte.diffusion.samplers import make_denoiser
+    from latte.diffusion.solvers import Sampler
+    from latte.diffusion.steps import Steps
 
     device.init_device("CPU")
     net = load_model(Path(job["folder"]) / WEIGHTS["step"], dtype=job["dtype"])
     load = time.perf_counter() - start
-    data = {name: ms.Tensor(value) for name, value in inputs(job).items()}
-    schedule = create_schedule("250")
-    coef = ms.Tensor(coefficients("ddpm", schedule)[125])
-    t = ms.Tensor(np.array([schedule.timesteps[125]], np.int32))
-    step = device.compile_step(make_step(net, "ddpm"))
-    result = timed(lambda i: step(data["x"], t, data["noise"], coef).asnumpy(), job["steps"])
-    return result | {"load": load, "deviation": _deviation(job, "out", net(data["x"], t).asnumpy())}
+    arrays = inputs(job)
+    walk = Sampler("ddpm").steps("250")
+    t, after = (int(t) for t in walk.timesteps[124:126])
+    step = Steps(walk.timesteps[124:125], walk.alphas_cumprod, walk.alphas_cumprod[after])
+    denoise, times = device.compile_step(make_denoiser(net)), ms.Tensor(np.array([t], np.float32))
+    model = Network(lambda x, _: denoise(ms.Tensor(x), times).asnumpy())
+    call = lambda _: next(ddpm(model, arrays["x"], step, iter([arrays["noise"]])))  # noqa: E731
+    result = timed(call, job["steps"])
+    return result | {"load": load, "deviation": _deviation(job, "out", net(ms.Tensor(arrays["x"]), times).asnumpy())}
 
 
 def _our_train(job: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from latte.diffusion.onestep import Network, Noises, toward
 from latte.diffusion.steps import Steps
-from latte.errors import UserError
 
 FEW = 15  # with fewer steps than this the last one has order 1, which is steadier
 WARM_UP = 3  # Runge-Kutta steps that PNDM begins with
@@ -60,11 +59,9 @@ def pndm(
     """PNDM (Liu 2022): Adams-Bashforth of order 4, after three steps of Runge-Kutta.
 
     With `skip_prk_steps` it begins with a step of Heun's and lower orders instead (PLMS). The transfer of PNDM eq. 11
-    is Euler's step in y. Raises UserError if there are too few steps for the Runge-Kutta ones.
+    is Euler's step in y.
     """
     walk, eps = steps.walk(), []
-    if not skip_prk_steps and len(walk) <= WARM_UP:
-        raise UserError(f"pndm takes {WARM_UP} Runge-Kutta steps first: ask for {WARM_UP + 1} sampling steps or more")
     for i, (sigma, end, t) in enumerate(walk):
         eps = [*eps[-3:], net.noise(y, sigma, t)]
         if not skip_prk_steps and i < WARM_UP:

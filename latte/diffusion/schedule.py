@@ -17,7 +17,6 @@ class Schedule:
     q(x_{t-1} | x_t, x_0) of DDPM eq. 6 and 7. Build one with :func:`make_schedule`.
     """
 
-    timesteps: np.ndarray  # int64: the number the network is given for each step, in the process it was trained on
     betas: np.ndarray
     log_betas: np.ndarray  # upper end of the learned variance range
     alphas_cumprod: np.ndarray
@@ -50,18 +49,14 @@ def scaled_linear_betas(num: int = 1000, start: float = 0.00085, end: float = 0.
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
 
 
-def make_schedule(betas: np.ndarray, timesteps: np.ndarray | None = None) -> Schedule:
+def make_schedule(betas: np.ndarray) -> Schedule:
     """Derive all tables from the noise variances.
 
-    ``betas`` is (steps,), each in (0, 1); ``timesteps`` (steps,) are the numbers the network knows the steps by, 0 to
-    steps - 1 when left out. Raises ValueError for anything else. Formulas: DDPM eq. 4 and 7.
+    ``betas`` is (steps,), each in (0, 1). Raises ValueError for anything else. Formulas: DDPM eq. 4 and 7.
     """
     betas = np.array(betas, dtype=np.float64)
     if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
         raise ValueError("betas must be a non-empty 1-D array of numbers between 0 and 1")
-    timesteps = np.arange(len(betas)) if timesteps is None else np.array(timesteps)
-    if timesteps.shape != betas.shape:
-        raise ValueError(f"{len(betas)} betas but {timesteps.shape} timesteps")
 
     alphas = 1.0 - betas
     cumprod = np.cumprod(alphas)
@@ -70,7 +65,6 @@ def make_schedule(betas: np.ndarray, timesteps: np.ndarray | None = None) -> Sch
     # The variance of step 0 is 0, whose logarithm the learned range cannot use: it borrows its neighbour's.
     clipped = np.append(variance[1:2] if len(betas) > 1 else betas, variance[1:])
     tables = {
-        "timesteps": timesteps.astype(np.int64),
         "betas": betas,
         "log_betas": np.log(betas),
         "alphas_cumprod": cumprod,
@@ -89,15 +83,9 @@ def make_schedule(betas: np.ndarray, timesteps: np.ndarray | None = None) -> Sch
     return Schedule(**tables)
 
 
-def create_schedule(respacing: str | int | None = None, num: int = 1000) -> Schedule:
-    """The process Latte was trained on (``num`` linear steps), cut down to ``respacing`` where one is given.
-
-    ``respacing`` is what :func:`space_timesteps` takes; None or "" keeps every step. Raises UserError as it does.
-    """
-    schedule = make_schedule(linear_betas(num))
-    if respacing is None or respacing == "":
-        return schedule
-    return respace(schedule, space_timesteps(num, respacing))
+def create_schedule(num: int = 1000) -> Schedule:
+    """The process Latte was trained on: ``num`` linear steps."""
+    return make_schedule(linear_betas(num))
 
 
 def space_timesteps(num: int, respacing: str | int) -> np.ndarray:
@@ -130,20 +118,6 @@ def space_timesteps(num: int, respacing: str | int) -> np.ndarray:
             position += stride
         start += size
     return np.array(sorted(set(kept)), dtype=np.int64)
-
-
-def respace(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
-    """Keep the given steps of a schedule, with betas such that alphas_cumprod at them stays what it was.
-
-    ``timesteps`` are indices into ``schedule``; the result's ``timesteps`` still are those of the original process.
-    Raises ValueError for an empty choice or an index out of range. Formula: IDDPM section 4.
-    """
-    kept = np.unique(np.asarray(timesteps, dtype=np.int64))
-    if len(kept) == 0 or kept[0] < 0 or kept[-1] >= schedule.steps:
-        raise ValueError(f"timesteps must be a non-empty choice of 0 to {schedule.steps - 1}")
-    cumprod = schedule.alphas_cumprod[kept]
-    betas = 1.0 - cumprod / np.append(1.0, cumprod[:-1])
-    return make_schedule(betas, schedule.timesteps[kept])
 
 
 def _count(text: str, request: str) -> int:

@@ -30,6 +30,7 @@ class Solver:
     spacing: str  # of its timesteps, if nobody says otherwise
     grid: Grid = "whole"  # of those timesteps
     spacings: tuple[str, ...] = SPACINGS  # those it can have
+    fewest: int = 1  # steps that it needs, unless it is to skip_prk_steps
     calls: Callable[[int, Sampler], int] = lambda n, _: n  # network calls of n steps
     options: tuple[str, ...] = ()  # fields of a Sampler that its function takes
     adds_noise: bool = False  # whatever its options
@@ -55,7 +56,9 @@ SOLVERS: dict[str, Solver] = {
     "heun": Solver(onestep.heun, **_K, calls=_two_a_step),
     "dpmpp_2m": Solver(multistep.dpmpp_2m, "linspace", "one_more"),
     "dpmpp_s": Solver(onestep.dpmpp_singlestep, "linspace", "one_more", ("respaced", "linspace")),
-    "pndm": Solver(multistep.pndm, "leading", calls=_pndm_calls, options=("skip_prk_steps",)),
+    "pndm": Solver(
+        multistep.pndm, "leading", fewest=multistep.WARM_UP + 1, calls=_pndm_calls, options=("skip_prk_steps",)
+    ),
     "deis": Solver(multistep.deis, "linspace", "one_more", ends_at_first=True),
     "kdpm2_a": Solver(onestep.kdpm2_ancestral, **_K, calls=_two_a_step, adds_noise=True),
     "unipc": Solver(multistep.unipc, "linspace", "one_more"),
@@ -112,6 +115,8 @@ class Sampler:
         solver, spacing = self.solver, self.spacing or self.solver.spacing
         alphas_cumprod = np.cumprod(1.0 - BETAS[self.beta_schedule](1000, self.beta_start, self.beta_end))
         timesteps = choose_timesteps(num_steps, spacing, solver.grid, self.steps_offset, len(alphas_cumprod))
+        if len(timesteps) < solver.fewest and not self.skip_prk_steps:
+            raise UserError(f"{self.name} begins with Runge-Kutta: ask for {solver.fewest} or more steps of sampling")
         at_first = solver.ends_at_first if self.ends_at_first is None else self.ends_at_first
         steps = Steps(timesteps, alphas_cumprod, float(alphas_cumprod[0]) if at_first else 1.0)
         if not solver.starts_at_sigma or spacing == "leading":
