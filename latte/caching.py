@@ -21,8 +21,8 @@ from tqdm import tqdm
 from latte import device, ranks
 from latte.checkpoint import load_vae
 from latte.codec import Codec
-from latte.config import CacheConfig
-from latte.data.cache import MANIFEST, TEXT, Cache, Entry, file_hash, read_cache
+from latte.config import TEXT_TO_VIDEO, CacheConfig
+from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, read_cache
 from latte.data.dataset import PixelStore
 from latte.data.demo import draw_if_missing
 from latte.data.index import Index, list_records
@@ -31,6 +31,7 @@ from latte.data.records import write_records
 from latte.errors import UserError
 from latte.files import atomic_path
 from latte.training.runs import LOCK, lock
+from latte.training.text_to_video import complete, store_captions
 
 log = logging.getLogger("latte")
 AHEAD = 4  # slices of frames that are decoded before they are needed
@@ -251,6 +252,7 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
 def make_cache(cfg: CacheConfig) -> Report:
     """Make or complete a cache; raises UserError for whatever does not fit."""
     rank, world_size = device.current().rank, device.current().world_size
+    cfg = complete(cfg)
     if not cfg.vae_checkpoint:
         raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
     if rank == 0:
@@ -264,7 +266,9 @@ def make_cache(cfg: CacheConfig) -> Report:
         Path(cfg.cache_folder).mkdir(parents=True, exist_ok=True)
         held = lock(Path(cfg.cache_folder))
         open_or_create(cfg, index, settings)
-        if cfg.condition == "text":
+        if cfg.model_name == TEXT_TO_VIDEO:
+            store_captions(cfg, [record.caption for record in index.records], DTYPES[settings["cache_dtype"]])
+        elif cfg.condition == "text":
             store_text(cfg, index)
     ranks.wait_for_all(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_folder), codec)

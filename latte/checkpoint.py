@@ -26,6 +26,7 @@ from latte.weights.loading import (
     load_state,
     read_config,
 )
+from latte.weights.lora import is_low_rank
 from latte.weights.names import T2V_KIND, kind_of
 
 log = logging.getLogger("latte")
@@ -65,20 +66,26 @@ def load_t2v(
     Raises UserError if it cannot be read, or is not a whole LatteTransformer3DModel.
     """
     compute = device.compute_dtype(dtype)
-    tensors, config = _read_t2v(path)
+    tensors, config = read_t2v(path)
     flash = device.use_flash_attention(enable_flash_attention, compute)
     return _load(LatteT2V(config, patch_embedder, flash, seed=None, dtype=compute), tensors, path)
 
 
 def check_t2v(path: str | Path) -> LatteT2VConfig:
     """Return the configuration of the network that `load_t2v` would build; raises UserError as it does."""
-    tensors, config = _read_t2v(path)
+    tensors, config = read_t2v(path)
     check_state(LatteT2V(config, seed=None), tensors, str(path))
     return config
 
 
-def _read_t2v(path: str | Path) -> tuple[dict[str, np.ndarray], LatteT2VConfig]:
+def read_t2v(path: str | Path) -> tuple[dict[str, np.ndarray], LatteT2VConfig]:
+    """Return the tensors of a text-to-video network, as views into its files, and its configuration.
+
+    Raises UserError if they are another network's or only additions to one, or have no configuration beside them.
+    """
     state = read_state_dict(path)
+    if is_low_rank(state.tensors):
+        raise UserError(f"{path} holds low-rank additions to a network; tools/t2v_export.py puts them together")
     kind = kind_of(state.tensors)
     if kind is None or kind[0] != T2V_KIND:
         raise UserError(f"{path} holds {kind[0] if kind else 'something else'}, not {T2V_KIND}")

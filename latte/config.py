@@ -11,7 +11,9 @@ from typing import Literal
 
 from latte.options import OptionError, Options, in_range, parse_config, save_config
 
-__all__ = ["CacheConfig", "DataConfig", "SampleConfig", "TrainConfig", "parse_config", "save_config"]
+__all__ = ["TEXT_TO_VIDEO", "CacheConfig", "DataConfig", "SampleConfig", "TrainConfig", "parse_config", "save_config"]
+
+TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
 
 # Those of latte.diffusion.solvers, which is not imported here so that --help is quick.
 SamplerName = Literal[
@@ -40,7 +42,7 @@ class DeviceOptions(Options):
 class ModelOptions(Options):
     """Model; null = as the checkpoint says, or in training the common choice"""
 
-    model_name: str | None = None  # Latte-{S,B,L,XL}/{2,4,8}
+    model_name: str | None = None  # Latte-{S,B,L,XL}/{2,4,8}; training also takes LatteT2V, text to video
     condition: Literal["class", "text"] | None = None  # what steers the network besides the time
     num_classes: int | None = None  # classes, without the null class of guidance
     image_size: int | None = None  # pixels a side, a multiple of 8
@@ -173,10 +175,31 @@ class ConditionOptions(Options):
 
     class_dropout_prob: float = 0.1  # how often a condition is replaced by none, for guidance
     text_embeddings: str | None = None  # .npz of CLIP's `text` (N, 77, 768), their `captions` (N,) and `null` (77, 768)
+    text_encoder_path: str | None = None  # LatteT2V: folder with tokenizer and text_encoder; null = as pretrained
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "class_dropout_prob", 0, 1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class TuningOptions(Options):
+    """Fine-tuning of LatteT2V"""
+
+    trainable: Literal["all", "temporal", "lora"] = "all"  # all weights, blocks over frames, low-rank additions
+    lora_rank: int = 16  # lora: rank of what is added to the attention projections of all blocks
+    lora_alpha: float | None = None  # lora: what is added counts lora_alpha / lora_rank; null = lora_rank
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "lora_rank", 1)
+        if self.lora_alpha is not None and not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
+            raise OptionError("lora_alpha", self.lora_alpha, "a number above 0")
+
+    @property
+    def lora_factor(self) -> float:
+        """What the low-rank additions are multiplied with."""
+        return (self.lora_alpha or self.lora_rank) / self.lora_rank
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -225,7 +248,7 @@ class RunOptions(Options):
     """Run"""
 
     data_config: str | None = None  # YAML with options of the data, relative to the file that names it
-    pretrained_model_path: str | None = None  # weights to start from: a Latte checkpoint, or an ImageNet DiT's .pt
+    pretrained_model_path: str | None = None  # to start from: a Latte, an ImageNet DiT's .pt, or Latte-1's folder
     output_path: str = "outputs/train"  # a folder for each run is made in it
     resume: str | None = None  # auto = go on with the newest run of output_path; or a run's folder
     seed: int = 3407  # of the weights, the order of the data and all noise
@@ -280,9 +303,32 @@ class DataConfig(DataOptions):
 
 @dataclasses.dataclass(kw_only=True)
 class TrainConfig(
-    RunOptions, OptimizerOptions, ConditionOptions, DataOptions, CodecOptions, ModelOptions, DeviceOptions
+    RunOptions,
+    OptimizerOptions,
+    TuningOptions,
+    ConditionOptions,
+    DataOptions,
+    CodecOptions,
+    ModelOptions,
+    DeviceOptions,
 ):
     """Options of train.py."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model_name != TEXT_TO_VIDEO:
+            if self.trainable != "all":
+                raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")
+            return
+        if not self.pretrained_model_path:
+            raise OptionError("pretrained_model_path", None, f"the folder of a Latte-1 for model_name {TEXT_TO_VIDEO}")
+        for key in ("hidden_size", "depth", "num_heads", "patch_size", "num_classes", "frame_list"):
+            if getattr(self, key) is not None:
+                raise OptionError(key, getattr(self, key), f"null for {TEXT_TO_VIDEO}, which is as its folder says")
+        if self.condition == "class":
+            raise OptionError("condition", self.condition, f"text or null for {TEXT_TO_VIDEO}: captions steer it")
+        if self.images_per_video:
+            raise OptionError("images_per_video", self.images_per_video, f"0 for {TEXT_TO_VIDEO}")
 
 
 @dataclasses.dataclass(kw_only=True)

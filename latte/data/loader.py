@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 
 from latte.data.cache import Cache
+from latte.data.captions import Captions
 from latte.data.dataset import Sample, VideoDataset, stream
 from latte.data.records import read_rows
 from latte.errors import UserError
@@ -27,7 +28,8 @@ class TrainingSource:
     """What a training step takes, by position; `columns` are its names.
 
     x: pixels (F, 3, H, W) or moments (F, 2 L, h, w); posterior_noise and noise (F, L, h, w); t (); skipped (8,); and
-    for a condition label (1 + n,) or text (77, 768). With probability `dropout` the condition is the null one.
+    for a condition label (1 + n,), text (77, 768), or, for `captions`, one a record, text (S, C) and mask (S,). With
+    probability `dropout` the condition is the null one.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class TrainingSource:
         text: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
         dropout: float = 0.1,
         steps: int = 1000,
+        captions: Captions | None = None,
     ):
         self.dataset, self.latent_shape, self.seed, self.steps = dataset, latent_shape, seed, steps
-        self.num_classes, self.text, self.dropout = num_classes, text, dropout
-        condition = ["label"] if num_classes else ["text"] if text else []
+        self.num_classes, self.text, self.captions, self.dropout = num_classes, text, captions, dropout
+        condition = ["label"] if num_classes else ["text"] if text else ["text", "mask"] if captions else []
         self.columns = ["x", "posterior_noise", "t", "noise", "skipped", *condition]
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, ...]:
@@ -60,6 +63,8 @@ class TrainingSource:
         if self.text:
             embeddings, places, null = self.text
             return *values, null if dropped else embeddings[places[sample.record]]
+        if self.captions:
+            return *values, *self.captions.padded(None if dropped else sample.record)
         return values
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ import numpy as np
 from latte import device
 from latte.checkpoint import load_vae
 from latte.codec import Codec
-from latte.config import TrainConfig
+from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.data.cache import TEXT, Cache, read_cache
 from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
+from latte.models.autoencoder import AutoencoderConfig
 from latte.models.embeddings import frame_embedding
 from latte.models.latte import Latte, LatteConfig, named_sizes
+from latte.models.latte_t2v import LatteT2VConfig
 from latte.models.precision import prepare
+from latte.training import text_to_video
 from latte.training.optim import learning_rates
 from latte.training.step import StepOptions, TrainStep
-from latte.weights.files import read_state_dict
+from latte.weights.files import CONFIG, read_state_dict
 from latte.weights.loading import adapt_latte, load_state
 
 log = logging.getLogger("latte")
@@ -38,7 +42,8 @@ CONDITION_PARTS = ("y_embedder.", "text_embedding_projection.")  # what may be m
 class Training:
     """All that a run needs; `encode` turns a batch of pixels into moments where the step itself does not."""
 
-    config: LatteConfig
+    config: LatteConfig | LatteT2VConfig
+    num_frames: int
     codec: Codec
     source: TrainingSource
     step: TrainStep
@@ -46,6 +51,7 @@ class Training:
     encodes: bool
     batch: int  # videos of all ranks and accumulated batches in a step
     total_steps: int
+    metadata: dict[str, str]  # of checkpoints
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return the moments (B, F, 2 L, h, w) of pixels (B, F, 3, H, W)."""
@@ -58,6 +64,7 @@ def build(cfg: TrainConfig) -> Training:
 
     Raises UserError for whatever does not fit.
     """
+    cfg = text_to_video.complete(cfg)
     if not cfg.vae_checkpoint:
         raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
     compute = device.compute_dtype(cfg.dtype)
@@ -70,18 +77,18 @@ def build(cfg: TrainConfig) -> Training:
         store = open_cache(cfg, codec.cache_settings(chosen["image_size"]))
         index = store.index()
     dataset = VideoDataset(index, chosen["num_frames"], store, cfg, cfg.seed)
-    config = _network_config(cfg, chosen, vae.config.downsampling, vae.config.latent_channels)
-    source = _source(cfg, config, dataset)
     batch = cfg.train_batch_size * cfg.gradient_accumulation_steps * device.current().world_size
     total = cfg.max_steps or cfg.epochs * len(dataset) // batch
     if total < 1:
         raise UserError(f"{len(dataset)} videos are fewer than the {batch} of a step; make train_batch_size smaller")
     flash = device.use_flash_attention(cfg.enable_flash_attention, compute)
-    net, ema = (Latte(config, cfg.patch_embedder, flash, cfg.seed, compute) for _ in range(2))
-    for each in (net, ema):
-        if cfg.pretrained_model_path:
-            start_from(each, cfg.pretrained_model_path)
-        prepare(each, for_training=True)
+    if cfg.model_name == TEXT_TO_VIDEO:  # the captions first, so that the text encoder's memory is free again
+        source = _captioned_source(cfg, dataset, vae.config)
+        net, ema, metadata = text_to_video.networks(cfg, compute, flash)
+    else:
+        config = _network_config(cfg, chosen, vae.config.downsampling, vae.config.latent_channels)
+        source = _source(cfg, config, dataset)
+        net, ema, metadata = _networks(cfg, config, compute, flash)
     if cfg.use_recompute:
         for block in net.blocks:
             block.recompute()
@@ -91,9 +98,22 @@ def build(cfg: TrainConfig) -> Training:
         weight.requires_grad = False
     options = _step_options(cfg, codec.scale_factor)
     rates = learning_rates(cfg.scheduler, cfg.start_learning_rate, cfg.end_learning_rate, cfg.warmup_steps, total)
-    step = TrainStep(net, ema if cfg.use_ema else None, vae if in_step else None, rates, options)
+    step = TrainStep(net, ema, vae if in_step else None, rates, options)
     call = device.compile_training(step.construct)
-    return Training(config, codec, source, step, call, not (in_step or cfg.cache_folder), batch, total)
+    encodes = not (in_step or cfg.cache_folder)
+    return Training(net.config, chosen["num_frames"], codec, source, step, call, encodes, batch, total, metadata)
+
+
+def _networks(
+    cfg: TrainConfig, config: LatteConfig, compute: ms.Type, flash: bool
+) -> tuple[Latte, Latte | None, dict[str, str]]:
+    """Return the network to train, the one that averages its weights, and what checkpoints say about them."""
+    nets = [Latte(config, cfg.patch_embedder, flash, cfg.seed, compute) for _ in range(2 if cfg.use_ema else 1)]
+    for net in nets:
+        if cfg.pretrained_model_path:
+            start_from(net, cfg.pretrained_model_path)
+        prepare(net, for_training=True)
+    return nets[0], nets[1] if cfg.use_ema else None, {CONFIG: json.dumps(asdict(config))}
 
 
 def open_cache(cfg: TrainConfig, settings: dict[str, Any]) -> Cache:
@@ -140,6 +160,13 @@ def _source(cfg: TrainConfig, config: LatteConfig, dataset: VideoDataset) -> Tra
     return TrainingSource(dataset, shape, cfg.seed, classes, text, cfg.class_dropout_prob)
 
 
+def _captioned_source(cfg: TrainConfig, dataset: VideoDataset, vae: AutoencoderConfig) -> TrainingSource:
+    captions = text_to_video.captions_for(cfg, [record.caption for record in dataset.index.records])
+    side = cfg.image_size // vae.downsampling
+    shape = (cfg.num_frames, vae.latent_channels, side, side)
+    return TrainingSource(dataset, shape, cfg.seed, dropout=cfg.class_dropout_prob, captions=captions)
+
+
 def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
     scaled = cfg.dtype == "fp16"
     return StepOptions(
@@ -179,19 +206,26 @@ def start_from(net: Latte, path: str) -> None:
 
 def describe(cfg: TrainConfig, training: Training) -> str:
     """Return what will be trained, on what, for how long; reads one sample."""
-    config, source = training.config, training.source
+    source, net = training.source, training.step.net
     source[0]
-    shape = (config.num_frames + cfg.images_per_video, *source.dataset.store.frame_shape)
-    numbers = sum(math.prod(weight.shape) for weight in training.step.net.get_parameters())
-    tokens = config.num_frames * math.prod(config.grid)
+    shape = (training.num_frames + cfg.images_per_video, *source.dataset.store.frame_shape)
     per_epoch = len(source.dataset) / training.batch
+    is_t2v = cfg.model_name == TEXT_TO_VIDEO
     return "\n".join(
         (
-            f"network: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, patch "
-            f"{config.patch_size}, condition {config.condition or 'none'}: {numbers:,} numbers, {tokens} tokens",
+            text_to_video.describe(net, cfg.trainable) if is_t2v else _describe_network(training.config, net),
             f"data: {len(source.dataset)} videos of {cfg.cache_folder or cfg.data_folder}, "
             f"{len(source.dataset.index.classes)} classes; a sample is {'x'.join(map(str, shape))}",
             f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} an epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )
+    )
+
+
+def _describe_network(config: LatteConfig, net: Latte) -> str:
+    numbers = sum(math.prod(weight.shape) for weight in net.get_parameters())
+    return (
+        f"network: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, patch "
+        f"{config.patch_size}, condition {config.condition or 'none'}: {numbers:,} numbers, "
+        f"{config.num_frames * math.prod(config.grid)} tokens"
     )

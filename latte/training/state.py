@@ -1,8 +1,8 @@
-"""Everything that a resume needs, as named arrays: weights, their average, AdamW's moments, counters."""
+"""Everything that training changes, as named arrays: weights, their average, AdamW's moments, counters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import mindspore as ms
 import numpy as np
@@ -12,7 +12,9 @@ from latte.errors import UserError
 from latte.models.precision import narrowed, widened
 from latte.training.collective import join_parts, own_part
 from latte.training.step import TrainStep
+from latte.weights.lora import ALPHA, BASE, RANK
 
+REMEDY = "resume with the options that the run was started with"
 COUNTERS = ("step", "skipped", "good_steps", "loss_scale", "sums")
 
 
@@ -34,17 +36,18 @@ def state_of(step: TrainStep) -> dict[str, np.ndarray]:
 def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> None:
     """Set a training step to a state; raises UserError, and changes nothing, if names or shapes are others."""
     heads, flash = step.net.config.num_heads, step.net.flash
-    wanted = []
+    wanted, trained = [], {f"adam_m.{name}" for name in step.names}
+    if extra := [name for name in state if name.startswith("adam_m.") and name not in trained]:
+        raise UserError(
+            f"{source} is of a run that trained {len(extra)} weights more, such as {extra[0][7:]}; {REMEDY}"
+        )
     for name, tensor, is_part in [*_tensors(step), *((*pair, False) for pair in _counters(step))]:
         if name not in state:
-            raise UserError(f"{source} has no {name}; resume with the options that the run was started with")
+            raise UserError(f"{source} has no {name}; {REMEDY}")
         values = widened(name, state[name], heads) if flash else state[name]
         values = own_part(values) if is_part else values
         if values.shape != tensor.shape:
-            raise UserError(
-                f"{source}: {name} is {values.shape}, but the options ask for {tensor.shape}; "
-                "resume with the options that the run was started with"
-            )
+            raise UserError(f"{source}: {name} is {values.shape}, but the options ask for {tensor.shape}; {REMEDY}")
         wanted.append((tensor, values))
     for tensor, values in wanted:
         dtype = np.int32 if tensor.dtype == ms.int32 else np.float32
@@ -54,18 +57,29 @@ def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> No
             part.set_data(own_part(ms.Tensor(weight)))
 
 
-def weights_of(step: TrainStep) -> dict[str, np.ndarray]:
+def check_same(stored: Mapping[str, str], own: Mapping[str, str], source: str) -> None:
+    """Raise UserError if a state is of other low-rank additions, or of another base that stays frozen."""
+    for key in (RANK, ALPHA, BASE):
+        if stored.get(key) != own.get(key):
+            has, asked = stored.get(key, "none"), own.get(key, "none")
+            what = "another pretrained network" if key == BASE else f"{key} {has}, but the options ask for {asked}"
+            raise UserError(f"{source} is of {what}; {REMEDY}")
+
+
+def weights_of(step: TrainStep, trained_only: bool = False) -> dict[str, np.ndarray]:
     """Return what is sampled from, with official names and shapes: the average of the weights, or else the weights."""
     net = step.ema or step.net
     heads, width = net.config.num_heads, net.config.hidden_size // net.config.num_heads
-    return {name: narrowed(name, weight.asnumpy(), heads, width) for name, weight in net.parameters_and_names()}
+    weights = dict(net.parameters_and_names())
+    names = step.names if trained_only else weights
+    return {name: narrowed(name, weights[name].asnumpy(), heads, width) for name in names}
 
 
 def _tensors(step: TrainStep) -> Iterator[tuple[str, ms.Parameter, bool]]:
     """Yield the names and tensors of weights and moments, and whether a tensor is only this rank's part."""
     for prefix, net in (("net", step.net), ("ema", step.ema)):
-        if net is not None:
-            yield from ((f"{prefix}.{name}", weight, False) for name, weight in net.parameters_and_names())
+        weights = dict(net.parameters_and_names()) if net is not None else {}
+        yield from ((f"{prefix}.{name}", weights[name], False) for name in step.names if weights)
     moments = (("adam_m", step.optimizer.moment1), ("adam_v", step.optimizer.moment2))
     for prefix, tensors in moments:
         for name, tensor, is_part in zip(step.names, tensors, step.shared, strict=True):

@@ -13,6 +13,7 @@ from latte import device
 from latte.codec import LOGVAR_RANGE
 from latte.diffusion.loss import DiffusionLoss
 from latte.models import AutoencoderKL, Latte
+from latte.models.latte_t2v import LatteT2V
 from latte.training.collective import is_shared, join_parts, own_part, sum_over_ranks
 from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_average
 
@@ -42,6 +43,18 @@ class StepOptions:
     zero_stage: int = 0
 
 
+class TextToVideo(nn.Cell):
+    """A LatteT2V that takes its text and mask as one argument, as the loss has one for every condition."""
+
+    def __init__(self, net: LatteT2V):
+        super().__init__()
+        self.net = net
+
+    def construct(self, x: ms.Tensor, t: ms.Tensor, condition: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
+        """Return the output of the network."""
+        return self.net(x, t, condition[0], condition[1])
+
+
 class TrainStep(nn.Cell):
     """A network, the average of its weights, and everything that a step changes, as parameters.
 
@@ -51,15 +64,17 @@ class TrainStep(nn.Cell):
 
     def __init__(
         self,
-        net: Latte,
-        ema: Latte | None,
+        net: Latte | LatteT2V,
+        ema: Latte | LatteT2V | None,
         vae: AutoencoderKL | None,
         learning_rates: np.ndarray,
         options: StepOptions,
     ):
         super().__init__()
         self.net, self.ema, self.vae, self.options = net, ema, vae, options
-        self.loss = DiffusionLoss(net)
+        takes_text = isinstance(net, LatteT2V)
+        self.loss = DiffusionLoss(TextToVideo(net) if takes_text else net)
+        self.takes_labels = not takes_text and net.config.condition == "class"
         self.names = [name for name, weight in net.parameters_and_names() if weight.requires_grad]
         by_name, averages = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}
         self.weights = ms.ParameterTuple([by_name[name] for name in self.names])
@@ -87,12 +102,16 @@ class TrainStep(nn.Cell):
         noise: ms.Tensor,
         skipped_videos: ms.Tensor,
         condition: ms.Tensor | None = None,
+        mask: ms.Tensor | None = None,
     ) -> ms.Tensor:
         """Train on a batch and return its mean loss.
 
         x: pixels (B, F, 3, H, W) in [-1, 1], or moments (B, F, 2 L, h, w); posterior_noise, noise (B, F, L, h, w);
-        t (B,) int32; skipped_videos (B, n) int32, -1 for none; condition: labels (B, 1 + images) int32 or text.
+        t (B,) int32; skipped_videos (B, n) int32, -1 for none; condition: labels (B, 1 + images) int32 or text, for a
+        LatteT2V text (B, S, C) with its mask (B, S).
         """
+        if mask is not None:
+            condition = (condition, mask)
         x_start = self.latents(x, posterior_noise)  # (B, F, L, h, w)
         (_, loss, mse, bound), gradients = self.value_and_grad(x_start, t, noise, condition)
         one, zero = ops.ones_like(loss), ops.zeros_like(loss)
@@ -121,7 +140,7 @@ class TrainStep(nn.Cell):
         return (mean + std * posterior_noise) * self.options.scale_factor
 
     def scaled_loss(
-        self, x_start: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: ms.Tensor | None
+        self, x_start: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: ms.Tensor | tuple | None
     ) -> tuple[ms.Tensor, ...]:
         """Return the mean loss of a batch times the loss scale; and the loss, its error and its bound."""
         images = self.options.images
@@ -138,9 +157,9 @@ class TrainStep(nn.Cell):
             bound = bound * (1 - share) + terms[2].mean() * share
         return loss * self.loss_scale, loss, mse, bound
 
-    def condition_of(self, condition: ms.Tensor | None, part: int) -> ms.Tensor | None:
+    def condition_of(self, condition: ms.Tensor | tuple | None, part: int) -> ms.Tensor | tuple | None:
         """Return what the network takes besides x and t: for the videos (part 0), or for the single images (part 1)."""
-        if condition is None or self.net.config.condition != "class":
+        if not self.takes_labels:
             return condition
         return condition[:, 1:].reshape(-1) if part else condition[:, 0]
 

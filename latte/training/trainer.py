@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -20,17 +19,16 @@ from latte import device
 from latte.config import TrainConfig, save_config
 from latte.data.loader import make_loader, unwrapped
 from latte.errors import UserError
-from latte.pipeline import LattePipeline
 from latte.training import runs
 from latte.training.build import Training
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, sum_over_ranks
 from latte.training.metrics import Metrics, describe
-from latte.training.state import load_state, state_of, weights_of
+from latte.training.samples import conditions_of, sample_videos
+from latte.training.state import check_same, load_state, state_of, weights_of
 from latte.training.step import SUMS
 from latte.training.stopping import StopSignal
 from latte.video import grid, save_video
-from latte.weights.files import CONFIG
 
 log = logging.getLogger("latte")
 GIB = 2**30
@@ -154,7 +152,7 @@ class Trainer:
             "skipped_steps": int(step.skipped.asnumpy()),
         }
         rate = steps * self.training.batch / seconds
-        frames = self.training.config.num_frames + cfg.images_per_video
+        frames = self.training.num_frames + cfg.images_per_video
         others = {
             "videos_per_second": rate,
             "images_per_second": rate * frames,
@@ -170,10 +168,10 @@ class Trainer:
         state = state_of(self.training.step)  # on every rank: parts are gathered
         if not self.is_first:
             return
-        config = asdict(self.training.config)
-        metadata = {CONFIG: json.dumps(config), "step": str(self.step), "world_size": str(device.current().world_size)}
+        place = {"step": str(self.step), "world_size": str(device.current().world_size)}
+        weights = weights_of(self.training.step, trained_only=self.cfg.trainable == "lora")
         kind = "ema" if self.cfg.use_ema else "model"
-        file = self.checkpoints.save(self.step, state, weights_of(self.training.step), metadata, kind)
+        file = self.checkpoints.save(self.step, state, weights, self.training.metadata | place, kind)
         log.info("saved %s", file)
         self.metrics.plot()
         if self.cfg.sample_videos:
@@ -182,18 +180,12 @@ class Trainer:
 
     def _sample(self) -> None:
         """Write a grid of videos made with the current weights, always from the same seeds."""
-        cfg, config, count = self.cfg, self.training.config, self.cfg.sample_videos
-        conditions = null = None
-        if config.condition == "class":
-            conditions = np.arange(count) % config.num_classes
-        elif config.condition == "text":
-            text, places, null = self.training.source.text
-            conditions, null = text[places[np.arange(count) % len(places)]], null[None]
-        pipeline = LattePipeline(self.training.step.ema or self.training.step.net, self.training.codec)
-        guidance = cfg.guidance_scale if config.condition else 1.0
-        steps = {"num_inference_steps": cfg.sample_steps, "solver": "ddim", "guidance_scale": guidance}
+        cfg, training, count = self.cfg, self.training, self.cfg.sample_videos
+        net, source = training.step.ema or training.step.net, training.source
+        shape = (training.num_frames, *source.latent_shape[1:])
+        settings = (count, cfg.sample_steps, cfg.guidance_scale)
         with tqdm(total=count * cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
-            videos = pipeline(range(count), conditions, null, on_step=bar.update, **steps)
+            videos = sample_videos(net, training.codec, shape, *conditions_of(source, count), *settings, bar.update)
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
         save_video(board, self.folder / "samples" / f"step-{self.step:08d}", ["gif"])
 
@@ -204,7 +196,9 @@ class Trainer:
         if not text:
             return 0
         state, metadata = self.checkpoints.load(int(text))
-        load_state(self.training.step, state, f"{self.folder}, step {text}")
+        source = f"{self.folder}, step {text}"
+        check_same(metadata, self.training.metadata, source)
+        load_state(self.training.step, state, source)
         if int(metadata["world_size"]) != device.current().world_size:
             log.warning("the run had %s ranks and now has %d", metadata["world_size"], device.current().world_size)
         if int(text) >= self.training.total_steps:

@@ -1,0 +1,92 @@
+"""Low-rank additions to weights (Hu et al., 2021): merging them, diffusers' names for them, and whose they are.
+
+In our files those of `<layer>.weight` are `<layer>.lora_down` (r, in) and `<layer>.lora_up` (out, r); the metadata
+says lora_rank and lora_alpha.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from latte.errors import UserError
+
+DOWN, UP = ".lora_down", ".lora_up"
+RANK, ALPHA, BASE = "lora_rank", "lora_alpha", "base_fingerprint"  # keys of the metadata
+PEFT = {DOWN: ".lora_A.weight", UP: ".lora_B.weight"}
+
+
+def is_low_rank(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Return whether these are low-rank additions rather than a network."""
+    return any(name.endswith(DOWN) for name in tensors)
+
+
+def factor_of(metadata: Mapping[str, str], source: str) -> float:
+    """Return alpha / rank, what the additions are multiplied with; raises UserError if the metadata does not say it."""
+    try:
+        factor = float(metadata[ALPHA]) / int(metadata[RANK])
+    except (KeyError, ValueError, ZeroDivisionError):
+        factor = math.nan
+    if not (math.isfinite(factor) and factor > 0):
+        raise UserError(f"{source} does not say its {RANK} and {ALPHA}; name a checkpoint that train.py wrote")
+    return factor
+
+
+def merged(
+    base: Mapping[str, np.ndarray], low_rank: Mapping[str, np.ndarray], factor: float, source: str
+) -> dict[str, np.ndarray]:
+    """Return the base with W + factor * up down for each adapted weight, summed in float64, in the dtype of W.
+
+    Raises UserError if the additions are not whole, or not of the shapes of the base's weights.
+    """
+    result = dict(base)
+    for layer, (down, up) in pairs(low_rank, source).items():
+        name = f"{layer}.weight"
+        if name not in base or base[name].shape != (up.shape[0], down.shape[1]):
+            there = base[name].shape if name in base else "no such weight"
+            raise UserError(
+                f"{source} adds {up.shape[0]} x {down.shape[1]} numbers to {name}, but the base has {there}; "
+                "name the base that it was trained on"
+            )
+        weight = base[name]
+        total = weight.astype(np.float64) + factor * (up.astype(np.float64) @ down.astype(np.float64))
+        result[name] = total.astype(weight.dtype)
+        if not np.isfinite(result[name].astype(np.float32)).all():
+            raise UserError(f"{source}: {name} does not fit {weight.dtype.name} any more; use a base in float32")
+    return result
+
+
+def peft_names(low_rank: Mapping[str, np.ndarray], factor: float, source: str) -> dict[str, np.ndarray]:
+    """Return the additions as diffusers' pipelines name them, with the factor multiplied into `lora_B`."""
+    result = {}
+    for layer, (down, up) in pairs(low_rank, source).items():
+        result[f"transformer.{layer}{PEFT[DOWN]}"] = down
+        result[f"transformer.{layer}{PEFT[UP]}"] = (factor * up.astype(np.float64)).astype(up.dtype)
+    return result
+
+
+def pairs(low_rank: Mapping[str, np.ndarray], source: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return (down, up) by layer; raises UserError if one of a pair is missing, or there is anything else."""
+    layers = [name.removesuffix(DOWN) for name in low_rank if name.endswith(DOWN)]
+    found = {layer: (low_rank[layer + DOWN], low_rank.get(layer + UP)) for layer in layers}
+    whole = all(
+        up is not None and up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0] for down, up in found.values()
+    )
+    if not layers or not whole or len(low_rank) != 2 * len(layers):
+        raise UserError(f"{source} is not the whole of a network's low-rank additions; name another checkpoint")
+    return found
+
+
+def base_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return what tells one base from another: a SHA-256 of its biases, the same for float16 and float32 files.
+
+    Every training changes the biases, and they are a thousandth of the numbers.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(name for name, values in tensors.items() if values.ndim == 1):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name].astype(np.float16)).data)
+    return digest.hexdigest()
