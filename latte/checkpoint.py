@@ -17,6 +17,7 @@ from latte.models.latte import LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig, config_from_json
 from latte.models.precision import prepare, widened
 from latte.models.temporal_decoder import AutoencoderKLTemporalDecoder
+from latte.quantize import check_int8, check_kind, is_quantized, load_int8
 from latte.weights.files import read_state_dict
 from latte.weights.loading import (
     adapt_latte,
@@ -59,22 +60,32 @@ def load_model(
 
 
 def load_t2v(
-    path: str | Path, *, dtype: str = "fp32", patch_embedder: str = "conv", enable_flash_attention: bool = False
+    path: str | Path,
+    *,
+    dtype: str = "fp32",
+    patch_embedder: str = "conv",
+    enable_flash_attention: bool = False,
+    quantize: str | None = None,
 ) -> LatteT2V:
     """Rebuild the text-to-video network in a diffusers folder, or in a file with its config.json beside it.
 
+    With `quantize` "int8" the matrices of its blocks are held as int8, as those of a quantized file are anyway.
     Raises UserError if it cannot be read, or is not a whole LatteTransformer3DModel.
     """
-    compute = device.compute_dtype(dtype)
+    kind, compute = check_kind(quantize), device.compute_dtype(dtype)
     tensors, config = read_t2v(path)
     flash = device.use_flash_attention(enable_flash_attention, compute)
-    return _load(LatteT2V(config, patch_embedder, flash, seed=None, dtype=compute), tensors, path)
+    net = LatteT2V(config, patch_embedder, flash, seed=None, dtype=compute)
+    if kind or is_quantized(tensors):
+        return prepare(load_int8(net, tensors, path))
+    return _load(net, tensors, path)
 
 
 def check_t2v(path: str | Path) -> LatteT2VConfig:
     """Return the configuration of the network that `load_t2v` would build; raises UserError as it does."""
     tensors, config = read_t2v(path)
-    check_state(LatteT2V(config, seed=None), tensors, str(path))
+    check = check_int8 if is_quantized(tensors) else check_state
+    check(LatteT2V(config, seed=None), tensors, str(path))
     return config
 
 

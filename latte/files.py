@@ -1,11 +1,12 @@
-"""Write files so that a reader never meets half of one."""
+"""Write files and folders so that a reader never meets half of one."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latte.errors import UserError
@@ -35,6 +36,58 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that becomes `path` when the block ends.
+
+    If the block raises, the temporary folder goes, and so do folders that were made for it. Files in it must be on the
+    disk by then, as `atomic_path` and `sync` leave them.
+    Raises UserError if `path` is there already and not an empty folder, or cannot be written.
+    """
+    path = check_new_folder(path)
+    made = [folder for folder in path.parents if not folder.exists()]  # the nearest first
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        yield temporary
+        for folder in (temporary, *(inner for inner in temporary.rglob("*") if inner.is_dir())):
+            _sync_folder(folder)
+        temporary.chmod(0o777 & ~_umask())  # those of mkdtemp are private
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)  # it is not there any more if all went well
+        with suppress(OSError):  # a folder that is not empty stays
+            for folder in made:
+                folder.rmdir()
+
+
+def check_new_folder(path: str | Path) -> Path:
+    """Return the whole path of a folder that `atomic_folder` can write; raises UserError if something is there."""
+    path = Path(path).resolve()
+    try:
+        if path.is_dir() and os.path.ismount(path):
+            raise UserError(f"{path} is where a disk is mounted and cannot be replaced; name a folder in it")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} is there already and not empty; name a new folder, or remove it")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync(path: Path) -> None:

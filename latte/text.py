@@ -16,6 +16,7 @@ import numpy as np
 from latte import device
 from latte.errors import UserError
 from latte.models.t5 import T5Config, T5Encoder, own_names
+from latte.quantize import check_kind, empty_int8, holds_int8, is_quantized, load_int8
 from latte.weights.files import CONFIG, read_state_dict
 from latte.weights.loading import load_state
 
@@ -24,14 +25,29 @@ MAX_LENGTH = 120  # tokens of a prompt that Latte-1 was trained with
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is a whole tokenizer
 
 
-def load_t5(folder: str | Path, dtype: str = "fp32") -> T5Encoder:
-    """Rebuild the T5 encoder in a folder (config.json beside .safetensors or .bin, in shards or not) or in a file.
+def load_t5(folder: str | Path, dtype: str = "fp32", quantize: str | None = None) -> T5Encoder:
+    """Rebuild the T5 encoder in a folder (config.json beside its weights, in shards or not) or in a file.
 
     Its weights are kept in `dtype` (fp32, fp16 or bf16), which halves their memory with fp16 and bf16 (on CPU, bf16
-    keeps float32); memory for one weight more is needed while they are read.
+    keeps float32); with `quantize` "int8", or if the file is a quantized one, the matrices of its blocks are int8.
+    Memory for one weight more is needed while they are read.
     Raises UserError if the folder cannot be read, or is not a whole T5 encoder of version 1.1.
     """
-    compute = device.compute_dtype(dtype)
+    kind, compute = check_kind(quantize), device.compute_dtype(dtype)
+    tensors, config = read_t5(folder)
+    as_int8 = bool(kind) or is_quantized(tensors)
+    _warn_of_memory(config, 4 if compute == ms.float32 else 2, as_int8)
+    net = T5Encoder(config, compute)
+    net.set_train(False)
+    (load_int8 if as_int8 else load_state)(net, tensors, str(folder))
+    return net
+
+
+def read_t5(folder: str | Path) -> tuple[dict[str, np.ndarray], T5Config]:
+    """Return the weights of the T5 encoder in a folder or file, and its configuration.
+
+    Raises UserError if it cannot be read, or the configuration is not that of a T5 of version 1.1.
+    """
     state = read_state_dict(folder)
     if CONFIG not in state.metadata:
         raise UserError(f"{folder} has no config.json beside its weights; download the whole text_encoder folder")
@@ -40,16 +56,12 @@ def load_t5(folder: str | Path, dtype: str = "fp32") -> T5Encoder:
         described = json.loads(state.metadata[CONFIG])
     except ValueError:
         raise UserError(f"{source} is not JSON; download it again") from None
-    config = T5Config.from_json(described, source)
-    _warn_of_memory(config, 4 if compute == ms.float32 else 2)
-    net = T5Encoder(config, compute)
-    net.set_train(False)
-    load_state(net, own_names(state.tensors), str(folder))
-    return net
+    return own_names(state.tensors), T5Config.from_json(described, source)
 
 
-def _warn_of_memory(config: T5Config, size: int) -> None:
-    needed, free = config.parameters * size, device.free_memory()
+def _warn_of_memory(config: T5Config, size: int, as_int8: bool) -> None:
+    matrices, free = config.matrices, device.free_memory()
+    needed = (config.parameters - matrices) * size + matrices * (1 if as_int8 else size)
     if free is not None and needed > free:
         log.warning(
             "the text encoder needs %.1f GB of memory and %.1f GB are free; the system may stop this process",
@@ -79,13 +91,14 @@ def load_tokenizer(folder: str | Path) -> Any:
         ) from error
 
 
-def load_text_encoder(folder: str | Path, dtype: str = "fp32") -> TextEncoder:
+def load_text_encoder(folder: str | Path, dtype: str = "fp32", quantize: str | None = None) -> TextEncoder:
     """Return the text encoder of a Latte-1 folder, which holds the folders tokenizer and text_encoder.
 
+    `dtype` and `quantize` are those of `load_t5`.
     Raises UserError if either is missing or broken; the tokenizer is read first, as it is small.
     """
     tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-    return TextEncoder(tokenizer, load_t5(Path(folder) / "text_encoder", dtype))
+    return TextEncoder(tokenizer, load_t5(Path(folder) / "text_encoder", dtype, quantize))
 
 
 class TextEncoder:
@@ -143,12 +156,15 @@ class TextEncoder:
         """Give back the memory of the network's weights; `tokenize` still works."""
         if self.network is None:
             return
-        config, dtype, self.network = self.network.config, self.network.dtype, None
+        config, dtype, as_int8 = self.network.config, self.network.dtype, holds_int8(self.network)
+        self.network = None
         gc.collect()  # cells hold each other in circles
         if device.current().compile_scope != "block":
             return
         # A compiled graph keeps the tensors of its last call, the weights of a block; in a call of a network that was
         # never filled, others take their place that occupy no memory.
         stand_in = T5Encoder(dataclasses.replace(config, num_layers=1, vocab_size=1), dtype)
+        if as_int8:
+            empty_int8(stand_in)
         for shape in self._shapes:
             stand_in(ms.Tensor(np.zeros(shape, np.int32)), ms.Tensor(np.ones(shape, np.int32))).asnumpy()

@@ -25,8 +25,8 @@ LAYERS = {
     **dict.fromkeys(("errors", "files", "options", "config", "device", "ranks", "video"), 0),
     "ops": 1,
     **dict.fromkeys(("models", "diffusion", "data", "weights", "metrics"), 2),
-    **dict.fromkeys(("text", "codec", "checkpoint"), 3),
-    **dict.fromkeys(("training", "pipeline", "sampling", "caching", "quantize", "export"), 4),
+    **dict.fromkeys(("text", "codec", "checkpoint", "quantize"), 3),
+    **dict.fromkeys(("training", "pipeline", "sampling", "caching", "conversion", "export"), 4),
 }
 NO_NEIGHBOURS = {2}
 DEVICE_WORDS = {"Ascend", "GPU", "CPU"}

@@ -161,7 +161,7 @@ def test_sharded_folder(tmp_path):
 
 
 def test_folders_without_one_file_of_weights(tmp_path):
-    with pytest.raises(UserError, match=r"without .safetensors or .bin files"):
+    with pytest.raises(UserError, match=r"without .safetensors, .bin or .ckpt files"):
         read_state_dict(tmp_path)
     for name in ("a.bin", "b.bin"):
         write_state_dict(tmp_path / name, {"x": np.zeros(1)}, {})

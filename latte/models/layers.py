@@ -71,8 +71,18 @@ def parameter(values: np.ndarray, requires_grad: bool = True) -> ms.Parameter:
     return new
 
 
+def hold_int8(layer: nn.Cell, values: np.ndarray, scale: np.ndarray) -> None:
+    """Let a layer hold its weight as int8 numbers (out, in) and the scale (out,) of their rows, float32."""
+    name = layer.weight.name
+    layer.weight, layer.scale = parameter(values, requires_grad=False), parameter(scale, requires_grad=False)
+    layer.weight.name, layer.scale.name = name, name.removesuffix("weight") + "scale"
+    layer.quantized = True
+
+
 class Linear(nn.Cell):
     """An affine map with weight (out, in) and bias (out,)."""
+
+    quantized = False  # whether `hold_int8` was called
 
     def __init__(self, in_features: int, out_features: int, init: Init, bias_init: Init = zeros):
         super().__init__()
@@ -91,9 +101,10 @@ class Linear(nn.Cell):
 
     def weights(self) -> tuple[ms.Parameter | tuple, ms.Parameter]:
         """Return weight and bias, as `latte.ops.linear` takes them."""
+        weight = (self.weight, self.scale) if self.quantized else self.weight
         if self.low_rank:
-            return (self.weight, self.lora_down, self.lora_up, self.factor), self.bias
-        return self.weight, self.bias
+            return (weight, self.lora_down, self.lora_up, self.factor), self.bias
+        return weight, self.bias
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return x W^T + b in the dtype of `x`."""

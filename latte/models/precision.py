@@ -12,22 +12,24 @@ from latte.models.layers import Block, Linear, parameter
 
 HEAD_MULTIPLE = 16  # the fused attention kernel takes head widths that are multiples of this
 JOINT = re.compile(r"attn\.qkv\.(weight|bias)$")  # q, k and v one after the other, each by heads
-BY_HEADS = re.compile(r"attn1\.to_[qkv]\.(weight|bias|lora_up)$")
+BY_HEADS = re.compile(r"attn1\.to_[qkv]\.(weight|bias|scale|lora_up)$")
 FROM_HEADS = re.compile(r"(attn\.proj\.weight|attn1\.to_out\.0\.(weight|lora_down))$")
-FLOAT32 = "scale_shift_table"  # is added to the modulation, which is float32
+FLOAT32 = ("scale_shift_table", ".scale")  # added to the modulation, which is float32; the scales of int8 weights
 
 
 def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
     """Make a Latte whose weights are complete ready to compute in `net.dtype`, and return it.
 
     The blocks' weights are kept in that dtype, but for training in float32, and cast where they are used; embeddings
-    and the final layer stay float32. For the fused attention kernel the heads are widened with zero weights, which
-    change no result and get no gradient.
+    and the final layer stay float32, int8 matrices int8. For the fused attention kernel the heads are widened with zero
+    weights, which change no result and get no gradient.
     """
     for block in net.blocks:
         if net.flash:
             pad_heads(block, net.config.num_heads)
         for weight in block.get_parameters():
+            if weight.dtype == ms.int8:
+                continue
             weight.set_dtype(ms.float32 if for_training or weight.name.endswith(FLOAT32) else net.dtype)
     net.prepared = True
     return net

@@ -72,10 +72,14 @@ class T5Config:
     @property
     def parameters(self) -> int:
         """How many numbers the encoder's weights have."""
-        attn = 4 * self.d_model * self.d_kv * self.num_heads
-        layer = attn + 3 * self.d_model * self.d_ff + 2 * self.d_model
+        norms = (2 * self.num_layers + 1) * self.d_model
         bias = self.relative_attention_num_buckets * self.num_heads
-        return self.vocab_size * self.d_model + self.num_layers * layer + bias + self.d_model
+        return self.vocab_size * self.d_model + self.matrices + norms + bias
+
+    @property
+    def matrices(self) -> int:
+        """How many of them are in the matrices of the blocks."""
+        return self.num_layers * self.d_model * (4 * self.d_kv * self.num_heads + 3 * self.d_ff)
 
 
 def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -113,38 +117,51 @@ def t5_block(
     x: ms.Tensor,
     bias: ms.Tensor,
     norm1: ms.Tensor,
-    q: ms.Tensor,
-    k: ms.Tensor,
-    v: ms.Tensor,
-    o: ms.Tensor,
+    q: ms.Tensor | tuple,
+    k: ms.Tensor | tuple,
+    v: ms.Tensor | tuple,
+    o: ms.Tensor | tuple,
     norm2: ms.Tensor,
-    wi_0: ms.Tensor,
-    wi_1: ms.Tensor,
-    wo: ms.Tensor,
+    wi_0: ms.Tensor | tuple,
+    wi_1: ms.Tensor | tuple,
+    wo: ms.Tensor | tuple,
     heads: int,
     eps: float,
+    dtype: ms.Type,
+    last_dtype: ms.Type,
 ) -> ms.Tensor:
     """Return attention and the gated feed-forward part, each normed before and added to its input.
 
-    x (B, L, D) and bias (B, heads, L, L) float32. A product is in the dtype of its weight, the rest is float32: in
-    float16 the sums x of the released weights overflow, and so does what `wo` returns.
+    x (B, L, D) and bias (B, heads, L, L) float32. Products are in `dtype`, the last one in `last_dtype`, the rest is
+    float32: in float16 the sums x of the released weights overflow, and so does what `wo` returns.
     """
-    y = rms_norm(x, norm1, eps).astype(q.dtype)  # (B, L, D)
+    y = rms_norm(x, norm1, eps).astype(dtype)  # (B, L, D)
     y = attention(linear(y, q), linear(y, k), linear(y, v), heads, 1.0, False, bias)  # (B, L, heads * width)
     x = x + linear(y, o).astype(ms.float32)  # (B, L, D)
 
-    y = rms_norm(x, norm2, eps).astype(wi_0.dtype)  # (B, L, D)
+    y = rms_norm(x, norm2, eps).astype(dtype)  # (B, L, D)
     gate, value = linear(y, wi_0).astype(ms.float32), linear(y, wi_1).astype(ms.float32)  # (B, L, F)
-    y = (gelu(gate) * value).astype(wo.dtype)  # (B, L, F)
+    y = (gelu(gate) * value).astype(last_dtype)  # (B, L, F)
     return x + linear(y, wo).astype(ms.float32)  # (B, L, D)
+
+
+def _last(dtype: ms.Type) -> ms.Type:
+    """Return the dtype of the last product of a block."""
+    return ms.float32 if dtype == ms.float16 else dtype
 
 
 class Weight(nn.Cell):
     """One weight: of a linear layer (out, in), a norm (D,), or a table (rows, D)."""
 
+    quantized = False  # whether `hold_int8` was called
+
     def __init__(self, *shape: int, dtype: ms.Type = ms.float32):
         super().__init__()
         self.weight = parameter(np.empty(shape, NUMPY[dtype]), requires_grad=False)  # not touched before it is loaded
+
+    def matrix(self) -> ms.Parameter | tuple[ms.Parameter, ms.Parameter]:
+        """Return the weight, as `latte.ops.linear` takes it."""
+        return (self.weight, self.scale) if self.quantized else self.weight
 
 
 class SelfAttention(nn.Cell):
@@ -174,7 +191,7 @@ class GatedFeedForward(nn.Cell):
     def __init__(self, config: T5Config, dtype: ms.Type):
         super().__init__()
         self.wi_0, self.wi_1 = (Weight(config.d_ff, config.d_model, dtype=dtype) for _ in range(2))
-        self.wo = Weight(config.d_model, config.d_ff, dtype=ms.float32 if dtype == ms.float16 else dtype)
+        self.wo = Weight(config.d_model, config.d_ff, dtype=_last(dtype))
 
 
 class FeedForwardLayer(nn.Cell):
@@ -194,17 +211,17 @@ class T5Block(Block):
     def __init__(self, config: T5Config, has_bias: bool, dtype: ms.Type):
         super().__init__()
         self.layer = nn.CellList([AttentionLayer(config, has_bias, dtype), FeedForwardLayer(config, dtype)])
-        self.heads, self.eps = config.num_heads, config.layer_norm_epsilon
+        self.heads, self.eps, self.dtype = config.num_heads, config.layer_norm_epsilon, dtype
 
-    def weights(self) -> tuple[ms.Parameter, ...]:
+    def weights(self) -> tuple:
         """Return the parameters in the order of `t5_block`."""
         attn, ff = self.layer[0].SelfAttention, self.layer[1].DenseReluDense
-        first = (self.layer[0].layer_norm.weight, attn.q.weight, attn.k.weight, attn.v.weight, attn.o.weight)
-        return (*first, self.layer[1].layer_norm.weight, ff.wi_0.weight, ff.wi_1.weight, ff.wo.weight)
+        first = (self.layer[0].layer_norm.weight, attn.q.matrix(), attn.k.matrix(), attn.v.matrix(), attn.o.matrix())
+        return (*first, self.layer[1].layer_norm.weight, ff.wi_0.matrix(), ff.wi_1.matrix(), ff.wo.matrix())
 
-    def settings(self) -> tuple[int, float]:
-        """Return heads and the epsilon of the norms."""
-        return self.heads, self.eps
+    def settings(self) -> tuple[int, float, ms.Type, ms.Type]:
+        """Return heads, the epsilon of the norms, and the dtypes of the products."""
+        return self.heads, self.eps, self.dtype, _last(self.dtype)
 
 
 class Stack(nn.Cell):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import mindspore as ms
 from mindspore import ops
+from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
-from latte.ops.target import Operator, on_cpu
+from latte.ops.target import Operator, multiplies_int8, on_cpu
 
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
+_int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
 _bias_add = ops.BiasAdd()
-
 
 _times = ops.MatMul()  # the product for the gradient of the input
 _transposed_times = ops.MatMul(transpose_a=True)  # and of the weight
@@ -37,13 +38,30 @@ def linear(x: ms.Tensor, weight: ms.Tensor | tuple, bias: ms.Tensor | None = Non
     """Return x W^T + b in the dtype of `x`, without a bias x W^T.
 
     x (..., in), weight (out, in), bias (out,); master weights of another dtype are cast, equal dtypes cost nothing.
-    A tuple stands for a weight: (matrix, down (r, in), up (out, r), factor) is matrix + factor up down, the low-rank
-    adaptation of Hu et al. (2021), which is never multiplied out.
+    A tuple stands for a weight. (matrix, down (r, in), up (out, r), factor) is matrix + factor up down, the low-rank
+    adaptation of Hu et al. (2021), which is never multiplied out. (int8 matrix, scale (out,) float32) is the matrix
+    with its rows times the scale; it may stand for the matrix of the former.
     """
-    if isinstance(weight, tuple):
+    if isinstance(weight, tuple) and len(weight) == 4:
         matrix, down, up, factor = weight
-        return _affine(x, matrix, bias) + factor * _affine(_affine(x, down, None), up, None)
+        return linear(x, matrix, bias) + factor * _affine(_affine(x, down, None), up, None)
+    if isinstance(weight, tuple):
+        return _int8_affine(x, weight[0], weight[1], bias)
     return _affine(x, weight, bias)
+
+
+def _int8_affine(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
+    """Return x W^T + b for W = scale * matrix, which is whole in memory only during this product, if at all."""
+    rows = x.reshape(-1, x.shape[-1])
+    if multiplies_int8(x.dtype):
+        y = _int8_matmul(rows, matrix, scale.astype(x.dtype), None, None, None, None)  # (N, out)
+    elif x.dtype == ms.float32 and rows.shape[0] < matrix.shape[1]:  # the product is smaller than the matrix
+        y = _matmul(rows, matrix.astype(ms.float32)) * scale  # float16 would overflow here
+    else:
+        y = _matmul(rows, (matrix.astype(ms.float32) * scale.reshape(-1, 1)).astype(x.dtype))
+    if bias is not None:
+        y = _bias_add(y, bias.astype(x.dtype))
+    return y.reshape(*x.shape[:-1], matrix.shape[0])
 
 
 def _affine(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
@@ -12,6 +13,12 @@ from latte import device
 def on_cpu() -> bool:
     """Return whether the graph being compiled is for a CPU."""
     return device.current().target == "CPU"
+
+
+@constexpr
+def multiplies_int8(dtype: ms.Type) -> bool:
+    """Return whether the device of the graph has a kernel for numbers of `dtype` times int8 weights with scales."""
+    return device.current().target == "Ascend" and dtype in (ms.float16, ms.bfloat16)
 
 
 @constexpr

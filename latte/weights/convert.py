@@ -49,12 +49,12 @@ def convert(state: StateFile, config: Config, net: nn.Cell, source: str, target:
     if not dry_run:
         with tqdm(total=size, unit="B", unit_scale=True, desc=target, delay=5) as bar:  # only if it takes longer
             write_state_dict(target, state.tensors, {CONFIG: json.dumps(config)}, bar.update)
-    return (
-        f"{source} -> {target}{' (not written)' if dry_run else ''}: {_summary(state.tensors, size)}; {_words(config)}"
-    )
+    return f"{source} -> {target}{' (not written)' if dry_run else ''}: {summary(state.tensors)}; {_words(config)}"
 
 
-def _summary(tensors: Mapping[str, np.ndarray], size: int) -> str:
+def summary(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return in words how many tensors and numbers there are, of which types, and their size."""
+    size = sum(array.nbytes for array in tensors.values())
     numbers = sum(math.prod(array.shape) for array in tensors.values())
     dtypes = ", ".join(sorted({array.dtype.name for array in tensors.values()}))
     return f"{len(tensors)} tensors, {numbers:,} numbers, {dtypes}, {size / 1e6:,.1f} MB"

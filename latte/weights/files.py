@@ -102,8 +102,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Return the weight files of a diffusers or transformers folder, all shards of one set."""
-    for suffix in (".safetensors", ".bin"):
+    """Return the weight files of a folder as diffusers or transformers write it, all shards of one set."""
+    for suffix in (".safetensors", ".bin", ".ckpt"):
         for index in sorted(folder.glob(f"*{suffix}.index.json")):
             try:
                 names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -118,7 +118,7 @@ def _files_in(folder: Path) -> list[Path]:
             )
         if found:
             return plain or found
-    raise UserError(f"{folder} is a folder without .safetensors or .bin files; name the checkpoint, or its folder")
+    raise UserError(f"{folder} is a folder without .safetensors, .bin or .ckpt files; name one that holds weights")
 
 
 def _config_beside(path: Path) -> str | None:

@@ -31,7 +31,12 @@ def load_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> 
     Raises UserError that lists missing, unexpected and mis-shaped names; then nothing is loaded.
     """
     check_state(net, tensors, source)
-    for name, parameter in net.parameters_and_names():
+    set_values(dict(net.parameters_and_names()), tensors)
+
+
+def set_values(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, np.ndarray]) -> None:
+    """Set parameters, each in its own dtype, from the tensors of their names."""
+    for name, parameter in parameters.items():
         dtype = numpy_dtype(str(parameter.dtype).lower())
         # A copy, as the file's pages are read-only and may not be aligned.
         parameter.set_data(ms.Tensor.from_numpy(np.array(tensors[name], dtype, order="C")))
