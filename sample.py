@@ -1,4 +1,4 @@
-"""Sample videos from a Latte checkpoint: `python sample.py -c configs/inference/sky.yaml`."""
+"""Sample videos from a Latte checkpoint, or from prompts: `python sample.py -c configs/inference/sky.yaml`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def main() -> None:
     """Parse, load, sample, save."""
     cfg = parse_config(SampleConfig, sys.argv[1:], "sample.py", __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for option in ("checkpoint", "vae_checkpoint"):
-        if not getattr(cfg, option):
-            raise UserError(f"{option} is not set; name a file in the YAML or with --{option}")
+    if not cfg.checkpoint:
+        raise UserError("checkpoint is not set; name a file or a folder in the YAML or with --checkpoint")
 
     from latte import device, sampling  # after the options: MindSpore takes seconds to import
 

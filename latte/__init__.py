@@ -20,7 +20,10 @@ _HOMES = {
     "load_model": "latte.checkpoint",
     "load_vae": "latte.checkpoint",
     "load_weights": "latte.checkpoint",
+    "load_t2v": "latte.checkpoint",
     "LattePipeline": "latte.pipeline",
+    "export_to_gif": "latte.video",
+    "export_to_video": "latte.video",
     "init_device": "latte.device",
 }
 __all__ = sorted(_HOMES)

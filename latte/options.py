@@ -232,8 +232,20 @@ def _checked(values: dict[str, Any], hints: dict[str, Any], source: str) -> dict
         if (value is None and type(None) not in options) or (isinstance(value, bool) and bool not in options):
             raise OptionError(key, value, _allowed(hints[key]), source)
         is_list = any(typing.get_origin(option) is list for option in options)
-        result[key] = [value] if is_list and value is not None and not isinstance(value, list) else value
+        result[key] = _as_list(value) if is_list and value is not None and not isinstance(value, list) else value
     return result
+
+
+def _as_list(item: Any) -> list[Any]:
+    """Return a list of one item; a list of texts comes as one text, because that is the type that fits first."""
+    if isinstance(item, str) and item.startswith("["):
+        try:
+            listed = yaml.safe_load(item)
+        except yaml.YAMLError:
+            return [item]
+        if isinstance(listed, list) and all(isinstance(text, str) for text in listed):
+            return listed
+    return [item]
 
 
 def _allowed(hint: Any) -> str:

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from latte import device
-from latte.checkpoint import check_model, check_vae, load_model, load_vae
+from latte.checkpoint import check_model, check_t2v, check_vae, load_model, load_vae
 from latte.codec import Codec
+from latte.conditions import random_label
 from latte.config import SampleConfig
 from latte.diffusion.solvers import Sampler
 from latte.errors import UserError
+from latte.folders import INDEX, find_parts, is_t2v_folder
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import CLIP_TEXT, LatteConfig
-from latte.pipeline import LattePipeline, random_label
-from latte.video import grid, save_video
+from latte.models.latte_t2v import LatteT2VConfig
+from latte.pipeline import T2V_GUIDANCE, LattePipeline
+from latte.text import load_tokenizer
+from latte.video import fit, grid, read_any, save_video
 
 GIB = 2**30
 GRID = 16  # the most videos in a grid
+LONGEST_NAME = 60  # characters of a prompt in the name of a file
 # Bytes that the run time and one compiled graph of a block hold, per token and width, per attention score and per
 # decoded pixel and channel; measured on CPU in float32 with Latte-XL/2 and the Stable Diffusion autoencoder at 256 px.
 BYTES_BASE = int(0.5 * GIB)
@@ -45,6 +52,20 @@ def sampler_of(cfg: SampleConfig) -> Sampler:
 
 def build_pipeline(cfg: SampleConfig) -> LattePipeline:
     """Load network and autoencoder and return the pipeline; raises UserError if they do not fit each other."""
+    if is_t2v_folder(cfg.checkpoint):
+        check_text_to_video(cfg)
+        return LattePipeline.from_pretrained(
+            cfg.checkpoint,
+            cfg.vae_checkpoint,
+            dtype=cfg.dtype,
+            quantize=cfg.quantize,
+            enable_flash_attention=cfg.enable_flash_attention,
+            enable_vae_temporal_decoder=cfg.enable_vae_temporal_decoder,
+            vae_slice=cfg.vae_slice,
+            vae_tile=cfg.vae_tile,
+            sd_scale_factor=cfg.sd_scale_factor,
+        )
+    check_classes(cfg)
     vae = load_vae(cfg.vae_checkpoint)
     net = load_model(
         cfg.checkpoint,
@@ -54,7 +75,27 @@ def build_pipeline(cfg: SampleConfig) -> LattePipeline:
         **model_options(cfg, vae.config),
     )
     check_fit(cfg, net.config, vae.config)
-    return LattePipeline(net, Codec(vae, cfg.sd_scale_factor, cfg.vae_slice))
+    return LattePipeline(net, Codec(vae, cfg.sd_scale_factor, cfg.vae_slice, cfg.vae_tile))
+
+
+def check_text_to_video(cfg: SampleConfig) -> None:
+    """Raise UserError if there are no prompts, or options that a text-to-video folder does not take."""
+    if cfg.prompts is None:
+        raise UserError(f"{cfg.checkpoint} makes videos from text: give prompts, in the YAML or with --prompts")
+    for name in ("class_labels", "text_embeddings", "model_name", "condition", "num_classes"):
+        if getattr(cfg, name) is not None:
+            raise UserError(f"{name} is for other checkpoints; {cfg.checkpoint} makes videos from prompts")
+    if cfg.image_size and (cfg.height or cfg.width):
+        raise UserError("image_size is given beside height or width; give either")
+
+
+def check_classes(cfg: SampleConfig) -> None:
+    """Raise UserError if options are given that only a text-to-video folder takes, or the autoencoder is missing."""
+    if not cfg.vae_checkpoint:
+        raise UserError("vae_checkpoint is not set; name a file in the YAML or with --vae_checkpoint")
+    for name in ("prompts", "height", "width", "quantize", "enable_vae_temporal_decoder", "negative_prompt"):
+        if getattr(cfg, name):
+            raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
 
 
 def check_fit(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConfig) -> None:
@@ -72,39 +113,61 @@ def check_fit(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConfig) ->
             f"class_labels go up to {max(cfg.class_labels)}, but {cfg.checkpoint} has classes 0 to "
             f"{config.num_classes - 1}"
         )
-    if cfg.guidance_scale != 1 and config.condition is None:
+    guided = cfg.guidance_scale not in (None, 1)
+    if guided and config.condition is None:
         raise UserError(f"guidance_scale {cfg.guidance_scale:g} needs a conditional model; {cfg.checkpoint} is not one")
     if (config.condition == "text") != bool(cfg.text_embeddings):
         need = "name its CLIP embeddings with" if config.condition == "text" else "leave out"
         what = "is" if config.condition == "text" else "is not"
         raise UserError(f"{cfg.checkpoint} {what} conditioned on text; {need} --text_embeddings")
-    if (
-        config.condition == "text"
-        and cfg.guidance_scale != 1
-        and _text_embeddings(Path(cfg.text_embeddings))[1] is None
-    ):
+    if config.condition == "text" and guided and _text_embeddings(Path(cfg.text_embeddings))[1] is None:
         raise UserError(f"text_embeddings {cfg.text_embeddings} has no 'null', which guidance needs")
 
 
 def video_numbers(cfg: SampleConfig) -> list[int]:
-    """Return the numbers, of 0 .. num_samples - 1, of the videos that this rank makes; video k has seed + k."""
+    """Return the numbers, from 0 on, of the videos that this rank makes; video k has seed + k."""
     here = device.current()
-    return list(range(here.rank, cfg.num_samples, here.world_size))
+    return list(range(here.rank, cfg.num_samples * len(cfg.prompts or [None]), here.world_size))
 
 
-def conditions(cfg: SampleConfig, config: LatteConfig, numbers: list[int]) -> tuple[np.ndarray | None, ...]:
-    """Return the conditions of these videos and the null condition: labels, text embeddings, or None.
+def conditions(cfg: SampleConfig, config: LatteConfig | LatteT2VConfig, numbers: list[int]) -> dict[str, Any]:
+    """Return the arguments of the pipeline that say what these videos show.
 
     A list of labels is gone through again and again; without one, a label is drawn from each video's seed.
     """
+    if isinstance(config, LatteT2VConfig):
+        prompts = [cfg.prompts[k // cfg.num_samples] for k in numbers]
+        names = ("negative_prompt", "mask_feature", "enable_temporal_attentions")
+        return {"prompt": prompts} | {name: getattr(cfg, name) for name in names}
     if config.condition == "class":
         labels = cfg.class_labels
         drawn = [random_label(cfg.seed + k, config.num_classes) for k in numbers]
-        return np.array([labels[k % len(labels)] for k in numbers] if labels else drawn, np.int32), None
+        return {"class_labels": [labels[k % len(labels)] for k in numbers] if labels else drawn}
     if config.condition == "text":
         text, null = _text_embeddings(Path(cfg.text_embeddings))
-        return text[[k % len(text) for k in numbers]], null
-    return None, None
+        return {"prompt_embeds": text[[k % len(text) for k in numbers]], "negative_prompt_embeds": null}
+    return {"num_videos_per_prompt": len(numbers)}
+
+
+def sizes(cfg: SampleConfig, config: LatteConfig | LatteT2VConfig, side: int) -> tuple[int, int, int]:
+    """Return frames, height and width in pixels; a latent spans `side` pixels."""
+    if isinstance(config, LatteT2VConfig):
+        own = config.sample_size * side
+        height, width = (size or cfg.image_size or own for size in (cfg.height, cfg.width))
+        return cfg.num_frames or config.video_length, height, width
+    return config.num_frames, config.latent_size[0] * side, config.latent_size[1] * side
+
+
+def first_frames(cfg: SampleConfig, size: tuple[int, int, int]) -> dict[str, np.ndarray]:
+    """Return the arguments of the pipeline for the frames that videos of a size (F, H, W) begin with."""
+    if not cfg.init_frames:
+        return {}
+    given = read_any(cfg.init_frames)
+    if not cfg.init_count <= min(len(given), size[0] - 1):
+        raise UserError(
+            f"init_count is {cfg.init_count}, but {cfg.init_frames} has {len(given)} frames and a video {size[0]}"
+        )
+    return {"frames": fit(given[-cfg.init_count :], *size[1:])}
 
 
 def _text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -120,12 +183,19 @@ def _text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return text, null
 
 
+def guidance(cfg: SampleConfig, config: LatteConfig | LatteT2VConfig) -> float:
+    """Return the guidance scale, which has another default for text to video."""
+    if cfg.guidance_scale is None:
+        return T2V_GUIDANCE if isinstance(config, LatteT2VConfig) else 1.0
+    return cfg.guidance_scale
+
+
 def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     """Make this rank's videos and write them and, if there are several, a grid of the first; return the files."""
     numbers, folder = video_numbers(cfg), Path(cfg.output_path)
     files: list[Path] = []
     videos: list[np.ndarray] = []
-    with _bar(len(numbers), "videos", "video", leave=True) as done:
+    with tqdm(total=len(numbers), desc="videos", unit="video", disable=device.current().rank > 0) as done:
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
             labels, made = _make(cfg, pipe, batch)
@@ -144,23 +214,38 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
 def _make(cfg: SampleConfig, pipe: LattePipeline, batch: list[int]) -> tuple[list[str], np.ndarray]:
     """Return what to add to the names of these videos, and the videos (B, F, H, W, 3) uint8."""
     config = pipe.net.config
-    given, null = conditions(cfg, config, batch)
-    seeds, sampler, steps = [cfg.seed + k for k in batch], sampler_of(cfg), cfg.sampling_steps
-    with _bar(len(batch) * sampler.calls(steps), "denoising", "call") as bar:
-        latents = pipe.sample_latents(seeds, given, null, steps, sampler, cfg.guidance_scale, bar.update)
-    with _bar(len(batch) * config.num_frames, "decoding", "frame") as bar:
-        made = pipe.decode(latents, bar.update)
-    labels = [f"-class{label}" for label in given] if config.condition == "class" else [""] * len(batch)
-    return labels, made
+    given, size = conditions(cfg, config, batch), sizes(cfg, config, pipe.codec.vae.config.downsampling)
+    default = isinstance(config, LatteT2VConfig) and cfg.sampler is None and not cfg.ddim_sampling
+    made = pipe(
+        **given,
+        **first_frames(cfg, size),
+        seed=[cfg.seed + k for k in batch],
+        video_length=size[0],
+        height=size[1],
+        width=size[2],
+        num_inference_steps=cfg.sampling_steps,
+        sampler=None if default else cfg.solver,
+        eta=cfg.eta,
+        guidance_scale=cfg.guidance_scale,
+        feature_cache=cfg.feature_cache,
+        output_type="uint8",
+        progress=device.current().rank == 0,
+    ).frames
+    return [suffix(given, row) for row in range(len(batch))], made
 
 
-def _bar(total: int, what: str, unit: str, leave: bool = False) -> tqdm:
-    return tqdm(total=total, desc=what, unit=unit, leave=leave, smoothing=0.1, disable=device.current().rank > 0)
+def suffix(given: dict[str, Any], row: int) -> str:
+    """Return what a video's condition adds to the name of its file: safe characters, whatever the prompt holds."""
+    if "class_labels" in given:
+        return f"-class{given['class_labels'][row]}"
+    words = re.sub(r"[^a-z0-9]+", "-", given["prompt"][row].lower()).strip("-") if "prompt" in given else ""
+    return f"-{words[:LONGEST_NAME].strip('-')}" if words else ""
 
 
 def summary(pipe: LattePipeline) -> str:
     """Return one line on the time of a network call, the time that compiling took, and the peak of memory."""
-    first, later = pipe.step_seconds[0], pipe.step_seconds[1:]
+    seconds = pipe.latents.step_seconds
+    first, later = seconds[0], seconds[1:]
     call = float(np.median(later)) if later else first
     compiling = f", compile {max(first - call, 0):.1f} s" if later else " (compile included)"
     return f"{call:.3f} s a network call{compiling}, peak memory {device.peak_memory() / GIB:.2f} GiB"
@@ -172,23 +257,34 @@ def dry_run(cfg: SampleConfig) -> str:
     Raises UserError for everything that `build_pipeline` and `run` would raise it for.
     """
     device.compute_dtype(cfg.dtype)
-    vae = check_vae(cfg.vae_checkpoint)
-    config = check_model(cfg.checkpoint, **model_options(cfg, vae))
-    check_fit(cfg, config, vae)
+    if is_t2v_folder(cfg.checkpoint):
+        check_text_to_video(cfg)
+        parts = find_parts(cfg.checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
+        vae, config = check_vae(parts.vae), check_t2v(parts.network)
+        load_tokenizer(parts.prompts / "tokenizer")
+    else:
+        check_classes(cfg)
+        vae = check_vae(cfg.vae_checkpoint)
+        config = check_model(cfg.checkpoint, **model_options(cfg, vae))
+        check_fit(cfg, config, vae)
     conditions(cfg, config, video_numbers(cfg))
+    size = sizes(cfg, config, vae.downsampling)
+    first_frames(cfg, size)
     folder = next(
         path for path in (Path(cfg.output_path).resolve(), *Path(cfg.output_path).resolve().parents) if path.exists()
     )
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"output_path {cfg.output_path} cannot be written")
     need, free = estimate_memory(cfg, config, vae), device.free_memory()
-    h, w = (size * vae.downsampling for size in config.latent_size)
+    is_labels, scale = isinstance(config, LatteConfig), guidance(cfg, config)
+    depth = config.depth if is_labels else 2 * config.num_layers
+    kind = (config.condition or "none") if is_labels else "prompts"
     lines = [
-        f"{cfg.checkpoint}: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, "
-        f"patch {config.patch_size}, condition {config.condition or 'none'}",
-        f"{cfg.num_samples} videos of {config.num_frames} frames, {w} x {h} pixels, {cfg.sampling_steps} "
-        f"{cfg.solver} steps, guidance {cfg.guidance_scale:g}, "
-        f"on {device.current().target} in {cfg.dtype}",
+        f"{cfg.checkpoint}: depth {depth}, width {config.hidden_size}, {config.num_heads} heads, "
+        f"patch {config.patch_size}, condition {kind}",
+        f"{cfg.num_samples * len(cfg.prompts or [None])} videos of {size[0]} frames, {size[2]} x {size[1]} pixels, "
+        f"{cfg.sampling_steps} {cfg.solver if is_labels else cfg.sampler or 'usual'} steps, guidance "
+        f"{scale:g}, on {device.current().target} in {cfg.dtype}",
         f"memory: about {need / GIB:.1f} GiB" + (f" of {free / GIB:.1f} GiB free" if free else ""),
     ]
     if free and need > free:
@@ -196,18 +292,24 @@ def dry_run(cfg: SampleConfig) -> str:
     return "\n".join(lines)
 
 
-def estimate_memory(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConfig) -> int:
+def estimate_memory(cfg: SampleConfig, config: LatteConfig | LatteT2VConfig, vae: AutoencoderConfig) -> int:
     """Return about how many bytes sampling takes at its peak: weights, a block, and the decoder.
 
-    The run time keeps the memory of the denoising steps while it decodes.
+    The run time keeps the memory of the denoising steps while it decodes. A text encoder works before, and its memory
+    is given back.
     """
-    b = cfg.batch_size * (1 if cfg.guidance_scale == 1 else 2) if device.current().batches_videos else 1
-    d, patches, frames = config.hidden_size, config.grid[0] * config.grid[1], config.num_frames
-    text = math.prod(CLIP_TEXT) * d if config.condition == "text" else 0
-    weights = 4 * (config.depth * 18 * d * d + 2 * d * d + 256 * d + text)
-    scores = b * config.num_heads * patches * frames * max(patches, frames)
-    block = b * patches * frames * d * BYTES_TOKEN + scores * BYTES_SCORE
+    frames, height, width = sizes(cfg, config, vae.downsampling)
+    batches = device.current().batches_videos
+    b = cfg.batch_size * (2 if guidance(cfg, config) != 1 else 1) if batches else 1
+    d, patches = config.hidden_size, height * width // (vae.downsampling * config.patch_size) ** 2
+    if isinstance(config, LatteT2VConfig):
+        numbers = config.num_layers * 28 * d * d + 7 * d * d
+        tokens = patches * frames if batches else min(patches * frames, device.TOKENS_PER_CALL)
+    else:
+        text = math.prod(CLIP_TEXT) * d if config.condition == "text" else 0
+        numbers, tokens = config.depth * 18 * d * d + 2 * d * d + 256 * d + text, patches * frames
+    block = b * tokens * d * BYTES_TOKEN + b * config.num_heads * tokens * max(patches, frames) * BYTES_SCORE
     slice_frames = min(cfg.vae_slice or device.current().frames_per_slice, b * frames)
-    pixels = config.latent_size[0] * config.latent_size[1] * vae.downsampling**2
+    pixels = min(height * width, cfg.vae_tile**2 or math.inf)
     decoder = slice_frames * pixels * vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)] * BYTES_PIXEL
-    return BYTES_BASE + weights + block + decoder
+    return int(BYTES_BASE + numbers * (1 if cfg.quantize else 4) + block + decoder)

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import imageio.v3 as iio
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from latte.errors import UserError
 from latte.files import atomic_path
@@ -110,6 +110,49 @@ def save_video(frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("
             save_png_frames(frames, target)
         written.append(target)
     return written
+
+
+def export_to_gif(frames: Sequence[Image.Image] | np.ndarray, path: str | Path, fps: int = 8) -> Path:
+    """Write one video of a pipeline, in whatever form it returned it, as an animated gif, and return the path.
+
+    frames: PIL images, float (F, H, W, 3) from 0 to 1, or uint8. Raises UserError if the file cannot be written.
+    """
+    save_gif(_as_bytes(frames), path, fps)
+    return Path(path)
+
+
+def export_to_video(frames: Sequence[Image.Image] | np.ndarray, path: str | Path, fps: int = 8) -> Path:
+    """Write one video of a pipeline as an H.264 mp4, and return the path; otherwise as `export_to_gif`."""
+    save_mp4(_as_bytes(frames), path, fps)
+    return Path(path)
+
+
+def _as_bytes(frames: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
+    array = np.stack([np.asarray(frame) for frame in frames])
+    return array if array.dtype == np.uint8 else (np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def read_any(path: str | Path) -> np.ndarray:
+    """Read a picture, a video file, or a folder of frames.
+
+    Returns uint8 (F, H, W, 3). Raises UserError if it is missing, broken or empty.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_frames(path)
+    if path.suffix.lower() not in FRAME_SUFFIXES:
+        return read_video(path)
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))[None]
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
+        raise UserError(f"cannot read the picture {path}; it is missing, broken, or not a picture") from error
+
+
+def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return frames (F, H, W, 3) uint8 at another size, cut at the centre to its aspect ratio."""
+    images = [ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.LANCZOS) for frame in frames]
+    return np.stack([np.asarray(image) for image in images])
 
 
 def grid(videos: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:

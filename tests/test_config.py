@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from latte.config import SampleConfig, SamplerName, parse_config, save_config
+from latte.config import SampleConfig, parse_config, save_config
+from latte.config_sampling import SamplerName
 from latte.diffusion.solvers import SOLVERS
 from latte.errors import UserError
 

@@ -27,7 +27,8 @@ def test_day_sunset_and_night_can_be_told_apart(monkeypatch):
     monkeypatch.chdir(ROOT)
     cfg = parse_config(SampleConfig, ["-c", "configs/inference/demo.yaml"])
     pipeline = LattePipeline(load_model(cfg.checkpoint), Codec(load_vae(cfg.vae_checkpoint), None, cfg.vae_slice))
-    videos = pipeline(range(3), np.arange(3), num_inference_steps=15, solver="ddim")
+    made = pipeline(class_labels=[0, 1, 2], seed=range(3), num_inference_steps=15, sampler="ddim", output_type="uint8")
+    videos = made.frames
     day, night, sunset = videos.reshape(3, -1, 3).mean(1)  # the classes are the folders in alphabetical order
     assert day.mean() > sunset.mean() > night.mean() and night.mean() < 90 < 120 < day.mean()
     assert day[2] > day[0] and sunset[0] > sunset[2] + 20

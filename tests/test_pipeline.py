@@ -53,6 +53,12 @@ def options(folder, **changes):
     return SampleConfig(**(base | changes))
 
 
+def latents(pipe, seeds, steps, solver="ddpm", labels=None, **options):
+    given = {"num_videos_per_prompt": len(seeds)} if labels is None else {"class_labels": labels}
+    options = given | options | {"num_inference_steps": steps, "sampler": solver}
+    return pipe(seed=seeds, output_type="latent", progress=False, **options).frames
+
+
 @pytest.mark.parametrize("target", ["CPU", "GPU"])
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
 def test_recorded_loop_through_the_pipeline(codec, solver, target, monkeypatch):
@@ -66,16 +72,8 @@ def test_recorded_loop_through_the_pipeline(codec, solver, target, monkeypatch):
 
     monkeypatch.setattr(NoiseStream, "normal", normal)
     with device.assume(target):
-        latents = LattePipeline(tiny("uncond"), codec).sample_latents([0, 1], None, None, 10, solver, 1.0)
-    assert error(latents, data[f"{solver}10"]) <= 1e-4
-
-
-def test_the_null_condition_can_be_another(codec):
-    pipe = LattePipeline(tiny("class"), codec)
-    same = pipe.sample_latents([1], np.array([2]), np.array([2]), 3, "ddim", 5.0)
-    plain = pipe.sample_latents([1], np.array([2]), None, 3, "ddim", 1.0)
-    guided = pipe.sample_latents([1], np.array([2]), None, 3, "ddim", 5.0)
-    assert error(same, plain) <= 1e-4 and error(guided, plain) > 1e-2
+        made = latents(LattePipeline(tiny("uncond"), codec), [0, 1], 10, solver)
+    assert error(made, data[f"{solver}10"]) <= 1e-4
 
 
 def test_a_rank_without_a_video_ends_well(tmp_path, monkeypatch, capsys):
@@ -103,19 +101,20 @@ def test_one_graph_for_all_steps_blocks_and_halves_of_guidance(codec, monkeypatc
     pipe = LattePipeline(tiny("class"), codec)
     assert len(pipe.net.blocks) == 4
     traces.clear()
-    pipe([1, 2], np.array([0, 1]), num_inference_steps=5, guidance_scale=3.0)
+    latents(pipe, [1, 2], 5, labels=[0, 1], guidance_scale=3.0)
     assert len(traces) == 2  # a spatial and a temporal block, whatever the number of steps, videos and halves
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_video_depends_on_its_seed_alone(solver, codec):
-    labels, bars = np.array([0, 3, 1]), []
+    labels, steps = [0, 3, 1], []
     pipe = LattePipeline(tiny("class"), codec)
-    together = pipe.sample_latents([1, 2, 3], labels, None, 4, solver, 1.0, bars.append)
-    assert sum(bars) == 3 * Sampler(solver).calls(4) == len(pipe.step_seconds)
+    together = latents(pipe, [1, 2, 3], 4, solver, labels, callback_on_step_end=lambda *told: steps.append(told[1]))
+    assert len(pipe.latents.step_seconds) == 3 * Sampler(solver).calls(4)
+    assert steps == 3 * list(range(len(Sampler(solver).steps(4).timesteps)))
     with device.assume("GPU"):
-        batched = LattePipeline(tiny("class"), codec).sample_latents([1, 2, 3], labels, None, 4, solver, 1.0)
-    alone = pipe.sample_latents([3], labels[2:], None, 4, solver, 1.0)
+        batched = latents(LattePipeline(tiny("class"), codec), [1, 2, 3], 4, solver, labels)
+    alone = latents(pipe, [3], 4, solver, labels[2:])
     assert np.array_equal(together[2:], alone) and error(batched, together) <= 1e-4
     assert together.dtype == np.float32 and np.isfinite(together).all() and error(together[0], together[1]) > 0.1
 
@@ -124,21 +123,20 @@ def test_ddpm_without_a_learned_variance(codec):
     """The posterior's variance stands in, unless the learned one is asked for."""
     net = tiny("uncond")
     pipe = LattePipeline(net, codec)
-    fixed = pipe.sample_latents([1], None, None, 3, Sampler("ddpm", variance="fixed_small"), 1.0)
+    fixed = latents(pipe, [1], 3, Sampler("ddpm", variance="fixed_small"))
     narrow = LattePipeline(net, codec)
-    narrow._denoisers[1.0] = lambda x, t: net(x, t)[:, :, :4]
-    assert np.array_equal(narrow.sample_latents([1], None, None, 3, "ddpm", 1.0), fixed)
+    narrow.latents._denoisers[1.0, ()] = lambda x, t: net(x, t)[:, :, :4]
+    assert np.array_equal(latents(narrow, [1], 3), fixed)
     with pytest.raises(UserError, match="predicts variance"):
-        narrow.sample_latents([1], None, None, 3, Sampler("ddpm", variance="learned_range"), 1.0)
+        latents(narrow, [1], 3, Sampler("ddpm", variance="learned_range"))
 
 
 def test_denoising_as_one_graph_gives_the_same(codec):
     """What Ascend and GPU do, a doubled batch in one compiled graph, against the CPU's way."""
-    labels = np.array([0, 3])
-    alone = LattePipeline(tiny("class"), codec).sample_latents([1, 2], labels, None, 5, "ddpm", 3.0)
+    options = {"labels": [0, 3], "guidance_scale": 3.0}
+    alone = latents(LattePipeline(tiny("class"), codec), [1, 2], 5, **options)
     with device.assume("GPU"):
-        pipe = LattePipeline(tiny("class"), codec)
-        together = pipe.sample_latents([1, 2], labels, None, 5, "ddpm", 3.0)
+        together = latents(LattePipeline(tiny("class"), codec), [1, 2], 5, **options)
     assert error(together, alone) <= 1e-5
 
 
@@ -159,10 +157,10 @@ def test_videos_do_not_depend_on_batches_or_ranks(tmp_path, monkeypatch):
 
 def test_labels_are_taken_in_turn_or_drawn_from_the_seed():
     config = tiny("class").config
-    given, null = sampling.conditions(options("x", class_labels=[4, 1]), config, [0, 1, 2, 3])
-    assert given.tolist() == [4, 1, 4, 1] and null is None
-    drawn = [sampling.conditions(options("x"), config, [k])[0][0] for k in range(40)]
-    assert drawn == sampling.conditions(options("x"), config, list(range(40)))[0].tolist()
+    given = sampling.conditions(options("x", class_labels=[4, 1]), config, [0, 1, 2, 3])
+    assert given == {"class_labels": [4, 1, 4, 1]}
+    drawn = [sampling.conditions(options("x"), config, [k])["class_labels"][0] for k in range(40)]
+    assert drawn == sampling.conditions(options("x"), config, list(range(40)))["class_labels"]
     assert set(drawn) == {0, 1, 2, 3, 4}
 
 

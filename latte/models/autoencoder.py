@@ -1,7 +1,6 @@
 """AutoencoderKL of Stable Diffusion (Rombach et al., 2022): images to the moments of their latents, and back.
 
-Layer names are those of diffusers. Inside, images are in the native layout of `latte.ops.conv`; shape comments show
-(N, H, W, C).
+Layer names are those of diffusers. Images are in the native layout of `latte.ops.conv`, in comments (N, H, W, C).
 """
 
 from __future__ import annotations

@@ -274,6 +274,17 @@ class Latte(nn.Cell):
         fits = x.shape[2:] == self.shape[1:] and (images or x.shape[1] == self.shape[0])
         if not fits or t.shape[0] != x.shape[0] or (y is not None and y.shape[0] != x.shape[0]):
             raise ValueError(f"the network takes x (B, *{self.shape}), with a timestep and a condition a video")
+        tokens, context = self.begin(x, t, y)
+        return self.end(self.middle(tokens, context), context)
+
+    def begin(
+        self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None
+    ) -> tuple[ms.Tensor, tuple[ms.Tensor, ms.Tensor]]:
+        """Return the tokens (B, F, T, D) after the first two blocks, and the conditions of the other ones and the end.
+
+        The arguments are those of `construct`, unchecked.
+        """
+        images = x.shape[1] == 1 and self.shape[0] > 1
         x = self.x_embedder(x) + self.pos_embed  # (B, F, T, D)
         x = x.astype(self.dtype)
         c = final_c = self.t_embedder(t)  # (B, D), and so all that is added to it
@@ -281,13 +292,23 @@ class Latte(nn.Cell):
             c = final_c = c + self.y_embedder(y)
         if self.config.condition == "text":  # the official final layer does not see the text
             c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
+        x = self.blocks[0](x, c)  # over T
+        if self.config.depth > 1 and not images:
+            x = x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
+            x = self.blocks[1](x, c)  # over F
+        return x, (c, final_c)
+
+    def middle(self, x: ms.Tensor, context: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
+        """Return the tokens after all blocks but the first two."""
+        images = x.shape[1] == 1 and self.shape[0] > 1
         for i, block in enumerate(self.blocks):
-            if images and block.temporal:
-                continue
-            if i == 1:  # the first temporal block
-                x = x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
-            x = block(x, c)  # over T, then over F, and so on
-        return self.final_layer(x, final_c)  # (B, F, 2C, H, W)
+            if i > 1 and not (images and block.temporal):
+                x = block(x, context[0])  # over T, then over F, and so on
+        return x
+
+    def end(self, x: ms.Tensor, context: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
+        """Return the output (B, F, 2C, H, W) of the last tokens."""
+        return self.final_layer(x, context[1])
 
 
 def named_sizes(name: str) -> dict[str, int]:

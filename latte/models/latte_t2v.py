@@ -283,11 +283,11 @@ class LatteT2V(nn.Cell):
         Raises ValueError if the shapes do not fit.
         """
         tokens, context = self.begin(x, t, text, mask, temporal)
-        return self.end(self.middle(tokens, context, temporal), context, x.shape)
+        return self.end(self.middle(tokens, context, temporal), context)
 
     def begin(
         self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor, temporal: bool = True
-    ) -> tuple[ms.Tensor, tuple[ms.Tensor, ...]]:
+    ) -> tuple[ms.Tensor, tuple]:
         """Return the tokens (B, F, T, D) after the first pair of blocks, and what the other blocks take besides."""
         b, f, c, h, w = x.shape
         config = self.config
@@ -304,11 +304,11 @@ class LatteT2V(nn.Cell):
         if temporal and f > 1:
             x = x + _frames(config.hidden_size, f).astype(x.dtype)  # (1, F, 1, D)
             x = self.temporal_transformer_blocks[0](x, time, None, None)
-        return x, (time, c, text, bias)
+        return x, (time, c, text, bias, grid)
 
-    def middle(self, x: ms.Tensor, context: tuple[ms.Tensor, ...], temporal: bool = True) -> ms.Tensor:
+    def middle(self, x: ms.Tensor, context: tuple, temporal: bool = True) -> ms.Tensor:
         """Return the tokens after all pairs of blocks but the first."""
-        time, _, text, bias = context
+        time, _, text, bias, _ = context
         temporal = temporal and x.shape[1] > 1
         for i in range(1, self.config.num_layers):
             x = self.transformer_blocks[i](x, time, text, bias)
@@ -316,11 +316,11 @@ class LatteT2V(nn.Cell):
                 x = self.temporal_transformer_blocks[i](x, time, None, None)
         return x
 
-    def end(self, x: ms.Tensor, context: tuple[ms.Tensor, ...], shape: tuple[int, ...]) -> ms.Tensor:
-        """Return the output (B, F, out_channels, H, W) of the last tokens; `shape` is that of the latents."""
-        c, patch = context[1], self.config.patch_size
+    def end(self, x: ms.Tensor, context: tuple) -> ms.Tensor:
+        """Return the output (B, F, out_channels, H, W) of the last tokens."""
+        _, c, _, _, grid = context
         shift, scale = self.scale_shift_table[0] + c, self.scale_shift_table[1] + c  # (B, D)
-        return self.head(x, shift, scale, (shape[3] // patch, shape[4] // patch))
+        return self.head(x, shift, scale, grid)
 
 
 @constexpr
