@@ -49,7 +49,7 @@ def complete(cfg: Config) -> Config:
     transformer = root / TRANSFORMER if (root / INDEX).is_file() else root
     home = transformer.parent
     vae = cfg.vae_checkpoint or home / VAE
-    if not Path(vae).exists():
+    if not cfg.vae_checkpoint and not vae.is_dir():
         raise UserError(f"vae_checkpoint is not set, and {home} has no folder {VAE}; name the autoencoder")
     config = check_t2v(transformer)
     downsampling = check_vae(vae).downsampling
