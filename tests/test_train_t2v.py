@@ -139,6 +139,24 @@ def test_the_additions_alone_have_diffusers_names(tuned, tmp_path, monkeypatch):
     assert np.array_equal(peft[f"transformer.{name}.lora_B.weight"], 2 * own[f"{name}.lora_up"])  # alpha / rank
 
 
+def test_merging_keeps_the_dtype_and_the_fingerprint_does_not_depend_on_it():
+    rng = np.random.default_rng(0)
+    base = {"a.weight": rng.normal(size=(6, 5)), "a.bias": rng.normal(size=6), "b.weight": rng.normal(size=(2, 5))}
+    single, half = ({key: values.astype(dtype) for key, values in base.items()} for dtype in (np.float32, np.float16))
+    additions = {"a.lora_down": rng.normal(size=(2, 5)), "a.lora_up": rng.normal(size=(6, 2))}
+    found = lora.merged(half, additions, 0.5, "a file")
+    expected = half["a.weight"].astype(np.float64) + 0.5 * additions["a.lora_up"] @ additions["a.lora_down"]
+    assert found["a.weight"].dtype == np.float16 and np.array_equal(found["a.weight"], expected.astype(np.float16))
+    assert found["b.weight"] is half["b.weight"]
+    assert lora.base_fingerprint(single) == lora.base_fingerprint(half)
+    assert lora.base_fingerprint(single) != lora.base_fingerprint(single | {"a.bias": single["a.bias"] * 1.01})
+    for broken in ({"a.lora_down": additions["a.lora_down"]}, {**additions, "c": additions["a.lora_up"]}):
+        with pytest.raises(UserError, match="not the whole of a network's low-rank additions"):
+            lora.merged(half, broken, 0.5, "a file")
+    with pytest.raises(UserError, match="but the base has no such weight; name the base"):
+        lora.merged(half, {name.replace("a.", "c."): values for name, values in additions.items()}, 0.5, "a file")
+
+
 @pytest.mark.parametrize(
     "given, said",
     [
