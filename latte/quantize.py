@@ -19,6 +19,7 @@ from latte.errors import UserError
 from latte.models.layers import Block, Linear, hold_int8
 from latte.models.t5 import Weight
 from latte.weights.loading import check_state, set_values
+from latte.weights.mapped import let_go
 
 Net = TypeVar("Net", bound=nn.Cell)
 KINDS = ("int8",)
@@ -106,6 +107,7 @@ def quantized_state(
             found[key], found[f"{layer}.scale"] = np.empty(values.shape, np.int8), np.empty(len(values), np.float32)
         else:
             found[key], found[f"{layer}.scale"] = quantized(values, key)
+            let_go(values)
     return found
 
 
@@ -136,6 +138,7 @@ def load_int8(net: Net, tensors: Mapping[str, np.ndarray], source: str | Path) -
     layers = matrices(net)
     for name, layer in layers.items():
         hold_int8(layer, *quantized(tensors[f"{name}.weight"], f"{source}: {name}.weight"))
+        let_go(tensors[f"{name}.weight"])
     done = {f"{name}.{part}" for name in layers for part in ("weight", "scale")}
     set_values({name: p for name, p in net.parameters_and_names() if name not in done}, tensors)
     return net

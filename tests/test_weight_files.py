@@ -14,6 +14,7 @@ from latte.errors import UserError
 from latte.weights import mindspore_file
 from latte.weights.files import CONFIG, read_state_dict, write_state_dict
 from latte.weights.loading import infer_vae_config
+from latte.weights.mapped import let_go
 from latte.weights.names import canonical, kind_of
 from latte.weights.torch_file import read_torch_file
 
@@ -167,3 +168,13 @@ def test_folders_without_one_file_of_weights(tmp_path):
         write_state_dict(tmp_path / name, {"x": np.zeros(1)}, {})
     with pytest.raises(UserError, match=r"several files of weights; name one: a.bin, b.bin"):
         read_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ".bin"])
+def test_pages_that_were_let_go_come_back(tmp_path, suffix):
+    tensors = {f"w{i}": np.arange(count, dtype=np.float32) for i, count in enumerate((5, 3000, 1, 700_000))}
+    write_state_dict(tmp_path / f"x{suffix}", tensors, {})
+    found = read_state_dict(tmp_path / f"x{suffix}").tensors
+    for values in (*found.values(), np.zeros(3), found["w3"][::2]):
+        let_go(values)
+    same(found, tensors)

@@ -16,6 +16,7 @@ from mindspore import nn
 from latte.errors import UserError
 from latte.weights.dtypes import numpy_dtype
 from latte.weights.files import CONFIG
+from latte.weights.mapped import let_go
 from latte.weights.names import kind_of
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the official sizes, by width
@@ -40,6 +41,7 @@ def set_values(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, np.
         dtype = numpy_dtype(str(parameter.dtype).lower())
         # A copy, as the file's pages are read-only and may not be aligned.
         parameter.set_data(ms.Tensor.from_numpy(np.array(tensors[name], dtype, order="C")))
+        let_go(tensors[name])
 
 
 def check_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> None:

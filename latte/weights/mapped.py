@@ -112,3 +112,15 @@ def view(
     if start + (last + 1) * dtype.itemsize > min(stop, len(data)):
         raise ValueError("a tensor that reaches outside its storage")
     return np.ndarray(shape, dtype, data, start, [stride * dtype.itemsize for stride in strides])
+
+
+def let_go(array: np.ndarray) -> None:
+    """Let the pages of a view of a file leave this process; where it is used again, they come back.
+
+    They would leave when memory is short, but until then a loaded network seems to be in memory twice.
+    """
+    data = array.base
+    if isinstance(data, mmap.mmap) and array.flags.c_contiguous and array.nbytes:
+        start = array.ctypes.data - np.frombuffer(data, np.uint8, 1).ctypes.data
+        first = start - start % mmap.PAGESIZE
+        data.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)
