@@ -94,7 +94,7 @@ class SamplingOptions(Options):
     ddim_sampling: bool = False  # the same as sampler: ddim
     eta: float = 0.0  # noise of ddim: 0 = none, 1 = as much as ddpm
     guidance_scale: float | None = None  # classifier-free guidance; 1 = none; null = 7.5 for text to video, else 1
-    feature_cache: float = 0.0  # skip inner blocks while tokens change less than this part, 0 to 0.3; docs/sample.md
+    feature_cache: float = 0.0  # skip inner blocks while tokens change less than this part: 0.02 to 0.1; 0 = never
     class_labels: list[int] | None = None  # one a video, again from the first if too few; null = from each seed
     text_embeddings: str | None = None  # .npz of CLIP's `text` (N, 77, 768) and, for guidance, `null` (77, 768)
     seed: int = 42  # random seed of the first video; the others count up from it

@@ -22,7 +22,7 @@ log = logging.getLogger("latte")
 
 TARGETS = ("Ascend", "GPU", "CPU")  # best first
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
-TOKENS_PER_CALL = 2048  # of a block on CPU: enough for fast products, few enough for little memory
+TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enough to stay in its caches
 ONEDNN_BF16 = 1  # dnnl_fpmath_mode_bf16
 _DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
 

@@ -51,7 +51,7 @@ class LattePipeline:
     - enable_temporal_attentions: without them, and for a single frame, the blocks over frames are left out.
     - frames (n, H, W, 3) uint8: given frames, kept at frame_indices (by default the first) while the others are made
       to go with them.
-    - feature_cache: how much tokens may change for the inner blocks to be skipped, 0 to about 0.3; see `latte.reuse`.
+    - feature_cache: how much tokens may change for the inner blocks to be skipped: 0.02 to 0.1; see `latte.reuse`.
     - callback_on_step_end(pipeline, step, timestep, {"latents": ...}) looks on; it cannot change the latents.
     - decode_chunk_size: frames that the autoencoder takes at once.
     - output_type: "pil", "np", "uint8" or "latent"; see `LatteOutput`.

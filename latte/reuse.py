@@ -29,8 +29,8 @@ class Memory:
 class ReusingDenoiser:
     """What `make_denoiser` returns, with memory: one object denoises one batch of videos from start to end.
 
-    `threshold` is how much the tokens may change, relative to their mean size, for the inner blocks to be skipped: 0.1
-    skips about half of the steps. `calls` and `skipped` count passes through the network.
+    `threshold` is how much the tokens may change, relative to their mean size, for the inner blocks to be skipped: 0.05
+    skips about half of the passes. `calls` and `skipped` count passes through the network.
     """
 
     def __init__(self, parts: tuple[Callable, Callable, Callable], guidance_scale: float, threshold: float):

@@ -24,7 +24,8 @@ from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import CLIP_TEXT, LatteConfig
 from latte.models.latte_t2v import LatteT2VConfig
 from latte.pipeline import T2V_GUIDANCE, LattePipeline
-from latte.text import load_tokenizer
+from latte.quantize import is_quantized
+from latte.text import load_tokenizer, read_t5, t5_bytes
 from latte.video import fit, grid, read_any, save_video
 
 GIB = 2**30
@@ -256,12 +257,14 @@ def dry_run(cfg: SampleConfig) -> str:
 
     Raises UserError for everything that `build_pipeline` and `run` would raise it for.
     """
-    device.compute_dtype(cfg.dtype)
+    compute, encoder = device.compute_dtype(cfg.dtype), 0
     if is_t2v_folder(cfg.checkpoint):
         check_text_to_video(cfg)
         parts = find_parts(cfg.checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
         vae, config = check_vae(parts.vae), check_t2v(parts.network)
         load_tokenizer(parts.prompts / "tokenizer")
+        tensors, t5 = read_t5(parts.prompts / "text_encoder")
+        encoder = t5_bytes(t5, compute, bool(cfg.quantize) or is_quantized(tensors))
     else:
         check_classes(cfg)
         vae = check_vae(cfg.vae_checkpoint)
@@ -275,7 +278,7 @@ def dry_run(cfg: SampleConfig) -> str:
     )
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"output_path {cfg.output_path} cannot be written")
-    need, free = estimate_memory(cfg, config, vae), device.free_memory()
+    need, free = estimate_memory(cfg, config, vae, encoder), device.free_memory()
     is_labels, scale = isinstance(config, LatteConfig), guidance(cfg, config)
     depth = config.depth if is_labels else 2 * config.num_layers
     kind = (config.condition or "none") if is_labels else "prompts"
@@ -292,11 +295,13 @@ def dry_run(cfg: SampleConfig) -> str:
     return "\n".join(lines)
 
 
-def estimate_memory(cfg: SampleConfig, config: LatteConfig | LatteT2VConfig, vae: AutoencoderConfig) -> int:
+def estimate_memory(
+    cfg: SampleConfig, config: LatteConfig | LatteT2VConfig, vae: AutoencoderConfig, encoder: int = 0
+) -> int:
     """Return about how many bytes sampling takes at its peak: weights, a block, and the decoder.
 
-    The run time keeps the memory of the denoising steps while it decodes. A text encoder works before, and its memory
-    is given back.
+    The run time keeps the memory of the denoising steps while it decodes. A text encoder of `encoder` bytes works
+    before, and its memory is given back.
     """
     frames, height, width = sizes(cfg, config, vae.downsampling)
     batches = device.current().batches_videos
@@ -304,12 +309,12 @@ def estimate_memory(cfg: SampleConfig, config: LatteConfig | LatteT2VConfig, vae
     d, patches = config.hidden_size, height * width // (vae.downsampling * config.patch_size) ** 2
     if isinstance(config, LatteT2VConfig):
         numbers = config.num_layers * 28 * d * d + 7 * d * d
-        tokens = patches * frames if batches else min(patches * frames, device.TOKENS_PER_CALL)
     else:
         text = math.prod(CLIP_TEXT) * d if config.condition == "text" else 0
-        numbers, tokens = config.depth * 18 * d * d + 2 * d * d + 256 * d + text, patches * frames
+        numbers = config.depth * 18 * d * d + 2 * d * d + 256 * d + text
+    tokens = patches * frames if batches else min(patches * frames, max(device.TOKENS_PER_CALL, patches))
     block = b * tokens * d * BYTES_TOKEN + b * config.num_heads * tokens * max(patches, frames) * BYTES_SCORE
     slice_frames = min(cfg.vae_slice or device.current().frames_per_slice, b * frames)
     pixels = min(height * width, cfg.vae_tile**2 or math.inf)
     decoder = slice_frames * pixels * vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)] * BYTES_PIXEL
-    return int(BYTES_BASE + numbers * (1 if cfg.quantize else 4) + block + decoder)
+    return int(BYTES_BASE + numbers * (1 if cfg.quantize else 4) + max(block + decoder, encoder))

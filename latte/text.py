@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import logging
 import os
 from pathlib import Path
@@ -17,8 +16,8 @@ from latte import device
 from latte.errors import UserError
 from latte.models.t5 import T5Config, T5Encoder, own_names
 from latte.quantize import check_kind, empty_int8, holds_int8, is_quantized, load_int8
-from latte.weights.files import CONFIG, read_state_dict
-from latte.weights.loading import load_state
+from latte.weights.files import read_state_dict
+from latte.weights.loading import load_state, read_config
 
 log = logging.getLogger("latte")
 MAX_LENGTH = 120  # tokens of a prompt that Latte-1 was trained with
@@ -36,7 +35,7 @@ def load_t5(folder: str | Path, dtype: str = "fp32", quantize: str | None = None
     kind, compute = check_kind(quantize), device.compute_dtype(dtype)
     tensors, config = read_t5(folder)
     as_int8 = bool(kind) or is_quantized(tensors)
-    _warn_of_memory(config, 4 if compute == ms.float32 else 2, as_int8)
+    _warn_of_memory(t5_bytes(config, compute, as_int8))
     net = T5Encoder(config, compute)
     net.set_train(False)
     (load_int8 if as_int8 else load_state)(net, tensors, str(folder))
@@ -49,19 +48,18 @@ def read_t5(folder: str | Path) -> tuple[dict[str, np.ndarray], T5Config]:
     Raises UserError if it cannot be read, or the configuration is not that of a T5 of version 1.1.
     """
     state = read_state_dict(folder)
-    if CONFIG not in state.metadata:
-        raise UserError(f"{folder} has no config.json beside its weights; download the whole text_encoder folder")
-    source = f"the config.json of {folder}"
-    try:
-        described = json.loads(state.metadata[CONFIG])
-    except ValueError:
-        raise UserError(f"{source} is not JSON; download it again") from None
-    return own_names(state.tensors), T5Config.from_json(described, source)
+    described = read_config(state.metadata, folder)
+    return own_names(state.tensors), T5Config.from_json(described, f"the config.json of {folder}")
 
 
-def _warn_of_memory(config: T5Config, size: int, as_int8: bool) -> None:
-    matrices, free = config.matrices, device.free_memory()
-    needed = (config.parameters - matrices) * size + matrices * (1 if as_int8 else size)
+def t5_bytes(config: T5Config, compute: ms.Type, as_int8: bool) -> int:
+    """Return about how much memory the weights take in a dtype; those of float16's last products stay float32."""
+    size = 4 if compute == ms.float32 else 2
+    return (config.parameters - config.matrices) * size + config.matrices * (1 if as_int8 else size)
+
+
+def _warn_of_memory(needed: int) -> None:
+    free = device.free_memory()
     if free is not None and needed > free:
         log.warning(
             "the text encoder needs %.1f GB of memory and %.1f GB are free; the system may stop this process",

@@ -31,7 +31,7 @@ LAYERS = {
 }
 NO_NEIGHBOURS = {2}
 DEVICE_WORDS = {"Ascend", "GPU", "CPU"}
-KNOWS_DEVICES = ("latte/device.py", "latte/ranks.py", "latte/ops/", "latte/config", "tools/benchmark.py", "tests/")
+KNOWS_DEVICES = ("latte/device.py", "latte/ranks.py", "latte/ops/", "latte/config", "tools/benchmark", "tests/")
 KNOWS_TORCH = ("tests/make_", "tools/benchmark_torch.py")
 RUNS_CODE = re.compile(r"(builtins\.)?(eval|exec)|(pickle|dill)\.(load|loads|Unpickler)|yaml\.(full_|unsafe_)?load")
 CONFIGS = {"inference": "SampleConfig", "training": "TrainConfig", "training/data": "DataConfig"}

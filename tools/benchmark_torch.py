@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark import EMA_DECAY, LATENT_SCALE, LEARNING_RATE, WEIGHTS, clips, inputs, save, timed, work
+from benchmark import CAPTION, EMA_DECAY, LATENT_SCALE, LEARNING_RATE, WEIGHTS, clips, inputs, save, timed, work
 from PIL import Image
 
 
@@ -123,6 +123,28 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _t2v(job: dict[str, Any]) -> dict[str, Any]:
+    from diffusers import LatteTransformer3DModel
+
+    torch.set_num_threads(job["threads"])
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    sizes = {"in_channels": 4, "out_channels": 8, "num_layers": 28, "cross_attention_dim": 1152, "patch_size": 2}
+    blocks = {"activation_fn": "gelu-approximate", "attention_bias": True, "norm_type": "ada_norm_single"}
+    norms = {"num_embeds_ada_norm": 1000, "norm_elementwise_affine": False, "norm_eps": 1e-6}
+    more = {"caption_channels": CAPTION, "attention_head_dim": 72, "sample_size": job["size"]}
+    net = LatteTransformer3DModel(**sizes, **blocks, **norms, **more, video_length=job["frames"]).eval()
+    folder = Path(job["folder"]) / WEIGHTS["t2v"]
+    if not folder.exists():
+        net.save_pretrained(folder, max_shard_size="20GB")
+    data = {name: torch.from_numpy(value) for name, value in inputs(job).items()}
+    x, t = data["x"].transpose(1, 2).contiguous(), torch.tensor([500])
+    outs = []
+    result = timed(lambda i: outs.append(net(x, t, data["text"], return_dict=False)[0]), job["steps"])
+    save(job, "t2v_out", outs[-1].transpose(1, 2).numpy())
+    return result
+
+
 def stand_in_for_timm() -> None:
     """Give the official model the two classes it takes from timm, where torchvision, which timm needs, is missing."""
 
@@ -155,4 +177,4 @@ def stand_in_for_timm() -> None:
 
 
 if __name__ == "__main__":
-    work({"step": _step, "vae": _vae, "train": _train, "cache": _cache}, json.loads(sys.argv[2]))
+    work({"step": _step, "vae": _vae, "train": _train, "cache": _cache, "t2v": _t2v}, json.loads(sys.argv[1]))

@@ -139,6 +139,7 @@ class TransformerBlock(Block):
         self.mlp = Mlp(width, init)
         self.adaLN_modulation = nn.SequentialCell(SiLU(), Linear(width, 6 * width, zeros))
         self.heads, self.temporal, self.flash = heads, temporal, flash
+        self.independent_axis = 2 if temporal else 1  # patches do not see each other there, and frames here
 
     def weights(self) -> tuple[ms.Parameter, ...]:
         """Return the parameters in the order of `transformer_block`."""
