@@ -44,7 +44,8 @@ def linear(x: ms.Tensor, weight: ms.Tensor | tuple, bias: ms.Tensor | None = Non
     """
     if isinstance(weight, tuple) and len(weight) == 4:
         matrix, down, up, factor = weight
-        return linear(x, matrix, bias) + factor * _affine(_affine(x, down, None), up, None)
+        added = factor * _affine(_affine(x, down, None), up, None)  # the factor may come as a float32 tensor
+        return linear(x, matrix, bias) + added.astype(x.dtype)
     if isinstance(weight, tuple):
         return _int8_affine(x, weight[0], weight[1], bias)
     return _affine(x, weight, bias)
