@@ -151,10 +151,12 @@ class HoldingOptions(Options):
 
     init_frames: str | None = None  # picture, video, or folder of frames whose last frames the videos begin with
     init_count: int = 1  # how many of them
+    init_strength: float = 0.6  # how far the other frames may leave the last given one: 0 = not at all, 1 = all the way
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "init_count", 1)
+        in_range(self, "init_strength", 0.01, 1)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -37,6 +37,7 @@ class Request:
     latents: np.ndarray | None = None  # (B, F, C, h, w) standard normal noise in place of the seeds' first
     held: np.ndarray | None = None  # (B, n, C, h, w) latents of given frames
     held_frames: Sequence[int] = ()  # their places
+    strength: float = 1.0  # below 1: begin with the given frames in all places, with this part of the noise's way to go
     feature_cache: float = 0.0  # see `ReusingDenoiser`; 0 = every block in every step
 
     def one(self, number: int) -> Request:
@@ -50,6 +51,13 @@ class Request:
             latents=None if self.latents is None else self.latents[rows],
             held=None if self.held is None else self.held[rows],
         )
+
+
+def nearest(request: Request) -> np.ndarray:
+    """Return latents (B, F, C, h, w) that repeat, in every place, the given frame that is nearest to it."""
+    places = np.asarray(request.held_frames)
+    rows = [int(np.abs(places - frame).argmin()) for frame in range(request.shape[0])]
+    return request.held[:, rows]
 
 
 class LatentSampler:
@@ -85,7 +93,8 @@ class LatentSampler:
         if request.held is not None:
             steps = request.sampler.steps(request.num_inference_steps)
             model = holding(model, request.held, request.held_frames, steps)
-        walk = request.sampler.sample(model, latents, request.num_inference_steps, stream)
+        begin = nearest(request) if request.held is not None else None
+        walk = request.sampler.sample(model, latents, request.num_inference_steps, stream, begin, request.strength)
         for step, latents in enumerate(walk):  # noqa: B020, the noise is not needed any more
             callback(step, latents)
         if isinstance(denoise, ReusingDenoiser):

@@ -50,7 +50,8 @@ class LattePipeline:
     - mask_feature: attend to the prompt's own tokens only, not to those that fill it up.
     - enable_temporal_attentions: without them, and for a single frame, the blocks over frames are left out.
     - frames (n, H, W, 3) uint8: given frames, kept at frame_indices (by default the first) while the others are made
-      to go with them.
+      to go with them. With a strength below 1 the others begin as copies of the nearest given one, with that part of
+      the noise's way before them: they keep more of it, and move less.
     - feature_cache: how much tokens may change for the inner blocks to be skipped: 0.02 to 0.1; see `latte.reuse`.
     - callback_on_step_end(pipeline, step, timestep, {"latents": ...}) looks on; it cannot change the latents.
     - decode_chunk_size: frames that the autoencoder takes at once.
@@ -128,6 +129,7 @@ class LattePipeline:
         decode_chunk_size: int | None = None,
         frames: np.ndarray | None = None,
         frame_indices: Sequence[int] | None = None,
+        strength: float = 1.0,
         feature_cache: float = 0.0,
         callback_on_step_end: StepCallback | None = None,
         progress: bool = True,
@@ -151,7 +153,8 @@ class LattePipeline:
             settings=(enable_temporal_attentions and shape[0] > 1,) if self.takes_text else (),
             latents=latents,
             feature_cache=feature_cache,
-            **self._held(frames, frame_indices, shape, count),
+            strength=strength,
+            **self._held(frames, frame_indices, shape, count, strength),
         )
         made = self._sample(request, callback_on_step_end, progress)
         if output_type == "latent":
@@ -174,13 +177,13 @@ class LattePipeline:
         return np.stack(videos)
 
     def _sample(self, request: Request, callback: StepCallback | None, progress: bool) -> np.ndarray:
-        timesteps = request.sampler.steps(request.num_inference_steps).timesteps.tolist()
+        timesteps = request.sampler.steps(request.num_inference_steps, request.strength).timesteps.tolist()
 
         def after(step: int, latents: np.ndarray) -> None:
             if callback and callback(self, step, timesteps[step], {"latents": latents.copy()}):
                 raise UserError("callback_on_step_end returned something, but latents cannot be changed on their way")
 
-        total = len(request.seeds) * request.sampler.calls(request.num_inference_steps)
+        total = len(request.seeds) * request.sampler.calls(request.num_inference_steps, request.strength)
         with _bar(progress, total, "denoising", "call") as bar:
             return self.latents.sample(request, bar.update, after)
 
@@ -221,10 +224,16 @@ class LattePipeline:
                 raise UserError(f"{name} is {value} in this network, but {asked} is asked for; load it for other sizes")
         return config.num_frames, config.in_channels, h, w
 
-    def _held(self, frames: Any, indices: Sequence[int] | None, shape: tuple, count: int) -> dict[str, Any]:
+    def _held(
+        self, frames: Any, indices: Sequence[int] | None, shape: tuple, count: int, strength: float
+    ) -> dict[str, Any]:
         """Return the latents of given frames, for all videos, and their places."""
         if frames is None:
+            if strength != 1:
+                raise UserError(f"strength {strength:g} says how much of given frames to keep; give frames")
             return {}
+        if not 0 < strength <= 1:
+            raise UserError(f"strength must be above 0 and at most 1; it is {strength:g}")
         frames, side = np.asarray(frames), self.codec.vae.config.downsampling
         places = list(range(len(frames))) if indices is None else [int(place) for place in indices]
         size = (shape[2] * side, shape[3] * side, 3)

@@ -168,7 +168,7 @@ def first_frames(cfg: SampleConfig, size: tuple[int, int, int]) -> dict[str, np.
         raise UserError(
             f"init_count is {cfg.init_count}, but {cfg.init_frames} has {len(given)} frames and a video {size[0]}"
         )
-    return {"frames": fit(given[-cfg.init_count :], *size[1:])}
+    return {"frames": fit(given[-cfg.init_count :], *size[1:]), "strength": cfg.init_strength}
 
 
 def _text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

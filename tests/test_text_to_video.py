@@ -115,6 +115,19 @@ def test_given_frames_stay(pipe, solver):
     assert error(made[0, 2:], pipe("x", **options).frames[0, 2:]) > 1e-5  # the other frames have seen them
 
 
+def test_strength_keeps_more_of_the_given_frames(pipe):
+    given = np.full((1, 16, 16, 3), 200, np.uint8)
+    options = SHORT | {"video_length": 3, "num_inference_steps": 10, "sampler": "dpmpp_2m", "frames": given}
+    clean, calls = pipe("x", **options).frames[:, :1], []
+    near, far = (pipe("x", strength=strength, **options).frames[:, 1:] for strength in (0.2, 1.0))
+    assert np.abs(near - clean).mean() < np.abs(far - clean).mean() / 2
+    pipe("x", strength=0.2, callback_on_step_end=lambda *told: calls.append(told[2]), **options)
+    assert calls == sorted(calls, reverse=True) and len(calls) == 2 and calls[0] < 200
+    for wrong in ({"strength": 0.0}, {"strength": 0.5, "frames": None}):
+        with pytest.raises(UserError, match="strength"):
+            pipe("x", **(options | wrong))
+
+
 def test_the_walk_itself_leads_to_the_given_frames(pipe, monkeypatch):
     """Not only the last line, which puts them in exactly."""
     given, ends = np.full((1, 16, 16, 3), 200, np.uint8), []

@@ -110,8 +110,17 @@ class Sampler:
         """Whether it draws noise on its way."""
         return self.solver.adds_noise or self.eta > 0.0
 
-    def steps(self, num_steps: int | str) -> Steps:
-        """Return the walk of that many steps; raises UserError if there is none."""
+    def steps(self, num_steps: int | str, strength: float = 1.0) -> Steps:
+        """Return the walk of that many steps, or its end from a strength on; raises UserError if there is none."""
+        steps = self._whole(num_steps)
+        if strength == 1.0:
+            return steps
+        steps = steps.from_strength(strength)
+        if len(steps.timesteps) < self.solver.fewest and not self.skip_prk_steps:
+            raise UserError(f"{self.name} begins with Runge-Kutta: ask for more steps, or a strength nearer to 1")
+        return steps
+
+    def _whole(self, num_steps: int | str) -> Steps:
         solver, spacing = self.solver, self.spacing or self.solver.spacing
         alphas_cumprod = np.cumprod(1.0 - BETAS[self.beta_schedule](1000, self.beta_start, self.beta_end))
         timesteps = choose_timesteps(num_steps, spacing, solver.grid, self.steps_offset, len(alphas_cumprod))
@@ -124,23 +133,34 @@ class Sampler:
         sigma = steps.sigmas[0]
         return Steps(timesteps, alphas_cumprod, steps.final_alpha, sigma / (1.0 + sigma**2) ** 0.5)
 
-    def calls(self, num_steps: int | str) -> int:
-        """Return how often that many steps call the network."""
-        return self.solver.calls(len(self.steps(num_steps).timesteps), self)
+    def calls(self, num_steps: int | str, strength: float = 1.0) -> int:
+        """Return how often that many steps call the network, or those that are left of them; see `sample`."""
+        return self.solver.calls(len(self.steps(num_steps, strength).timesteps), self)
 
     def sample(
-        self, model: Model, x: np.ndarray, num_steps: int | str, noises: Iterator[np.ndarray] | None = None
+        self,
+        model: Model,
+        x: np.ndarray,
+        num_steps: int | str,
+        noises: Iterator[np.ndarray] | None = None,
+        begin: np.ndarray | None = None,
+        strength: float = 1.0,
     ) -> Iterator[np.ndarray]:
         """Walk from noise to data and yield x after each step, the last x being the clean latents.
 
         `model(x, t)` takes x (B, F, C, H, W) float32 of the variance preserving process (DDPM eq. 4) and one timestep,
         not always whole, and returns the predicted noise and maybe variance values (B, F, C or 2C, H, W). `x` is
         standard normal noise; `noises` gives more of it where it is needed (see `adds_noise`), and may be None where
-        not. Raises UserError for too many or too few steps and ValueError if noise is missing.
+        not. With `begin`, clean latents (B, F, C, H, W), and a `strength` below 1, the walk starts from them with as
+        much noise as belongs there (SDEdit, Meng et al., 2022). Raises UserError for too many or too few steps and
+        ValueError if noise is missing.
         """
-        steps, options = self.steps(num_steps), {name: getattr(self, name) for name in self.solver.options}
+        options = {name: getattr(self, name) for name in self.solver.options}
+        steps = self.steps(num_steps, strength)
         sigmas = steps.sigmas
         y = x.astype(np.float32) * (steps.start_scale * (1.0 + sigmas[0] ** 2) ** 0.5)
+        if strength != 1.0 and begin is not None:
+            y = begin + np.float32(sigmas[0]) * x.astype(np.float32)
         walk = self.solver.function(Network(model), y, steps, _missing() if noises is None else noises, **options)
         for sigma, y in zip(sigmas[1:], walk, strict=True):
             yield y * (1.0 / (1.0 + sigma**2) ** 0.5)

@@ -41,6 +41,12 @@ class Steps:
         table = np.log(_sigma(self.alphas_cumprod))
         return float(np.interp(np.log(sigma), table, np.arange(len(table))))
 
+    def from_strength(self, strength: float) -> Steps:
+        """Return the end of the walk, that begins at this part of the noise's way, 0 to 1; one step is always left."""
+        first = np.count_nonzero(self.timesteps >= strength * len(self.alphas_cumprod))
+        kept = self.timesteps[min(first, len(self.timesteps) - 1) :]
+        return Steps(kept, self.alphas_cumprod, self.final_alpha)
+
     def walk(self) -> list[tuple[float, float, float]]:
         """Return for each step the sigma where it starts, the sigma where it ends, and its timestep."""
         sigmas = self.sigmas

@@ -234,8 +234,7 @@ class Latte(nn.Cell):
         width = config.hidden_size
         self.config = config
         self.shape = (config.num_frames, config.in_channels, *config.latent_size)
-        self.dtype = dtype  # of the tokens inside the blocks
-        self.flash = flash  # the fused attention kernel
+        self.dtype, self.flash = dtype, flash  # of the tokens inside the blocks; the fused attention kernel
         self._graph = None
         self.prepared = False  # whether the weights are as `dtype` and `flash` want them
         sizes = (config.in_channels, width, config.patch_size)
