@@ -99,7 +99,8 @@ def test_large_images_split_the_fused_kernels_batch(tmp_path):
     assert Counter(node.op for node in found)["FlashAttentionScore"] == 1 + 2
 
 
-@pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_a_training_step_is_one_graph(dtype, tmp_path):
     """O2: blocks in half precision forward and backward; norms, loss, gradients, AdamW and the average in float32."""
     depth = 2

@@ -195,6 +195,7 @@ def test_a_start_in_the_middle_goes_on_with_the_same_batches_from_any_number_of_
     assert same(whole, batches(folders, 2, 0, 6, workers=2))
 
 
+@pytest.mark.slow
 def test_workers_start_after_a_computation_and_leave_nothing_behind(folders):
     assert float(ms.ops.ones((4, 4)).sum().asnumpy()) == 16
     before = {child.pid for child in psutil.Process().children(recursive=True)}

@@ -81,6 +81,7 @@ def test_parts_one_after_another_are_the_whole(net, monkeypatch):
     assert error(net(*args), whole) <= 1e-6
 
 
+@pytest.mark.slow
 def test_wider_heads_change_nothing():
     config = LatteT2VConfig(4, 12, num_layers=1, cross_attention_dim=48, sample_size=8, caption_channels=32)
     net, args = LatteT2V(config, seed=1), inputs(recorded("latte_t2v"))

@@ -236,6 +236,7 @@ def test_other_kinds_are_refused():
             load(FOLDER / "transformer", quantize="int4")
 
 
+@pytest.mark.slow
 def test_wider_heads_change_nothing():
     config = LatteT2VConfig(4, 12, num_layers=1, cross_attention_dim=48, sample_size=8, caption_channels=32)
     net = quantize(LatteT2V(config, seed=1))

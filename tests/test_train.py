@@ -84,6 +84,7 @@ def run_of(path):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_behind(folders, tmp_path):
     options = {"data_folder": folders, "condition": "class", "num_classes": 2, "sample_videos": 2, "sample_steps": 2}
     done = train(**options, output_path=tmp_path, max_steps=4, ckpt_save_interval=2, ckpt_max_keep=1, num_workers=2)

@@ -99,6 +99,7 @@ def test_accumulated_batches_are_one_large_batch():
     assert farthest(weights(one), weights(two)) < 1e-6
 
 
+@pytest.mark.slow
 def test_half_precision_follows_float32_and_an_overflow_halves_the_scale():
     exact, call_exact = build(small())
     half, call = build(small(ms.float16), loss_scale=2.0**16, loss_scale_window=3)
@@ -199,6 +200,7 @@ def test_learning_rates():
     assert line == pytest.approx(1 - np.arange(10) / 10, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_create_model_trains_too():
     net = create_model("Latte-S/2", hidden_size=32, depth=1, num_heads=2, input_size=4, num_frames=3)
     step, call = build(net)

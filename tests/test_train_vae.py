@@ -79,6 +79,7 @@ def trained(tool, images, tmp_path_factory):
     return target
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_the_log_says_so(trained):
     rows = rows_of(trained.with_suffix(".csv"))
     assert [int(row["step"]) for row in rows] == [3, 6, 9, 12]
@@ -86,6 +87,7 @@ def test_the_loss_falls_and_the_log_says_so(trained):
     assert [bool(row["held_out_psnr"]) for row in rows] == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_the_file_loads_and_holds_what_was_measured(tool, trained, images):
     vae = latte.load_vae(trained)
     state, last = read_state_dict(trained), rows_of(trained.with_suffix(".csv"))[-1]
