@@ -98,6 +98,7 @@ def test_group_norm_with_a_large_mean_and_upsampling():
         assert np.array_equal(result, x.repeat(2, 2).repeat(2, 3))
 
 
+@pytest.mark.slow
 def test_an_autoencoder_without_attention_and_quant_convolutions(tmp_path):
     config = AutoencoderConfig(
         block_out_channels=(16, 16),

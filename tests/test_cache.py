@@ -91,6 +91,7 @@ def test_both_formats_give_the_same_batches_whatever_the_segments(videos, tmp_pa
     assert (batches["numpy"][0][0].shape, len(batches["numpy"])) == ((2, 6, 8, 8, 8), 6)
 
 
+@pytest.mark.slow
 def test_the_loss_from_the_cache_is_that_from_the_videos(videos, tmp_path):
     cfg = TrainConfig(**SMALL, **NETWORK, data_folder=str(videos), max_steps=100, start_learning_rate=0)
     training = build(cfg)  # on CPU its step begins with moments; learning nothing, it can be called again and again

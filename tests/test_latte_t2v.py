@@ -42,6 +42,7 @@ def test_forward(net, temporal, name):
     assert error(net(*inputs(data), temporal), video(data[name])) <= 1e-5
 
 
+@pytest.mark.slow
 def test_forward_as_one_graph_of_the_accelerators_form(net):
     data = recorded("latte_t2v")
     with device.assume("GPU"):
@@ -114,6 +115,7 @@ def test_temporal_decoder():
     assert error(vae.decode(ms.Tensor(data["z"])), data["decoded_temporal"]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_temporal_decoder_in_the_accelerators_layout():
     data = recorded("vae")
     with device.assume("GPU"):

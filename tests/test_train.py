@@ -108,7 +108,7 @@ def test_a_run_leaves_everything_behind(folders, tmp_path):
     "options",
     [
         slow({"data_layout": "video_files", "transform": "resize_crop", "random_flip": True, "use_recompute": True}),
-        {"data_layout": "class_folders", "condition": "class", "num_classes": 2, "images_per_video": 2},
+        slow({"data_layout": "class_folders", "condition": "class", "num_classes": 2, "images_per_video": 2}),
         slow(
             {
                 "data_layout": "csv",

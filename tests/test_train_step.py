@@ -117,6 +117,7 @@ def test_half_precision_follows_float32_and_an_overflow_halves_the_scale():
     assert int(half.step.asnumpy()) == 6 and np.isfinite(half.sums.asnumpy()).all()
 
 
+@pytest.mark.slow
 def test_nothing_changes_when_float32_overflows():
     step, call = build(small())
     before, infinite = weights(step), batch()
