@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Check the style and run the tests, in a .venv that is made when it is missing:
 #     scripts/test.sh [arguments of pytest]
-# With CI=true the slow tests follow.
+# With CI=true the slow tests follow, without those marked long.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/venv.sh
@@ -13,5 +13,5 @@ export PYTHONUNBUFFERED=1
 "$VENV_PYTHON" -m pytest "$@"
 
 if [[ "${CI:-}" == "true" ]]; then
-    "$VENV_PYTHON" -m pytest -m "slow and not ascend and not gpu"
+    "$VENV_PYTHON" -m pytest -m "slow and not long and not ascend and not gpu"
 fi

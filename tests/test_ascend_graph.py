@@ -16,6 +16,7 @@ from latte.models.latte import Latte, LatteConfig
 from latte.models.precision import prepare
 from latte.training.step import StepOptions, TrainStep
 
+SLOW, LONG = pytest.mark.slow, pytest.mark.long
 MINDIR_NAMES = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 
 
@@ -43,8 +44,10 @@ def check_blocks(found, depth, dtype):
     assert count["LayerNorm"] == 2 * depth + 1
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("depth", [2, pytest.param(28, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype, depth",
+    [("fp16", 2), ("bf16", 2), pytest.param("fp16", 28, marks=SLOW), pytest.param("bf16", 28, marks=[SLOW, LONG])],
+)
 def test_latte_xl_with_flash_attention(dtype, depth, tmp_path):
     with device.assume("Ascend"):
         net = create_model("Latte-XL/2", dtype=dtype, enable_flash_attention=True, depth=depth)

@@ -15,7 +15,7 @@ from latte.data.demo import make_clip
 from latte.errors import UserError
 from latte.video import fit, read_any, read_video, save_png_frames
 
-SLOW = pytest.mark.slow
+SLOW, LONG = pytest.mark.slow, [pytest.mark.slow, pytest.mark.long]
 FOLDER = FIXTURES / "latte_t2v"
 QUIET = {"progress": False, "output_type": "latent"}
 SHORT = QUIET | {"num_inference_steps": 2, "video_length": 2, "seed": 5}
@@ -102,7 +102,7 @@ def test_seeds_and_generators(pipe):
     assert np.array_equal(a, b) and not np.array_equal(a, pipe("x", **(SHORT | {"seed": None})).frames)
 
 
-@pytest.mark.parametrize("solver", ["unipc", *(pytest.param(name, marks=SLOW) for name in ("ddim", "ddpm", "heun"))])
+@pytest.mark.parametrize("solver", ["unipc", *(pytest.param(name, marks=LONG) for name in ("ddim", "ddpm", "heun"))])
 def test_given_frames_stay(pipe, solver):
     given = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
     options = SHORT | {"video_length": 4, "num_inference_steps": 8, "sampler": solver, "guidance_scale": 1.0}

@@ -29,6 +29,9 @@ def cache(data, tmp_path_factory):
         return cached(data, tmp_path_factory.mktemp("t2v") / "cache", patch)
 
 
+HALF = {"dtype": "fp16", "gradient_accumulation_steps": 2, "use_recompute": True}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainable", ["all", "temporal"])
 def test_whole_checkpoints(trainable, data, cache, tmp_path, monkeypatch):
@@ -57,7 +60,7 @@ def test_whole_checkpoints(trainable, data, cache, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("given", [{}, {"dtype": "fp16", "gradient_accumulation_steps": 2, "use_recompute": True}])
+@pytest.mark.parametrize("given", [{}, pytest.param(HALF, marks=pytest.mark.long)])
 def test_killed_and_resumed_is_the_uninterrupted_run(given, data, cache, tmp_path):
     cfg = options(data, cache_folder=cache, trainable="lora", max_steps=16, ckpt_save_interval=3, **given)
 
