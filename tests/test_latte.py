@@ -87,6 +87,7 @@ def test_loss_and_gradients():
     assert abs(norm / float(data["grad_global_norm"]) - 1) <= 1e-4
 
 
+@pytest.mark.slow
 def test_wider_heads_change_nothing():
     data = recorded("latte_class")
     wide = create_model("Latte-S/2", hidden_size=48, depth=2, num_heads=4, input_size=8, num_frames=4, seed=3)

@@ -94,6 +94,7 @@ def test_wider_heads_change_nothing():
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("fp16", 5e-3)])
+@pytest.mark.slow
 def test_half_precision(dtype, tolerance):
     data = recorded("latte_t2v")
     net = load_t2v(FOLDER / "transformer", dtype=dtype)

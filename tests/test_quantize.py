@@ -163,6 +163,7 @@ def test_the_text_encoder(tmp_path):
     assert half.shared.weight.dtype == ms.float16 and error(half(*text_inputs()), found) <= 5e-3
 
 
+@pytest.mark.slow
 def test_prompts_and_release():
     encoder = load_text_encoder(FOLDER, quantize="int8")
     hidden, mask = encoder.encode(["a dog", "a cat"])

@@ -55,6 +55,7 @@ def test_output_types(pipe, tmp_path):
     assert read_video(export_to_video(floats, tmp_path / "a.mp4")).shape == ints.shape
 
 
+@pytest.mark.slow
 def test_prompts_and_embeddings_are_the_same(pipe):
     prompts = ["a dog", "A DOG ", "", "🦊 ../../etc/passwd", "a dog"]
     made = pipe(prompts, guidance_scale=3.0, **(SHORT | {"seed": [5, 5, 6, 7, 5]})).frames
@@ -84,6 +85,7 @@ def test_five_hundred_words(pipe, caplog):
     assert "longer than 120 tokens" in caplog.text
 
 
+@pytest.mark.slow
 def test_sizes_and_lengths(pipe):
     assert pipe("x", height=24, width=8, **(SHORT | {"video_length": 7})).frames.shape == (1, 7, 4, 12, 4)
     image = pipe("x", **(SHORT | {"video_length": 1})).frames
