@@ -92,11 +92,13 @@ def check_text_to_video(cfg: SampleConfig) -> None:
 
 def check_classes(cfg: SampleConfig) -> None:
     """Raise UserError if options are given that only a text-to-video folder takes, or the autoencoder is missing."""
-    if not cfg.vae_checkpoint:
-        raise UserError("vae_checkpoint is not set; name a file in the YAML or with --vae_checkpoint")
+    if not Path(cfg.checkpoint).exists():
+        raise UserError(f"{cfg.checkpoint} does not exist; check the name of the checkpoint")
     for name in ("prompts", "height", "width", "quantize", "enable_vae_temporal_decoder", "negative_prompt"):
         if getattr(cfg, name):
             raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
+    if not cfg.vae_checkpoint:
+        raise UserError("vae_checkpoint is not set; name a file in the YAML or with --vae_checkpoint")
 
 
 def check_fit(cfg: SampleConfig, config: LatteConfig, vae: AutoencoderConfig) -> None:
