@@ -18,7 +18,7 @@ from latte.models.latte_t2v import LatteT2V, LatteT2VConfig, config_from_json
 from latte.models.precision import prepare, widened
 from latte.models.temporal_decoder import AutoencoderKLTemporalDecoder
 from latte.quantize import check_int8, check_kind, is_quantized, load_int8
-from latte.weights.files import read_state_dict
+from latte.weights.files import StateFile, read_state_dict
 from latte.weights.loading import (
     adapt_latte,
     check_state,
@@ -145,9 +145,14 @@ def check_vae(path: str | Path) -> AutoencoderConfig:
 
 def _read_vae(path: str | Path) -> tuple[AutoencoderKL, dict[str, np.ndarray]]:
     state = read_state_dict(path)
+    return empty_vae(state, path), state.tensors
+
+
+def empty_vae(state: StateFile, path: str | Path) -> AutoencoderKL:
+    """Return the autoencoder that weights are for, in memory that is not touched; raises UserError if they are none."""
     config = infer_vae_config(state.tensors, state.metadata, source=str(path))
     kind = AutoencoderKLTemporalDecoder if config["temporal_decoder"] else AutoencoderKL
-    return kind(AutoencoderConfig(**config), seed=None), state.tensors
+    return kind(AutoencoderConfig(**config), seed=None)
 
 
 def check_model(path: str | Path, weights: str | None = None, **asked: int | str | None) -> LatteConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,21 +11,19 @@ import numpy as np
 from mindspore import nn
 from tqdm import tqdm
 
+from latte.checkpoint import empty_vae
 from latte.errors import UserError
 from latte.files import atomic_folder, check_new_folder, sync
-from latte.models import AutoencoderKL
-from latte.models.autoencoder import AutoencoderConfig
+from latte.folders import INDEX, read_json
 from latte.models.latte_t2v import LatteT2V, config_from_json
 from latte.models.t5 import T5Config, T5Encoder, own_names
-from latte.models.temporal_decoder import AutoencoderKLTemporalDecoder
 from latte.quantize import check_int8, check_kind, is_quantized, matrices, quantized_state
 from latte.text import VOCABULARIES
 from latte.weights.convert import summary
 from latte.weights.files import StateFile, read_state_dict, write_state_dict
-from latte.weights.loading import check_state, infer_vae_config, read_config
+from latte.weights.loading import check_state, read_config
 from latte.weights.names import T2V_KIND, kind_of
 
-INDEX = "model_index.json"
 FORMS = ("ckpt", "safetensors", "bin")
 KINDS = {  # of the components that have weights, as `names.kind_of` calls them
     "transformer": T2V_KIND,
@@ -106,12 +103,7 @@ def _read_index(source: Path) -> Path:
     index = source / INDEX
     if not index.is_file():
         raise UserError(f"{source} is no folder with a {INDEX}; name the one that holds transformer, vae, text_encoder")
-    try:
-        described = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError:
-        described = None
-    if not isinstance(described, dict):
-        raise UserError(f"{index} is not valid; download it again")
+    read_json(index)
     return index
 
 
@@ -156,9 +148,7 @@ def _network(name: str, state: StateFile, folder: Path) -> nn.Cell:
         return LatteT2V(config_from_json(described, source), seed=None)
     if name == "text_encoder":
         return T5Encoder(T5Config.from_json(described, source))
-    config = infer_vae_config(state.tensors, state.metadata, source=str(folder))
-    kind = AutoencoderKLTemporalDecoder if config["temporal_decoder"] else AutoencoderKL
-    return kind(AutoencoderConfig(**config), seed=None)
+    return empty_vae(state, folder)
 
 
 def _check_space(target: Path, needed: int) -> None:

@@ -54,10 +54,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         yield temporary
         for folder in (temporary, *(inner for inner in temporary.rglob("*") if inner.is_dir())):
-            _sync_folder(folder)
+            sync_folder(folder)
         temporary.chmod(0o777 & ~_umask())  # those of mkdtemp are private
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -81,7 +81,7 @@ def check_new_folder(path: str | Path) -> Path:
     return path
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:

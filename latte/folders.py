@@ -63,10 +63,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; raises UserError if there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from None
+    except ValueError:
+        values = None
     if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object; {REMEDY}")
+        raise UserError(f"{path} is not valid; {REMEDY}")
     return values
 
 

@@ -146,7 +146,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_old_ones(tmp_path, monkeypatc
 def test_the_folder_is_synced_before_old_ones_go(tmp_path, monkeypatch):
     save(tmp_path, 1, keep_last=1)
     seen = []
-    monkeypatch.setattr(checkpoints, "_sync_folder", lambda folder: seen.append(Checkpoints(folder).steps()))
+    monkeypatch.setattr(checkpoints, "sync_folder", lambda folder: seen.append(Checkpoints(folder).steps()))
     save(tmp_path, 2, keep_last=1)
     assert seen == [[1, 2]] and Checkpoints(tmp_path).steps() == [2]
 

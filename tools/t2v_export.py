@@ -21,6 +21,7 @@ from tqdm import tqdm
 from latte.checkpoint import check_t2v
 from latte.errors import UserError, run_main
 from latte.files import atomic_folder, check_new_folder, sync
+from latte.folders import INDEX
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig, config_from_json
 from latte.weights import lora
 from latte.weights.convert import summary
@@ -28,7 +29,7 @@ from latte.weights.files import StateFile, read_state_dict
 from latte.weights.loading import check_state, read_config
 from latte.weights.safetensors_file import write_safetensors
 
-INDEX, TRANSFORMER = "model_index.json", "transformer"
+TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LINKED = 2**20  # bytes from which a file is linked rather than copied: nobody edits weights in place
 

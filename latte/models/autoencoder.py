@@ -282,8 +282,7 @@ class Encoder(Coder):
         for i, width in enumerate(widths):
             sizes = [widths[max(i - 1, 0)]] + [width] * config.layers_per_block
             resnets = [ResnetBlock(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
-            last = i == len(widths) - 1
-            stages.append(Stage(resnets, down=None if last else Conv(width, width, 3, init, stride=2)))
+            stages.append(Stage(resnets, down=Conv(width, width, 3, init, stride=2) if i < len(widths) - 1 else None))
         self.down_blocks = nn.CellList(stages)
         self.mid_block = MidBlock(widths[-1], config, init)
 
@@ -298,17 +297,18 @@ class Encoder(Coder):
 class Decoder(Coder):
     """Latents to images of eight times the size."""
 
+    resnet_type, mid_type = ResnetBlock, MidBlock
+
     def __init__(self, config: AutoencoderConfig, init: Initializers):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         super().__init__((config.latent_channels, widths[0], widths[-1], config.out_channels), groups, init)
         stages = []
         for i, width in enumerate(widths):
             sizes = [widths[max(i - 1, 0)]] + [width] * (config.layers_per_block + 1)
-            resnets = [ResnetBlock(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
-            last = i == len(widths) - 1
-            stages.append(Stage(resnets, up=None if last else UpsampleConv(width, width, 3, init)))
+            resnets = [self.resnet_type(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
+            stages.append(Stage(resnets, up=UpsampleConv(width, width, 3, init) if i < len(widths) - 1 else None))
         self.up_blocks = nn.CellList(stages)
-        self.mid_block = MidBlock(widths[0], config, init)
+        self.mid_block = self.mid_type(widths[0], config, init)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the native images of native latents."""

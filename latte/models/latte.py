@@ -19,6 +19,7 @@ from latte.models.layers import (
     Embedding,
     Initializers,
     Linear,
+    Network,
     PatchEmbed,
     SiLU,
     parameter,
@@ -218,7 +219,7 @@ class LabelEmbedder(nn.Cell):
         return self.embedding_table(y)
 
 
-class Latte(nn.Cell):
+class Latte(Network):
     """The network: noisy latents, timesteps and a condition to the noise and the interpolation of its variance."""
 
     def __init__(
@@ -235,7 +236,6 @@ class Latte(nn.Cell):
         self.config = config
         self.shape = (config.num_frames, config.in_channels, *config.latent_size)
         self.dtype, self.flash = dtype, flash  # of the tokens inside the blocks; the fused attention kernel
-        self._graph = None
         self.prepared = False  # whether the weights are as `dtype` and `flash` want them
         sizes = (config.in_channels, width, config.patch_size)
         self.x_embedder = PatchEmbed(sizes, patch_embedder == "conv", init)
@@ -251,14 +251,6 @@ class Latte(nn.Cell):
             [TransformerBlock(width, config.num_heads, i % 2 == 1, self.flash, init) for i in range(config.depth)]
         )
         self.final_layer = FinalLayer(config)
-
-    def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
-        """Return `construct` of the inputs, as one compiled graph where the compile scope is the step."""
-        if device.current().compile_scope != "step":
-            return super().__call__(*inputs)
-        if self._graph is None:
-            self._graph = device.compile_step(self.construct)
-        return self._graph(*inputs)
 
     def construct(self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None) -> ms.Tensor:
         """Predict the noise in `x` and the interpolation of its variance.

@@ -15,11 +15,10 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.primitive import constexpr
 
-from latte import device
 from latte.errors import UserError
 from latte.models import embeddings
 from latte.models.latte import FREQUENCIES
-from latte.models.layers import Block, Initializers, Linear, PatchEmbed, TokensToLatents, parameter
+from latte.models.layers import Block, Initializers, Linear, Network, PatchEmbed, TokensToLatents, parameter
 from latte.ops import attention, gelu, linear, modulated_norm, self_attention, silu
 
 FIXED = {  # what every LatteTransformer3DModel has and this one computes; another value is another network
@@ -229,7 +228,7 @@ class CaptionProjection(nn.Cell):
         return self.linear_2(gelu(self.linear_1(text)))
 
 
-class LatteT2V(nn.Cell):
+class LatteT2V(Network):
     """The network: noisy latents, timesteps and text to the noise and the interpolation of its variance."""
 
     def __init__(
@@ -246,7 +245,6 @@ class LatteT2V(nn.Cell):
         self.dtype = dtype  # of the tokens inside the blocks
         self.flash = flash  # the fused attention kernel
         self.prepared = False  # whether the weights are as `dtype` and `flash` want them
-        self._graph = None
         sizes = (config.in_channels, width, config.patch_size)
         self.pos_embed = PatchEmbed(sizes, patch_embedder == "conv", init)
         self.transformer_blocks = nn.CellList(
@@ -263,14 +261,6 @@ class LatteT2V(nn.Cell):
         self.proj_out = Linear(width, config.patch_size**2 * config.out_channels, init.normal)
         object.__setattr__(self, "head", TokensToLatents(self.proj_out, config.patch_size))
         self.set_train(False)
-
-    def __call__(self, *inputs: Any) -> ms.Tensor:
-        """Return `construct` of the inputs, as one compiled graph where the compile scope is the step."""
-        if device.current().compile_scope != "step":
-            return super().__call__(*inputs)
-        if self._graph is None:
-            self._graph = device.compile_step(self.construct)
-        return self._graph(*inputs)
 
     def construct(
         self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor, temporal: bool = True

@@ -176,6 +176,22 @@ class Block(nn.Cell):
         return device.call_block(self.forward, inputs, self.weights(), self.settings(), self.independent_axis)
 
 
+class Network(nn.Cell):
+    """A cell that is called as one compiled graph where the compile scope is the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._graph: Callable | None = None
+
+    def __call__(self, *inputs: Any) -> ms.Tensor:
+        """Return `construct` of the inputs."""
+        if device.current().compile_scope != "step":
+            return super().__call__(*inputs)
+        if self._graph is None:
+            self._graph = device.compile_step(self.construct)
+        return self._graph(*inputs)
+
+
 class PatchEmbed(Block):
     """Latents (B, F, C, H, W) to tokens (B, F, T, D); `sizes` are channels, width and patch size."""
 

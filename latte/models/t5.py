@@ -18,9 +18,8 @@ from mindspore import nn
 from mindspore.common.np_dtype import bfloat16
 from mindspore.ops.primitive import constexpr
 
-from latte import device
 from latte.errors import UserError
-from latte.models.layers import Block, parameter
+from latte.models.layers import Block, Network, parameter
 from latte.ops import attention, gelu, linear, lookup, rms_norm
 
 MASKED = float(np.finfo(np.float32).min)  # what a mask adds to the scores of padding
@@ -233,7 +232,7 @@ class Stack(nn.Cell):
         self.final_layer_norm = Weight(config.d_model)
 
 
-class T5Encoder(nn.Cell):
+class T5Encoder(Network):
     """Tokens of texts to vectors; its memory is empty until weights are loaded (`latte.text.load_t5`)."""
 
     def __init__(self, config: T5Config, dtype: ms.Type = ms.float32):
@@ -241,15 +240,6 @@ class T5Encoder(nn.Cell):
         self.config, self.dtype = config, dtype
         self.shared = Weight(config.vocab_size, config.d_model, dtype=dtype)
         self.encoder = Stack(config, dtype)
-        self._graph = None
-
-    def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
-        """Return `construct` of the inputs, as one compiled graph where the compile scope is the step."""
-        if device.current().compile_scope != "step":
-            return super().__call__(*inputs)
-        if self._graph is None:
-            self._graph = device.compile_step(self.construct)
-        return self._graph(*inputs)
 
     def construct(self, input_ids: ms.Tensor, attention_mask: ms.Tensor) -> ms.Tensor:
         """Return what the encoder makes of texts.

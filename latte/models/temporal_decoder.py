@@ -13,10 +13,8 @@ from latte.models.autoencoder import (
     AttentionBlock,
     AutoencoderConfig,
     AutoencoderKL,
-    Coder,
+    Decoder,
     ResnetBlock,
-    Stage,
-    UpsampleConv,
     resnet_block,
 )
 from latte.models.layers import Block, Initializers, Norm, parameter, zeros
@@ -134,28 +132,18 @@ class VideoMidBlock(nn.Cell):
         return x
 
 
-class TemporalDecoder(Coder):
+class TemporalDecoder(Decoder):
     """Latents of one video to its frames, of eight times the size."""
 
+    resnet_type, mid_type = VideoResnetBlock, VideoMidBlock
+
     def __init__(self, config: AutoencoderConfig, init: Initializers):
-        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
-        super().__init__((config.latent_channels, widths[0], widths[-1], config.out_channels), groups, init)
-        self.mid_block = VideoMidBlock(widths[0], config, init)
-        stages = []
-        for i, width in enumerate(widths):
-            sizes = [widths[max(i - 1, 0)]] + [width] * (config.layers_per_block + 1)
-            resnets = [VideoResnetBlock(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
-            last = i == len(widths) - 1
-            stages.append(Stage(resnets, up=None if last else UpsampleConv(width, width, 3, init)))
-        self.up_blocks = nn.CellList(stages)
+        super().__init__(config, init)
         self.time_conv_out = FrameConvOut(config.out_channels, init)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the native frames of native latents."""
-        x = self.mid_block(self.conv_in(x))  # (F, h, w, widths[-1])
-        for stage in self.up_blocks:
-            x = stage(x)  # (F, 2 h, 2 w, width), but for the last one
-        return self.time_conv_out(self.head(x))  # (F, 8 h, 8 w, 3)
+        return self.time_conv_out(super().construct(x))  # (F, 8 h, 8 w, 3)
 
 
 class AutoencoderKLTemporalDecoder(AutoencoderKL):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from latte.errors import UserError
+from latte.files import sync_folder
 from latte.weights.files import write_state_dict
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
 
@@ -54,7 +54,7 @@ class Checkpoints:
             self._make_room(sum(array.nbytes for arrays in (state, weights) for array in arrays.values()))
             write_state_dict(weights_file, weights, metadata, progress)
             write_safetensors(self._state_file(step), state, metadata, progress)
-            _sync_folder(self.folder)  # before older ones go: a power cut must not find neither
+            sync_folder(self.folder)  # before older ones go: a power cut must not find neither
             self._prune(step)
         except OSError as error:
             raise UserError(f"cannot write a checkpoint to {self.folder}: {error.strerror}") from error
@@ -100,12 +100,3 @@ class Checkpoints:
 
     def _state_file(self, step: int) -> Path:
         return self.folder / f"state-{step:08d}.safetensors"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the names of the files in a folder are on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

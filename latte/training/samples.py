@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte import device
 from latte.codec import Codec
 from latte.data.loader import TrainingSource
-from latte.diffusion.noise import NoiseStream
-from latte.diffusion.samplers import make_denoiser
 from latte.diffusion.solvers import Sampler
+from latte.generate import LatentSampler, Request
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -49,35 +46,13 @@ def sample_videos(
 ) -> np.ndarray:
     """Return `count` videos (count, F, H, W, 3) uint8 of DDIM; video k has the seed k. `shape` is (F, L, h, w)."""
     scale = guidance_scale if conditions else 1.0
-    batched = device.current().batches_videos
-    denoise = device.compile_step(make_denoiser(net, scale, batched))
-    size, videos = count if batched else 1, []
-    for first in range(0, count, size):
-        part = slice(first, first + size)
-        inputs = [values[part] for values in (*conditions, *(nulls if scale != 1 else ()))]
-        latents = _denoised(denoise, inputs, range(first, first + size), shape, steps, on_step)
-        videos += [codec.decode(video) for video in latents]
-    return np.stack(videos)
-
-
-def _denoised(
-    denoise: Callable,
-    inputs: list[np.ndarray],
-    seeds: range,
-    shape: tuple[int, ...],
-    steps: int,
-    on_step: Callable[[int], Any],
-) -> np.ndarray:
-    """Return scaled latents (B, F, L, h, w)."""
-    tensors = [ms.Tensor(np.ascontiguousarray(values)) for values in inputs]
-
-    def model(x: np.ndarray, t: float) -> np.ndarray:
-        out = denoise(ms.Tensor(x), ms.Tensor(np.full(len(x), t, np.float32)), *tensors).asnumpy()
-        on_step(len(x))
-        return out
-
-    stream = NoiseStream(seeds, shape)
-    latents = stream.normal()
-    for x in Sampler("ddim").sample(model, latents, steps, stream):
-        latents = x
-    return latents
+    request = Request(
+        seeds=range(count),
+        shape=shape,
+        conditions=conditions,
+        null=nulls if scale != 1 else (),
+        num_inference_steps=steps,
+        sampler=Sampler("ddim"),
+        guidance_scale=scale,
+    )
+    return np.stack([codec.decode(video) for video in LatentSampler(net).sample(request, on_step)])

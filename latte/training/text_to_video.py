@@ -20,6 +20,7 @@ from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.data.cache import TEXT
 from latte.data.captions import Captions, read_captions
 from latte.errors import UserError
+from latte.folders import is_t2v_folder
 from latte.models.latte_t2v import FIXED, LatteT2V
 from latte.models.precision import prepare
 from latte.models.tuning import choose_trained, follow
@@ -30,7 +31,7 @@ from latte.weights.loading import load_state
 
 log = logging.getLogger("latte")
 Config = TypeVar("Config", bound=TrainConfig)
-INDEX, TRANSFORMER, VAE, ENCODER = "model_index.json", "transformer", "vae", "text_encoder"
+TRANSFORMER, VAE, ENCODER = "transformer", "vae", "text_encoder"
 PROMPTS_AT_ONCE = 8  # of the text encoder on an accelerator; a CPU takes one
 
 
@@ -40,13 +41,13 @@ def complete(cfg: Config) -> Config:
     pretrained_model_path becomes the transformer's folder. Raises UserError if the folder is not whole.
     """
     if cfg.model_name != TEXT_TO_VIDEO:
-        if cfg.pretrained_model_path and (Path(cfg.pretrained_model_path) / INDEX).is_file():
+        if is_t2v_folder(cfg.pretrained_model_path):
             raise UserError(f"{cfg.pretrained_model_path} is a text-to-video folder; set model_name: {TEXT_TO_VIDEO}")
         return cfg
     root = Path(cfg.pretrained_model_path)
     if not root.exists():
         raise UserError(f"pretrained_model_path {root} does not exist; name the folder of a Latte-1")
-    transformer = root / TRANSFORMER if (root / INDEX).is_file() else root
+    transformer = root / TRANSFORMER if is_t2v_folder(root) else root
     home = transformer.parent
     vae = cfg.vae_checkpoint or home / VAE
     if not cfg.vae_checkpoint and not vae.is_dir():
@@ -100,7 +101,7 @@ def captions_for(cfg: TrainConfig, captions: Sequence[str]) -> Captions:
     A dry run makes none. Raises UserError if there are no captions, or the embeddings do not fit the network.
     """
     _check_any(captions)
-    width = check_t2v(cfg.pretrained_model_path).caption_channels
+    width = read_t2v(cfg.pretrained_model_path)[1].caption_channels  # `complete` has checked the weights
     file = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
     if file:
         found, _ = read_captions(file)
@@ -140,7 +141,7 @@ def store_captions(cfg: TrainConfig, captions: Sequence[str], stored: type) -> N
     Raises UserError as `captions_for` does.
     """
     _check_any(captions)
-    check_encoder(cfg.text_encoder_path, check_t2v(cfg.pretrained_model_path).caption_channels)
+    check_encoder(cfg.text_encoder_path, read_t2v(cfg.pretrained_model_path)[1].caption_channels)
     path, encoder = Path(cfg.cache_folder) / TEXT, encoder_fingerprint(cfg.text_encoder_path)
     if path.exists():
         there, made_by = read_captions(path)
