@@ -27,7 +27,7 @@ from latte.models.layers import (
     zeros,
 )
 from latte.models.precision import prepare
-from latte.ops import gelu, linear, modulated_norm, self_attention, silu
+from latte.ops import gated, gelu, linear, modulated_norm, self_attention, silu
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
 PATCHES = (2, 4, 8)
@@ -104,11 +104,11 @@ def transformer_block(  # the weights are arguments, so that all blocks share on
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, (qkv_weight, qkv_bias), (proj_weight, proj_bias), heads, scale, temporal, flash)
-    x = x + gate_attn.reshape(b, 1, 1, d) * y
+    x = gated(x, gate_attn, y)
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
     y = linear(gelu(linear(y, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)  # (B, F, T, 4D) -> (B, F, T, D)
-    return x + gate_mlp.reshape(b, 1, 1, d) * y
+    return gated(x, gate_mlp, y)
 
 
 class Attention(nn.Cell):

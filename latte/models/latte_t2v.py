@@ -19,7 +19,7 @@ from latte.errors import UserError
 from latte.models import embeddings
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Block, Initializers, Linear, Network, PatchEmbed, TokensToLatents, parameter
-from latte.ops import attention, gelu, linear, modulated_norm, self_attention, silu
+from latte.ops import attention, gated, gelu, linear, modulated_norm, self_attention, silu
 
 FIXED = {  # what every LatteTransformer3DModel has and this one computes; another value is another network
     "activation_fn": "gelu-approximate",
@@ -106,7 +106,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash)
-    x = x + gate_attn.astype(x.dtype).reshape(b, 1, 1, d) * y
+    x = gated(x, gate_attn, y)
 
     if text is not None:  # without a norm, as in PixArt-alpha; all frames attend to the one text
         q = linear(x, *attn2[0]).reshape(b, f * t, -1)  # (B, F T, D)
@@ -115,7 +115,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
     y = linear(gelu(linear(y, *ff[0])), *ff[1])  # (B, F, T, 4D) -> (B, F, T, D)
-    return x + gate_mlp.astype(x.dtype).reshape(b, 1, 1, d) * y
+    return gated(x, gate_mlp, y)
 
 
 class Attention(nn.Cell):

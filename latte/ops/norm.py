@@ -5,10 +5,13 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops.target import channels_last, on_cpu
+from latte.ops.target import Operator, channels_last, on_cpu
 
 _bias_add = ops.BiasAdd()
+_tile = ops.Tile()
 _batched = ops.BatchMatMul()
+_rows_batched = ops.BatchMatMul(transpose_b=True)
+_columns_batched = ops.BatchMatMul(transpose_a=True)
 
 _layer_norm_6 = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
 
@@ -27,12 +30,75 @@ def modulated_norm(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tenso
     """
     batch, width = shift.shape
     shift, scale = shift.astype(ms.float32), scale.astype(ms.float32)
-    if on_cpu() and batch == 1:
-        # One video: the modulation is the norm's own weight and bias, so it costs no pass over the tokens.
-        gamma, beta = 1 + scale.reshape(width), shift.reshape(width)
-        return _layer_norm_6(x.astype(ms.float32), gamma, beta)[0].astype(x.dtype)
+    if on_cpu():
+        rows = x.astype(ms.float32).reshape(batch, -1, width)
+        return _cpu_modulated_norm(rows, shift, scale)[0].reshape(x.shape).astype(x.dtype)
     shift, scale = shift.reshape(batch, 1, 1, width), scale.reshape(batch, 1, 1, width)
     return (layer_norm(x) * (1 + scale) + shift).astype(x.dtype)
+
+
+class _CpuModulatedNorm(Operator):
+    """The adaptive norm of x (B, R, D) with a gradient that is mostly matrix products.
+
+    The kernel of LayerNorm's gradient takes four times as long, and every operation that broadcasts keeps two tables of
+    indices, four times as large as its result, for ever: so columns and rows are multiplied out or tiled.
+    """
+
+    def construct(self, x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        batch, rows, width = x.shape
+        if batch == 1:  # the modulation is the norm's own weight and bias, so it costs no pass over the tokens
+            return _layer_norm_6(x, 1 + scale.reshape(width), shift.reshape(width))
+        y, mean, var = _layer_norm_6(x, ops.ones((width,), ms.float32), ops.zeros((width,), ms.float32))
+        return y * repeat_rows(1 + scale, rows) + repeat_rows(shift, rows), mean, var
+
+    def bprop(self, x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor, out: tuple, d: tuple) -> tuple:
+        batch, rows, width = x.shape
+        dy, mean, var = d[0], out[1].reshape(batch, rows, 1), out[2].reshape(batch, rows, 1)
+        r = ops.rsqrt(var + 1e-6)  # (B, R, 1)
+        gamma, product = (1 + scale).reshape(batch, 1, width), dy * x
+        mean_g = _rows_batched(dy, gamma) / width  # (B, R, 1), of g = gamma dy
+        mean_gx = r * (_rows_batched(product, gamma) / width - mean * mean_g)  # of g times the normed x
+        of_x = r * r * mean_gx
+        constant = r * mean_g - of_x * mean
+        ones = ops.ones((batch, 1, width), ms.float32)
+        dx = dy * _batched(r, gamma) - x * _batched(of_x, ones) - _batched(constant, ones)
+        shifted = r * mean
+        dscale = _columns_batched(product, r) - _columns_batched(dy, shifted)  # (B, D, 1)
+        dshift = _columns_batched(dy, ops.ones((batch, rows, 1), ms.float32))
+        return dx, dshift.reshape(batch, width), dscale.reshape(batch, width)
+
+
+_cpu_modulated_norm = _CpuModulatedNorm()
+
+
+def gated(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
+    """Return x + gate * y for x, y (B, F, T, D) and a gate (B, D), in the dtype of `x`."""
+    gate = gate.astype(x.dtype)
+    if on_cpu():
+        return _cpu_gated(x, gate, y)
+    return x + gate.reshape(gate.shape[0], 1, 1, -1) * y
+
+
+class _CpuGated(Operator):
+    """x + gate * y without broadcasting."""
+
+    def construct(self, x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
+        b, f, t, d = x.shape
+        return x + y * repeat_rows(gate, f * t).reshape(b, f, t, d)
+
+    def bprop(self, x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
+        batch, f, t, width = x.shape
+        ones = ops.ones((batch, f * t, 1), x.dtype)
+        dgate = _columns_batched((d * y).reshape(batch, f * t, width), ones).reshape(batch, width)
+        return d, dgate, d * repeat_rows(gate, f * t).reshape(d.shape)
+
+
+_cpu_gated = _CpuGated()
+
+
+def repeat_rows(row: ms.Tensor, count: int) -> ms.Tensor:
+    """Return (B, count, D) of a row (B, D) each."""
+    return _tile(row.reshape(row.shape[0], 1, row.shape[1]), (1, count, 1))
 
 
 def rms_norm(x: ms.Tensor, weight: ms.Tensor, eps: float) -> ms.Tensor:

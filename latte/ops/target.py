@@ -22,6 +22,12 @@ def multiplies_int8(dtype: ms.Type) -> bool:
 
 
 @constexpr
+def attends_in_blocks() -> bool:
+    """Return whether exact attention goes block by block; where a fused kernel exists, that is what saves memory."""
+    return not device.current().flash_attention
+
+
+@constexpr
 def channels_last() -> bool:
     """Return whether images are (N, H, W, C) in the graph being compiled."""
     return device.current().channels_last

@@ -8,6 +8,7 @@ from mindcv.scheduler import create_scheduler
 from mindspore import nn, ops
 
 from latte.errors import UserError
+from latte.ops import sum_of_squares
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
@@ -44,7 +45,7 @@ def learning_rates(scheduler: str, start: float, end: float, warmup_steps: int, 
 
 @_sum_of_squares.register("Tensor")
 def _square_sum(gradient: ms.Tensor) -> ms.Tensor:
-    return ops.square(gradient).sum()
+    return sum_of_squares(gradient)
 
 
 def global_norm(gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:

@@ -1,0 +1,199 @@
+"""Exact attention by blocks, whose memory grows linearly with the length, forward and backward.
+
+The scores of a block are used and forgotten; backward, they are computed again. Sizes are known when a graph is
+compiled, so the loops are unrolled.
+
+Functions that a written-out gradient calls have no branches, and none of MindSpore's own in Python: what forward and
+gradient both branch in, MindSpore 2.10 compiles once and finds empty the second time.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import ops
+from mindspore.ops.primitive import constexpr
+
+from latte.ops.target import Operator
+
+SCORES = 2**23  # that exist at once, at most: 32 MB in float32
+KEYS = 2048  # of a block, at most
+
+_abt = ops.BatchMatMul(transpose_b=True)  # A B^T
+_ab = ops.BatchMatMul()  # A B
+_atb = ops.BatchMatMul(transpose_a=True)  # A^T B
+_softmax, _add_n, _join, _join_rows = ops.Softmax(-1), ops.AddN(), ops.Concat(0), ops.Concat(1)
+# x, computed after something else: without that, MindSpore computes all blocks side by side and holds all their scores.
+_after = ops.Depend()
+
+
+def blockwise_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scores: int = SCORES, keys: int = KEYS) -> ms.Tensor:
+    """Return softmax(q k^T) v with the softmax in float32.
+
+    q (N, L, width), k and v (N, S, width) of one float dtype -> (N, L, width). No more than `scores` scores exist at
+    once, and where one of the N has more, those of `keys` keys.
+    """
+    count = _parts(q.shape[0], q.shape[1] * k.shape[1], scores)
+    if count == 1:
+        return _whole(q, k, v)
+    if q.shape[1] * k.shape[1] <= scores:
+        return _in_parts(count)(q, k, v)
+    return _tiled(scores, keys)(q, k, v)[0]
+
+
+@constexpr
+def _parts(n: int, each: int, scores: int) -> int:
+    """Return the least number of equal parts of n whose scores are not too many; 0 if already `each` is."""
+    return next((count for count in range(1, n + 1) if n % count == 0 and n // count * each <= scores), 0)
+
+
+class _Whole(Operator):
+    """The attention with all scores at once."""
+
+    def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
+        p = _softmax(_abt(q, k).astype(ms.float32))  # (N, L, S)
+        return _ab(p.astype(v.dtype), v)
+
+    def bprop(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, y: ms.Tensor, dy: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        p = _softmax(_abt(q, k).astype(ms.float32))
+        return _gradients(q, k, v, p, dy, _delta(y, dy))
+
+
+class _InParts(Operator):
+    """The attention of some of the N after that of others, as each depends on the last one."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.split, self.count = ops.Split(0, count), count
+
+    def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
+        qs, ks, vs = self.split(q), self.split(k), self.split(v)
+        done = [_whole(qs[0], ks[0], vs[0])]
+        for i in range(1, self.count):
+            done.append(_whole(_after(qs[i], done[i - 1]), ks[i], vs[i]))
+        return _join(done)
+
+    def bprop(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, y: ms.Tensor, dy: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        qs, ks, vs, dys, deltas = self.split(q), self.split(k), self.split(v), self.split(dy), self.split(_delta(y, dy))
+        dq, dk, dv, last = [], [], [], dy
+        for i in range(self.count):
+            qi, dyi, di = _after(qs[i], last), _after(dys[i], last), _after(deltas[i], last)
+            found = _gradients(qi, ks[i], vs[i], _softmax(_abt(qi, ks[i]).astype(ms.float32)), dyi, di)
+            last = found[0]
+            dq.append(found[0])
+            dk.append(found[1])
+            dv.append(found[2])
+        return _join(dq), _join(dk), _join(dv)
+
+
+class _Tiled(Operator):
+    """The attention by blocks of queries and keys, and the logarithm of each row's sum of exponentials (N, L, 1).
+
+    Blocks of keys are put together by these (Milakov and Gimelshein, 2018; FlashAttention, Dao et al., 2022,
+    algorithms 1 and 4).
+    """
+
+    def __init__(self, scores: int, keys: int):
+        super().__init__()
+        self.limits = (scores, keys)
+
+    def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        rows, columns = _tiles(q.shape, k.shape[1], self.limits)
+        outs, sums, last = [], [], q
+        for i in range(q.shape[0]):
+            blocks = []
+            for a, b in rows:
+                block = _attend_rows(_after(q[i : i + 1, a:b], last), k[i : i + 1], v[i : i + 1], columns)
+                last = block[0]
+                blocks.append(block)
+            outs.append(_join_rows([block[0] for block in blocks]))
+            sums.append(_join_rows([block[1] for block in blocks]))
+        return _join(outs), _join(sums)
+
+    def bprop(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, out: tuple, d: tuple) -> tuple[ms.Tensor, ...]:
+        rows, columns = _tiles(q.shape, k.shape[1], self.limits)
+        dy, delta, last = d[0], _delta(out[0], d[0]), q
+        dq, dk, dv = [], [], []
+        for i in range(q.shape[0]):
+            of_rows, of_keys, of_values = [], [[] for _ in columns], [[] for _ in columns]
+            for a, b in rows:
+                of_row = []
+                for j, (c, e) in enumerate(columns):
+                    qi, kj, vj = _after(q[i : i + 1, a:b], last), k[i : i + 1, c:e], v[i : i + 1, c:e]
+                    log_sums = _after(out[1][i : i + 1, a:b], last)
+                    p = ops.exp(_abt(qi, kj).astype(ms.float32) - _columns(log_sums, e - c))
+                    dyi, di = _after(dy[i : i + 1, a:b], last), _after(delta[i : i + 1, a:b], last)
+                    found = _gradients(qi, kj, vj, p, dyi, di)
+                    last = found[0]
+                    of_row.append(found[0])
+                    of_keys[j].append(found[1])
+                    of_values[j].append(found[2])
+                of_rows.append(_add_n(of_row))
+            dq.append(_join_rows(of_rows))
+            dk.append(_join_rows([_add_n(parts) for parts in of_keys]))
+            dv.append(_join_rows([_add_n(parts) for parts in of_values]))
+        return _join(dq), _join(dk), _join(dv)
+
+
+_whole = _Whole()
+_made: dict[tuple, Operator] = {}
+
+
+@constexpr
+def _in_parts(count: int) -> _InParts:
+    """Return the one operator for this number of parts."""
+    return _made.setdefault((count,), _InParts(count))
+
+
+@constexpr
+def _tiled(scores: int, keys: int) -> _Tiled:
+    """Return the one operator for these limits."""
+    return _made.setdefault((scores, keys), _Tiled(scores, keys))
+
+
+@constexpr
+def _tiles(shape: tuple[int, ...], size: int, limits: tuple[int, int]) -> tuple[tuple, tuple]:
+    """Return the spans of queries and of keys that are taken at once."""
+    keys = min(limits[1], size)
+    steps = ((shape[1], max(limits[0] // keys, 1)), (size, keys))
+    return tuple(tuple((i, min(i + step, end)) for i in range(0, end, step)) for end, step in steps)
+
+
+def _attend_rows(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, columns: tuple) -> tuple[ms.Tensor, ms.Tensor]:
+    """Return the attention of a block of queries, and the logarithms of the sums, over all blocks of keys."""
+    (a, b), width = columns[0], v.shape[2]
+    out, total = _attend_block(q, k[:, a:b], v[:, a:b])
+    for a, b in columns[1:]:
+        new, log_sum = _attend_block(q, k[:, a:b], v[:, a:b])
+        larger = ops.maximum(total, log_sum)
+        both = larger + ops.log(ops.exp(total - larger) + ops.exp(log_sum - larger))  # (N, L, 1)
+        out = out * _columns(ops.exp(total - both), width) + new * _columns(ops.exp(log_sum - both), width)
+        total = both
+    return out.astype(v.dtype), total
+
+
+def _attend_block(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+    """Return the attention to one block of keys, and the logarithms of the sums, both in float32."""
+    scores = _abt(q, k).astype(ms.float32)  # (N, L, S)
+    p = _softmax(scores)
+    # The largest probability is that of the largest score s: exp(s) over the sum.
+    log_sum = scores.max(-1, keepdims=True) - ops.log(p.max(-1, keepdims=True))
+    return _ab(p.astype(v.dtype), v).astype(ms.float32), log_sum
+
+
+def _delta(y: ms.Tensor, dy: ms.Tensor) -> ms.Tensor:
+    """Return the sums over the keys of P dP as those over the width of y dy (FlashAttention, appendix B.2)."""
+    return _ab(y.astype(ms.float32) * dy.astype(ms.float32), ops.ones((y.shape[0], y.shape[2], 1), ms.float32))
+
+
+def _gradients(
+    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, p: ms.Tensor, dy: ms.Tensor, delta: ms.Tensor
+) -> tuple[ms.Tensor, ...]:
+    """Return the gradients with respect to q, k and v of a block with the probabilities p (N, L, S)."""
+    dp = _abt(dy, v).astype(ms.float32)
+    ds = (p * (dp - _columns(delta, k.shape[1]))).astype(q.dtype)
+    return _ab(ds, k), _atb(ds, q), _atb(p.astype(dy.dtype), dy)
+
+
+def _columns(x: ms.Tensor, width: int) -> ms.Tensor:
+    """Return (N, L, 1) as (N, L, width), as a product: what broadcasts keeps tables of indices on a CPU."""
+    return _ab(x, ops.ones((x.shape[0], 1, width), x.dtype))
