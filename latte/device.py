@@ -146,6 +146,17 @@ def init_device(
     return _current
 
 
+def init_for_export(device_target: str | None = None, device_id: int = 0, jit_level: str | None = None) -> Device:
+    """Choose the device that graphs are exported for; as nothing is run, it need not be on this machine."""
+    global _current
+    if device_target in (None, "CPU") or ms.hal.is_available(device_target):
+        return init_device(device_target, device_id, jit_level=jit_level)
+    init_device("CPU", jit_level=jit_level)
+    say_once(f"there is no {device_target} here: the graph gets its settings, but cannot be run on this machine")
+    _current = dataclasses.replace(_current, target=device_target)
+    return _current
+
+
 def _set_device(target: str, device_id: int) -> None:
     try:
         ms.set_device(target, device_id)

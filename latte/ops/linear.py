@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
-from latte.ops.target import Operator, multiplies_int8, on_cpu
+from latte.ops.target import Operator, in_graph, multiplies_int8, on_cpu
 
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
@@ -78,6 +78,6 @@ def _affine(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None) -> ms.Tenso
 
 def lookup(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
     """Return the rows of a table (N, D) that integer `index` of any shape names, as (*index.shape, D)."""
-    if on_cpu():  # gathering from a parameter outside a graph keeps its memory for ever, from a view of it does not
+    if on_cpu() and not in_graph():  # gathering from a parameter keeps its memory for ever, from a view does not
         table = ms.Tensor(table)
     return ops.gather(table, index, 0)
