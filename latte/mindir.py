@@ -33,7 +33,7 @@ COLUMNS = {  # of a table, and the operations that a column counts
     "Transpose": ("Transpose",),
     "Cast": ("Cast",),
     "Pad": ("Pad", "PadV3", "ConstantPadND"),
-    "Slice": ("StridedSlice", "Slice", "SliceExt", "Split", "Narrow"),
+    "Slice": ("StridedSlice", "Slice", "SliceExt", "Split", "Narrow", "Unstack"),
     "Tile": ("Tile", "BroadcastTo", "RepeatInterleave", "Repeat", "Concat"),
     "Reshape": ("Reshape",),  # moves no bytes
     "Elementwise": (),  # everything else that computes
@@ -60,7 +60,7 @@ class Node:
 
     op: str
     outputs: list[Output]
-    inputs: list[Node] = dataclasses.field(default_factory=list)
+    inputs: list[Node] = dataclasses.field(default_factory=list, repr=False)  # they have inputs, which have inputs
     name: str = ""  # of a parameter or an input of the graph
     scope: str = ""
     recompute: bool = False  # marked to be computed again in the backward pass
@@ -251,3 +251,21 @@ def table(rows: dict[str, Counter], first: str = "") -> str:
         lines.append([name, *(str(row[column]) for column in COLUMNS), f"{row['bytes'] / 1e6:,.1f}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+
+
+def idle_casts(nodes: Iterable[Node]) -> list[Node]:
+    """Return the casts that are only ever cast back to what they came from."""
+    taken = users(nodes)
+
+    def behind(node: Node) -> Iterator[Node]:
+        for user in taken.get(node, ()):
+            yield from behind(user) if user.op in ("Reshape", "ExpandDims", "TupleGetItem") else (user,)
+
+    found = []
+    for node in taken:
+        if node.op == "Cast" and node.inputs[0].outputs:
+            before = node.inputs[0].outputs[0].dtype
+            after = list(behind(node))
+            if after and all(user.op == "Cast" and user.outputs[0].dtype == before for user in after):
+                found.append(node)
+    return found
