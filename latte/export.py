@@ -115,7 +115,7 @@ def export(cfg: ExportConfig) -> str:
     log.info("reading the weights")
     cell, signature = build(cfg)
     start = time.perf_counter()
-    log.info("compiling the graph for %s; 28 blocks take about half a minute", device.current().target)
+    log.info("compiling the graph for %s; a large network takes half a minute", device.current().target)
     lines = []
     if target is None:
         model = graph_of(cell, *[field.blank() for field in signature.inputs])

@@ -67,6 +67,11 @@ class Node:
     block: str = ""
 
     @property
+    def dtypes(self) -> list[str]:
+        """The dtype of each output."""
+        return [output.dtype for output in self.outputs]
+
+    @property
     def column(self) -> str:
         """The column of a table that counts the node, or nothing."""
         if self.op in _COLUMN_OF:
@@ -242,9 +247,9 @@ def count(nodes: Iterable[Node], key: Callable[[Node], str] = lambda node: node.
     return found
 
 
-def table(rows: dict[str, Counter], first: str = "") -> str:
-    """Return a table in Markdown with a line a row, and one for their sum if there are several; MB are 10^6 bytes."""
-    if len(rows) > 1:
+def table(rows: dict[str, Counter], first: str = "", sums: bool = True) -> str:
+    """Return a table in Markdown with a line a row, and one for their sum; MB are 10^6 bytes, read or written."""
+    if sums:
         rows = rows | {"total": sum(rows.values(), Counter())}
     lines = [[first, *COLUMNS, "MB"], ["---", *["---:"] * (len(COLUMNS) + 1)]]
     for name, row in rows.items():
