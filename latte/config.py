@@ -9,10 +9,19 @@ import dataclasses
 import math
 from typing import Literal
 
-from latte.config_sampling import CodecOptions, DeviceOptions, ModelOptions, SampleConfig
+from latte.config_sampling import CodecOptions, DeviceOptions, ExportConfig, ModelOptions, SampleConfig
 from latte.options import OptionError, Options, in_range, parse_config, save_config
 
-__all__ = ["TEXT_TO_VIDEO", "CacheConfig", "DataConfig", "SampleConfig", "TrainConfig", "parse_config", "save_config"]
+__all__ = [
+    "TEXT_TO_VIDEO",
+    "CacheConfig",
+    "DataConfig",
+    "ExportConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "parse_config",
+    "save_config",
+]
 
 TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
 

@@ -36,6 +36,7 @@ class Device:
     world_size: int = 1
     jit_level: str | None = None  # how far the compiler fuses; None is MindSpore's own choice
     graph_mode: bool = True  # False: PyNative everywhere, for debugging
+    recomputes: bool = False  # whether blocks are computed again for their gradients
 
     @property
     def compile_scope(self) -> str:
@@ -59,6 +60,11 @@ class Device:
     @property
     def flash_attention(self) -> bool:
         """Whether a fused attention kernel exists."""
+        return self.target == "Ascend"
+
+    @property
+    def compiler_recomputes(self) -> bool:
+        """Whether MindSpore's recomputation forgets all that it should: it passes by gradients that are written out."""
         return self.target == "Ascend"
 
     @property
@@ -98,6 +104,12 @@ def assume(target: str) -> Iterator[Device]:
         yield _current
     finally:
         _current = saved
+
+
+def recompute() -> None:
+    """Note that blocks are computed again for their gradients from now on."""
+    global _current
+    _current = dataclasses.replace(current(), recomputes=True)
 
 
 def best_target() -> str:
@@ -143,6 +155,17 @@ def init_device(
     # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
     ms.set_context(mode=ms.PYNATIVE_MODE)
     _current = Device(target, rank, world_size, jit_level, graph_mode=mode == 0)
+    return _current
+
+
+def init_for_export(device_target: str | None = None, device_id: int = 0, jit_level: str | None = None) -> Device:
+    """Choose the device that graphs are exported for; as nothing is run, it need not be on this machine."""
+    global _current
+    if device_target in (None, "CPU") or ms.hal.is_available(device_target):
+        return init_device(device_target, device_id, jit_level=jit_level)
+    init_device("CPU", jit_level=jit_level)
+    say_once(f"there is no {device_target} here: the graph gets its settings, but cannot be run on this machine")
+    _current = dataclasses.replace(_current, target=device_target)
     return _current
 
 

@@ -68,6 +68,39 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@contextmanager
+def atomic_entries(folder: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder inside `folder`; all that is in it when the block ends moves up into `folder`.
+
+    Entries move in the order of their age, so that what refers to others is to be written after them. If the block or a
+    move fails, none is left. Raises UserError if there is an entry of that name already, or it cannot be written.
+    """
+    folder, temporary, moved = Path(folder), None, []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+        yield temporary
+        entries = sorted(temporary.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)
+        for entry in entries:
+            for file in [entry] if entry.is_file() else sorted(entry.iterdir()):
+                file.chmod(0o600)  # MindSpore leaves its files without the right to write
+                sync(file)
+            if entry.is_dir():
+                entry.chmod(0o777 & ~_umask())
+            if (folder / entry.name).exists():
+                raise UserError(f"{folder / entry.name} is there already; remove it, or name another file")
+        for entry in entries:
+            os.replace(entry, folder / entry.name)
+            moved.append(folder / entry.name)
+        sync_folder(folder)
+        moved.clear()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    finally:
+        for entry in (*moved, *([temporary] if temporary else [])):
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
 def check_new_folder(path: str | Path) -> Path:
     """Return the whole path of a folder that `atomic_folder` can write; raises UserError if something is there."""
     path = Path(path).resolve()

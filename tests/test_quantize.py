@@ -7,14 +7,14 @@ import mindspore as ms
 import numpy as np
 import pytest
 from helpers import FIXTURES, error, recorded
-from mindir import nodes
 from mindspore.common.np_dtype import bfloat16
-from mindspore.train.mind_ir_pb2 import ModelProto, TensorProto
 
 from latte import device
 from latte.checkpoint import check_t2v, load_t2v
 from latte.conversion import convert_folder
 from latte.errors import UserError
+from latte.export import graph_of
+from latte.mindir import read_graph
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
 from latte.models.layers import hold_int8
 from latte.models.precision import pad_heads
@@ -27,7 +27,6 @@ from latte.weights.loading import load_state
 
 FOLDER = FIXTURES / "latte_t2v"
 SPATIAL, TEMPORAL = 10, 6  # matrices of a block: q, k, v and out, twice over patches, and two of the MLP
-MINDIR_NAMES = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}
 
 
 def video_inputs():
@@ -265,47 +264,34 @@ def test_large_layers_are_given_back_one_by_one(monkeypatch):
     assert len(seen) == 14 and all(later < earlier for earlier, later in zip(seen, seen[1:], strict=False))
 
 
-def uses_of_int8(path):
-    """Return the operators that int8 parameters of an exported graph go into."""
-    model = ModelProto()
-    model.ParseFromString(path.read_bytes())
-    names = {p.name for p in model.graph.parameter if p.data_type == TensorProto.INT8}
-    uses = Counter()
-    for graph in (model.graph, *model.functions):
-        loaded = set(names)
-        for node in graph.node:
-            op = node.op_type.partition("REF::")[2].split(":")[0] or node.op_type
-            if loaded & set(node.input):
-                if op == "Load":
-                    loaded |= set(node.output)
-                elif op != "MakeTuple":  # of the order in which they are read
-                    uses[op] += 1
-    return len(names), uses
+def uses_of_int8(nodes):
+    """Return how many int8 parameters a graph has, and the operators that they go into."""
+    weights = {node for node in nodes if node.op == "Parameter" and node.dtypes == ["int8"]}
+    loads = {node for node in nodes if node.op == "Load" and node.inputs[0] in weights}
+    # A MakeTuple is of the order in which they are read.
+    return len(weights), Counter(node.op for node in nodes if loads & {*node.inputs} and node.op != "MakeTuple")
 
 
 @pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_ascends_graph_has_no_float_matrices(dtype, tmp_path):
-    file = tmp_path / "net.mindir"
+def test_ascends_graph_has_no_float_matrices(dtype):
     with device.assume("Ascend"):
         net = load_t2v(FOLDER / "transformer", dtype=dtype, quantize="int8")
-        ms.export(net, *video_inputs(), file_name=str(file), file_format="MINDIR")
-    found, count = list(nodes(file)), 2 * (SPATIAL + TEMPORAL)
-    assert uses_of_int8(file) == (count, Counter(WeightQuantBatchMatmul=count))
+        found, count = read_graph(graph_of(net, *video_inputs())), 2 * (SPATIAL + TEMPORAL)
+    assert uses_of_int8(found) == (count, Counter(WeightQuantBatchMatmul=count))
     products = [node.dtypes for node in found if node.op == "WeightQuantBatchMatmul"]
-    assert products == [[MINDIR_NAMES[dtype]]] * count
+    assert products == [[dtype]] * count
     # What is left are the embeddings of time and text, the modulation, and the final layer.
-    assert [node.dtypes for node in found if node.op == "MatMul"] == [["FLOAT"]] * 6
+    assert [node.dtypes for node in found if node.op == "MatMul"] == [["fp32"]] * 6
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_ascends_graph_of_the_text_encoder(dtype, tmp_path):
+def test_ascends_graph_of_the_text_encoder(dtype):
     """With fp16 the last product of a block is float32, which the kernel does not take: that matrix is made whole."""
-    file = tmp_path / "net.mindir"
     with device.assume("Ascend"):
         net = load_t5(FOLDER / "text_encoder", dtype, "int8")
-        ms.export(net, *text_inputs(), file_name=str(file), file_format="MINDIR")
+        found = read_graph(graph_of(net, *text_inputs()))
     whole = 2 if dtype == "fp16" else 0
     uses = Counter(WeightQuantBatchMatmul=14 - whole) + Counter(Cast=whole)
-    assert uses_of_int8(file) == (14, uses)
-    products = [node.dtypes for node in nodes(file) if node.op == "WeightQuantBatchMatmul"]
-    assert products == [[MINDIR_NAMES[dtype]]] * (14 - whole)
+    assert uses_of_int8(found) == (14, uses)
+    products = [node.dtypes for node in found if node.op == "WeightQuantBatchMatmul"]
+    assert products == [[dtype]] * (14 - whole)

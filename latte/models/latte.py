@@ -27,7 +27,7 @@ from latte.models.layers import (
     zeros,
 )
 from latte.models.precision import prepare
-from latte.ops import gated, gelu, linear, modulated_norm, self_attention, silu
+from latte.ops import gated, gelu, linear, modulated_norm, self_attention, silu, sixths
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
 PATCHES = (2, 4, 8)
@@ -100,7 +100,7 @@ def transformer_block(  # the weights are arguments, so that all blocks share on
     b, _, _, d = x.shape
     scale = (d // heads) ** -0.5
     modulation = linear(silu(c).astype(x.dtype), ada_weight, ada_bias)  # (B, 6D)
-    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = ops.chunk(modulation, 6, 1)  # (B, D)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = sixths(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, (qkv_weight, qkv_bias), (proj_weight, proj_bias), heads, scale, temporal, flash)

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
 from latte.errors import UserError
 from latte.models import embeddings
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Block, Initializers, Linear, Network, PatchEmbed, TokensToLatents, parameter
-from latte.ops import attention, gated, gelu, linear, modulated_norm, self_attention, silu
+from latte.ops import attention, gated, gelu, linear, modulated_norm, self_attention, silu, sixths
 
 FIXED = {  # what every LatteTransformer3DModel has and this one computes; another value is another network
     "activation_fn": "gelu-approximate",
@@ -102,7 +102,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     b, f, t, d = x.shape
     scale = (d // heads) ** -0.5
     modulation = table.reshape(1, 6 * d) + time  # (B, 6D) float32
-    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = ops.chunk(modulation, 6, 1)  # (B, D)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = sixths(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash)
@@ -111,7 +111,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     if text is not None:  # without a norm, as in PixArt-alpha; all frames attend to the one text
         q = linear(x, *attn2[0]).reshape(b, f * t, -1)  # (B, F T, D)
         k, v = linear(text, *attn2[1]), linear(text, *attn2[2])  # (B, S, D)
-        x = x + linear(attention(q, k, v, heads, scale, False, text_bias).reshape(b, f, t, -1), *attn2[3])
+        x = x + linear(attention(q, k, v, heads, scale, flash, text_bias).reshape(b, f, t, -1), *attn2[3])
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
     y = linear(gelu(linear(y, *ff[0])), *ff[1])  # (B, F, T, 4D) -> (B, F, T, D)
@@ -289,7 +289,9 @@ class LatteT2V(Network):
         x = x.astype(self.dtype)  # (B, F, T, D)
         time, c = self.adaln_single(t)  # (B, 6D), (B, D)
         text = self.caption_projection(text).astype(self.dtype)  # (B, S, D)
-        bias = ((1 - mask.astype(ms.float32)) * DISCARD).reshape(b, 1, 1, -1)  # (B, 1, 1, S)
+        kept = mask.astype(ms.float32)
+        # A text without any token counts as a whole: a softmax over nothing is no number in the fused kernel.
+        bias = ((kept.max(1, keepdims=True) - kept) * DISCARD).reshape(b, 1, 1, -1)  # (B, 1, 1, S)
         x = self.transformer_blocks[0](x, time, text, bias)
         if temporal and f > 1:
             x = x + _frames(config.hidden_size, f).astype(x.dtype)  # (1, F, 1, D)

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from latte import device
-from latte.ops import linear, modulated_norm, patch_projection, silu
+from latte.ops import Operator, linear, modulated_norm, patch_projection, silu
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -149,6 +149,35 @@ class Norm(nn.Cell):
         self.bias = parameter(zeros((channels,)))
 
 
+_after = ops.Depend()
+_gradients = ops.GradOperation(get_all=True, sens_param=True)
+
+
+class Recomputed(Operator):
+    """A block's function of (inputs, weights) whose gradient keeps nothing but these and computes it again.
+
+    A function that is called in a branch cannot be compiled here a second time ("The func graph is empty"); so what
+    blocks call chooses functions in branches and calls them behind.
+    """
+
+    def __init__(self, forward: Callable, settings: tuple[Any, ...]):
+        super().__init__()
+        self.forward, self.settings = forward, settings
+
+    def construct(self, inputs: tuple, weights: tuple) -> ms.Tensor:
+        """Return the block's output."""
+        return self.forward(*inputs, *weights, *self.settings)
+
+    def bprop(self, inputs: tuple, weights: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
+        """Return the gradients with respect to inputs and weights."""
+
+        def again(inputs, weights):
+            return self.forward(*inputs, *weights, *self.settings)
+
+        # Only once the gradient has come this far, lest all blocks are computed again at once.
+        return _gradients(again)((_after(inputs[0], d), *inputs[1:]), weights, d)
+
+
 class Block(nn.Cell):
     """A cell whose forward is a function of (inputs, weights, settings).
 
@@ -157,6 +186,7 @@ class Block(nn.Cell):
     """
 
     forward: Callable
+    recomputed: Recomputed | None = None
     independent_axis: int | None = None  # of tokens (B, F, T, D): 1 if frames, 2 if patches do not see each other
 
     def weights(self) -> tuple[ms.Parameter, ...]:
@@ -169,7 +199,17 @@ class Block(nn.Cell):
 
     def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs, as part of the surrounding graph."""
+        if self.recomputed is not None:
+            return self.recomputed(inputs, self.weights())
         return self.forward(*inputs, *self.weights(), *self.settings())
+
+    def recompute(self) -> None:
+        """Keep only the block's input in training, and compute the rest again for its gradient."""
+        if device.current().compiler_recomputes:
+            super().recompute()
+        else:
+            device.recompute()
+            object.__setattr__(self, "recomputed", Recomputed(self.forward, self.settings()))
 
     def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs through the graph that equal cells share."""

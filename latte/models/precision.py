@@ -12,8 +12,8 @@ from latte.models.layers import Block, Linear, parameter
 
 HEAD_MULTIPLE = 16  # the fused attention kernel takes head widths that are multiples of this
 JOINT = re.compile(r"attn\.qkv\.(weight|bias)$")  # q, k and v one after the other, each by heads
-BY_HEADS = re.compile(r"attn1\.to_[qkv]\.(weight|bias|scale|lora_up)$")
-FROM_HEADS = re.compile(r"(attn\.proj\.weight|attn1\.to_out\.0\.(weight|lora_down))$")
+BY_HEADS = re.compile(r"attn[12]\.to_[qkv]\.(weight|bias|scale|lora_up)$")
+FROM_HEADS = re.compile(r"(attn\.proj\.weight|attn[12]\.to_out\.0\.(weight|lora_down))$")
 FLOAT32 = ("scale_shift_table", ".scale")  # added to the modulation, which is float32; the scales of int8 weights
 
 
@@ -36,7 +36,7 @@ def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
 
 
 def pad_heads(block: Block, heads: int) -> None:
-    """Widen the heads of self-attention with zeros to the next width that the fused kernel takes (72 to 80)."""
+    """Widen the heads of attention with zeros to the next width that the fused kernel takes (72 to 80)."""
     for name, layer in block.cells_and_names():
         for attribute, old in list(layer.parameters_and_names(expand=False)) if isinstance(layer, Linear) else ():
             values = widened(f"{name}.{attribute}", old.asnumpy(), heads)

@@ -4,7 +4,7 @@ from latte.ops.activation import gelu, silu
 from latte.ops.attention import attention, self_attention
 from latte.ops.conv import conv2d, conv_frames, from_nchw, patch_projection, to_nchw, upsample_nearest
 from latte.ops.linear import linear, lookup, sum_of_squares
-from latte.ops.norm import gated, group_norm, layer_norm, modulated_norm, rms_norm
+from latte.ops.norm import gated, group_norm, layer_norm, modulated_norm, rms_norm, sixths
 from latte.ops.target import Operator
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "rms_norm",
     "self_attention",
     "silu",
+    "sixths",
     "sum_of_squares",
     "to_nchw",
     "upsample_nearest",

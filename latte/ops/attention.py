@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 import numpy as np
 from mindspore import ops
@@ -15,6 +17,7 @@ FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention
 
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
+_softmax, _thirds, _gather = ops.Softmax(-1), ops.Split(0, 3), ops.Gather()
 
 
 def attention(
@@ -30,11 +33,13 @@ def attention(
 
     q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `bias` float32, of any shape that
     broadcasts to (N, heads, L, S), holds what is added to the scores: 0 and a large negative number for a mask.
-    `flash` takes Ascend's fused kernel (float16 or bfloat16, width a multiple of 16); otherwise, and always with a
-    bias, the product is exact, with the softmax in float32: a bias belongs to texts, whose S is short.
+    `flash` takes Ascend's fused kernel (float16 or bfloat16, width a multiple of 16), for which a bias of (N, 1, 1, S)
+    only says which keys to discard, those where it is negative. Otherwise the softmax is in float32.
     """
     n, length, channels = q.shape
-    if flash and bias is None:
+    if flash:
+        if bias is not None:
+            return _flash(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])))
         if n <= FLASH_BATCH:
             return _flash(q, k, v, heads, scale)
         starts = range(0, n, FLASH_BATCH)
@@ -43,19 +48,32 @@ def attention(
     return swap(_exact(q, k, v, bias)).reshape(n, length, channels)  # (N, L, heads * width)
 
 
-def _flash(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float) -> ms.Tensor:
-    return ops.flash_attention_score(q, k, v, heads, scalar_value=scale, input_layout="BSH")
+def _flash(
+    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, discard: ms.Tensor | None = None
+) -> ms.Tensor:
+    """Call the fused kernel; it leaves out the keys where `discard` (N, 1, L, S) is true."""
+    mode = 0 if discard is None else 1  # 1: the mask is whole, no band of it
+    return ops.flash_attention_score(
+        q, k, v, heads, attn_mask=discard, scalar_value=scale, input_layout="BSH", sparse_mode=mode
+    )
 
 
 def _exact(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
     """Attend with q (N, H, L, width) and k, v (N, H, S, width), each head by itself."""
-    if bias is None and attends_in_blocks():
-        flat = [a.reshape(-1, *a.shape[2:]) for a in (q, k, v)]  # (N H, L or S, width)
-        return blockwise_attention(*flat).reshape(q.shape)
+    attend = _exact_of(bias is not None)
+    return attend(q, k, v, bias)
+
+
+def _by_blocks(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
+    flat = [a.reshape(-1, *a.shape[2:]) for a in (q, k, v)]  # (N H, L or S, width)
+    return blockwise_attention(*flat).reshape(q.shape)
+
+
+def _at_once(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
     scores = _qk(q, k).astype(ms.float32)  # (N, H, L, S)
     if bias is not None:
         scores = scores + ops.broadcast_to(bias, scores.shape)  # as an operation of its own: see `latte.ops.norm`
-    return _av(ops.softmax(scores, -1).astype(v.dtype), v)
+    return _av(_softmax(scores).astype(v.dtype), v)
 
 
 def self_attention(
@@ -65,33 +83,61 @@ def self_attention(
 
     x (B, F, T, D); `qkv` is (weight, bias) of a joint input projection or three such pairs, `proj` that of the output.
     """
+    attend = _self_attention_of(flash)
+    return attend(x, qkv, proj, heads, scale, temporal)
+
+
+# What chooses a function does not call it: `latte.models.layers.Recomputed` says why.
+def _self_attention_of(flash: bool) -> Callable:
+    return _fused_self_attention if flash else _exact_self_attention
+
+
+def _exact_of(biased: bool) -> Callable:
+    return _by_blocks if not biased and attends_in_blocks() else _at_once
+
+
+def _projection_of(parts: int) -> Callable:
+    if parts == 3:
+        return _separate
+    # Splitting the weight is a copy of 16 MB for XL/2; splitting the product would be one of 57 MB on a CPU.
+    return _split_weight if on_cpu() else _split_product
+
+
+def _exact_self_attention(x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool) -> ms.Tensor:
+    """Attend without the fused kernel: the axis in question changes places with all heads (and patches) at once."""
     b, f, t, _ = x.shape
     q, k, v = _project(x, qkv)  # (B, F, T, D)
-    if flash:
-        q, k, v = [_fold(part, temporal) for part in (q, k, v)]  # (B F, T, D) or (B T, F, D)
-        y = attention(q, k, v, heads, scale, True)
-        y = swap(y.reshape(b, t, f, -1)) if temporal else y.reshape(b, f, t, -1)  # (B, F, T, D)
-        return linear(y, *proj)
-    # The axis that is attended over changes its place with all heads (and patches) at once.
     shape = (b, f, t * heads, -1) if temporal else (b * f, t, heads, -1)
     q, k, v = [swap(part.reshape(shape)) for part in (q * scale, k, v)]  # (B, T heads, F, width) or (B F, heads, T, w.)
     return linear(swap(_exact(q, k, v, None)).reshape(b, f, t, -1), *proj)
 
 
+def _fused_self_attention(x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool) -> ms.Tensor:
+    """Do the same by the fused kernel: patches and frames change places once before and once after all products."""
+    x = x.transpose(0, 2, 1, 3) if temporal else x
+    a, b, length, _ = x.shape  # (B, F, T, D) or (B, T, F, D)
+    q, k, v = [part.reshape(a * b, length, -1) for part in _project(x, qkv)]
+    y = linear(attention(q, k, v, heads, scale, True).reshape(a, b, length, -1), *proj)
+    return y.transpose(0, 2, 1, 3) if temporal else y
+
+
 def _project(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
     """Return q, k, v, each (B, F, T, D)."""
-    if len(qkv) == 3:
-        return [linear(x, *qkv[i]) for i in range(3)]
-    if on_cpu():
-        # Splitting the weight is a copy of 16 MB; splitting the product would be one of 57 MB for XL/2.
-        weights, biases = ops.chunk(qkv[0], 3, 0), ops.chunk(qkv[1], 3, 0)
-        return [linear(x, weights[i], biases[i]) for i in range(3)]
+    project = _projection_of(len(qkv))
+    return project(x, qkv)
+
+
+def _separate(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
+    return [linear(x, *qkv[i]) for i in range(3)]
+
+
+def _split_weight(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
+    weights, biases = _thirds(qkv[0]), _thirds(qkv[1])
+    return [linear(x, weights[i], biases[i]) for i in range(3)]
+
+
+def _split_product(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
     return ops.chunk(linear(x, *qkv), 3, -1)
-
-
-def _fold(x: ms.Tensor, temporal: bool) -> ms.Tensor:
-    b, f, t, d = x.shape
-    return swap(x).reshape(b * t, f, d) if temporal else x.reshape(b * f, t, d)
 
 
 def swap(x: ms.Tensor) -> ms.Tensor:
@@ -104,11 +150,11 @@ class _CpuSwap(Operator):
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         n, a, b, width = x.shape
-        return ops.gather(x.reshape(n, a * b, width), _rows(a, b), 1).reshape(n, b, a, width)
+        return _gather(x.reshape(n, a * b, width), _rows(a, b), 1).reshape(n, b, a, width)
 
     def bprop(self, x: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
         n, b, a, width = d.shape
-        return (ops.gather(d.reshape(n, a * b, width), _rows(b, a), 1).reshape(n, a, b, width),)
+        return (_gather(d.reshape(n, a * b, width), _rows(b, a), 1).reshape(n, a, b, width),)
 
 
 _cpu_swap = _CpuSwap()

@@ -9,13 +9,17 @@ gradient both branch in, MindSpore 2.10 compiles once and finds empty the second
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 from mindspore import ops
 from mindspore.ops.primitive import constexpr
 
+from latte import device
 from latte.ops.target import Operator
 
 SCORES = 2**23  # that exist at once, at most: 32 MB in float32
+UNLIMITED = 2**62
 KEYS = 2048  # of a block, at most
 
 _abt = ops.BatchMatMul(transpose_b=True)  # A B^T
@@ -26,18 +30,41 @@ _softmax, _add_n, _join, _join_rows = ops.Softmax(-1), ops.AddN(), ops.Concat(0)
 _after = ops.Depend()
 
 
-def blockwise_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scores: int = SCORES, keys: int = KEYS) -> ms.Tensor:
+def blockwise_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scores: int = 0, keys: int = KEYS) -> ms.Tensor:
     """Return softmax(q k^T) v with the softmax in float32.
 
     q (N, L, width), k and v (N, S, width) of one float dtype -> (N, L, width). No more than `scores` scores exist at
-    once, and where one of the N has more, those of `keys` keys.
+    once, by default SCORES, and where one of the N has more, those of `keys` keys. In blocks that are recomputed all
+    exist at once: a block is the unit there, and its loops could not be compiled.
     """
+    scores = _limit(scores)
     count = _parts(q.shape[0], q.shape[1] * k.shape[1], scores)
+    attend = _way(count)
+    return attend(q, k, v, count, (scores, keys))
+
+
+def _way(count: int) -> Callable:
+    """Return one of the next three; see `latte.models.layers.Recomputed` on why they are not called here."""
     if count == 1:
-        return _whole(q, k, v)
-    if q.shape[1] * k.shape[1] <= scores:
-        return _in_parts(count)(q, k, v)
-    return _tiled(scores, keys)(q, k, v)[0]
+        return _all_at_once
+    return _some_by_some if count else _tile_by_tile
+
+
+def _all_at_once(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, count: int, limits: tuple[int, int]) -> ms.Tensor:
+    return _whole(q, k, v)
+
+
+def _some_by_some(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, count: int, limits: tuple[int, int]) -> ms.Tensor:
+    return _in_parts(count)(q, k, v)
+
+
+def _tile_by_tile(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, count: int, limits: tuple[int, int]) -> ms.Tensor:
+    return _tiled(limits)(q, k, v)[0]
+
+
+@constexpr
+def _limit(scores: int) -> int:
+    return scores or (UNLIMITED if device.current().recomputes else SCORES)
 
 
 @constexpr
@@ -67,9 +94,11 @@ class _InParts(Operator):
 
     def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
         qs, ks, vs = self.split(q), self.split(k), self.split(v)
-        done = [_whole(qs[0], ks[0], vs[0])]
-        for i in range(1, self.count):
-            done.append(_whole(_after(qs[i], done[i - 1]), ks[i], vs[i]))
+        done, last = [], q
+        for i in range(self.count):
+            p = _softmax(_abt(_after(qs[i], last), ks[i]).astype(ms.float32))
+            last = _ab(p.astype(v.dtype), vs[i])
+            done.append(last)
         return _join(done)
 
     def bprop(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, y: ms.Tensor, dy: ms.Tensor) -> tuple[ms.Tensor, ...]:
@@ -92,9 +121,9 @@ class _Tiled(Operator):
     algorithms 1 and 4).
     """
 
-    def __init__(self, scores: int, keys: int):
+    def __init__(self, limits: tuple[int, int]):
         super().__init__()
-        self.limits = (scores, keys)
+        self.limits = limits
 
     def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         rows, columns = _tiles(q.shape, k.shape[1], self.limits)
@@ -145,9 +174,9 @@ def _in_parts(count: int) -> _InParts:
 
 
 @constexpr
-def _tiled(scores: int, keys: int) -> _Tiled:
+def _tiled(limits: tuple[int, int]) -> _Tiled:
     """Return the one operator for these limits."""
-    return _made.setdefault((scores, keys), _Tiled(scores, keys))
+    return _made.setdefault(limits, _Tiled(limits))
 
 
 @constexpr

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 from mindspore import ops
 from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
-from latte.ops.target import Operator, multiplies_int8, on_cpu
+from latte.ops.target import Operator, in_graph, multiplies_int8, on_cpu
 
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
@@ -49,21 +51,27 @@ def linear(x: ms.Tensor, weight: ms.Tensor | tuple, bias: ms.Tensor | None = Non
     adaptation of Hu et al. (2021), which is never multiplied out. (int8 matrix, scale (out,) float32) is the matrix
     with its rows times the scale; it may stand for the matrix of the former.
     """
+    # Functions are chosen, not called, in branches: see `latte.models.layers.Recomputed`.
+    product = _product_of(weight)
+    return product(x, weight, bias)
+
+
+def _product_of(weight: ms.Tensor | tuple) -> Callable:
     if isinstance(weight, tuple):
-        return _tuple_affine(x, weight, bias)
-    return _affine(x, weight, bias)
+        return _int8_affine if len(weight) == 2 else _adapted
+    return _affine
 
 
-def _tuple_affine(x: ms.Tensor, weight: tuple, bias: ms.Tensor | None) -> ms.Tensor:
-    if len(weight) == 2:
-        return _int8_affine(x, weight[0], weight[1], bias)
+def _adapted(x: ms.Tensor, weight: tuple, bias: ms.Tensor | None) -> ms.Tensor:
     matrix, down, up, factor = weight
     added = factor * _affine(_affine(x, down, None), up, None)  # the factor may come as a float32 tensor
-    return linear(x, matrix, bias) + added.astype(x.dtype)
+    product = _product_of(matrix)
+    return product(x, matrix, bias) + added.astype(x.dtype)
 
 
-def _int8_affine(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
+def _int8_affine(x: ms.Tensor, weight: tuple, bias: ms.Tensor | None) -> ms.Tensor:
     """Return x W^T + b for W = scale * matrix, which is whole in memory only during this product, if at all."""
+    matrix, scale = weight
     rows = x.reshape(-1, x.shape[-1])
     if multiplies_int8(x.dtype):
         y = _int8_matmul(rows, matrix, scale.astype(x.dtype), None, None, None, None)  # (N, out)
@@ -89,6 +97,6 @@ def _affine(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None) -> ms.Tenso
 
 def lookup(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
     """Return the rows of a table (N, D) that integer `index` of any shape names, as (*index.shape, D)."""
-    if on_cpu():  # gathering from a parameter outside a graph keeps its memory for ever, from a view of it does not
+    if on_cpu() and not in_graph():  # gathering from a parameter keeps its memory for ever, from a view does not
         table = ms.Tensor(table)
     return ops.gather(table, index, 0)

@@ -8,7 +8,7 @@ from mindspore import ops
 from latte.ops.target import Operator, channels_last, on_cpu
 
 _bias_add = ops.BiasAdd()
-_tile = ops.Tile()
+_tile, _split = ops.Tile(), ops.Split(1, 6)
 _batched = ops.BatchMatMul()
 _rows_batched = ops.BatchMatMul(transpose_b=True)
 _columns_batched = ops.BatchMatMul(transpose_a=True)
@@ -69,6 +69,11 @@ class _CpuModulatedNorm(Operator):
 
 
 _cpu_modulated_norm = _CpuModulatedNorm()
+
+
+def sixths(modulation: ms.Tensor) -> tuple[ms.Tensor, ...]:
+    """Return shift, scale and gate of attention and of the MLP, each (B, D), of a modulation (B, 6D)."""
+    return _split(modulation)
 
 
 def gated(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
@@ -31,6 +33,20 @@ def attends_in_blocks() -> bool:
 def channels_last() -> bool:
     """Return whether images are (N, H, W, C) in the graph being compiled."""
     return device.current().channels_last
+
+
+@constexpr(check=False)
+def _is_none(function: Callable) -> bool:
+    return function is None
+
+
+def in_graph() -> bool:
+    """Return whether a graph is being compiled: there, no function reaches what is computed meanwhile."""
+    return _is_none(silent)
+
+
+def silent() -> None:
+    """Do nothing."""
 
 
 class Operator(nn.Cell):

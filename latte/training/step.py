@@ -7,7 +7,7 @@ import math
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
 
 from latte import device
 from latte.codec import LOGVAR_RANGE
@@ -215,7 +215,7 @@ def _add_to(total: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
 
 @_clear.register("Tensor")
 def _set_to_zero(total: ms.Tensor) -> ms.Tensor:
-    return ops.assign(total, ops.zeros_like(total))
+    return ops.assign(total, mint.zeros_like(total))  # `ops.zeros_like` becomes a constant as large as the weight
 
 
 def _as_videos(images: ms.Tensor) -> ms.Tensor:
