@@ -15,7 +15,7 @@ from pathlib import Path
 import mindspore as ms
 import psutil
 
-from latte import ranks
+from latte import cuda, ranks
 from latte.errors import UserError
 
 log = logging.getLogger("latte")
@@ -24,7 +24,8 @@ TARGETS = ("Ascend", "GPU", "CPU")  # best first
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enough to stay in its caches
 ONEDNN_BF16 = 1  # dnnl_fpmath_mode_bf16
-_DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
+DOCTOR = "`python tools/doctor.py`"
+DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +103,21 @@ def assume(target: str) -> Iterator[Device]:
 
 def best_target() -> str:
     """Return the best of Ascend, GPU and CPU that this machine and this MindSpore have."""
-    for target, file in _DEVICE_FILES.items():
+    for target, file in DEVICE_FILES.items():
         if Path(file).exists():
-            if ms.hal.is_available(target):
+            reason = why_unavailable(target)
+            if not reason:
                 return target
-            say_once(f"this machine has a {target} that MindSpore cannot use; are its libraries on LD_LIBRARY_PATH?")
+            say_once(f"this machine has a {target} that MindSpore cannot use: {reason}. {DOCTOR} says more")
     return "CPU"
+
+
+def why_unavailable(target: str) -> str | None:
+    """Return None if MindSpore can use such a device here, or why not; what a GPU needs is loaded for that."""
+    reason = cuda.load() if target == "GPU" and not ms.hal.is_available(target) else None
+    if reason or ms.hal.is_available(target):
+        return reason
+    return "its driver, its libraries or their environment are missing"
 
 
 def init_device(
@@ -130,10 +140,10 @@ def init_device(
         ranks.serve_if_scheduler(connect, target)
     rank, world_size, local_rank = ranks.read_ranks() if use_parallel else (0, 1, 0)
     if target != "CPU":
-        if not ms.hal.is_available(target):
+        if reason := why_unavailable(target):
             raise UserError(
-                f"device_target {target} is not available to this MindSpore; "
-                f"install its driver and libraries, or pass --device_target {best_target()}"
+                f"device_target {target} is not available to this MindSpore: {reason}. {DOCTOR} says what to do; "
+                f"or pass --device_target {best_target()}"
             )
         _set_device(target, device_id + local_rank)
     elif ms.get_context("device_target") != "CPU":

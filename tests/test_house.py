@@ -22,7 +22,7 @@ MAX_FILE, MAX_FUNCTION = 350, 60
 
 # Imports only go to lower numbers, or stay inside a package; a file of layer 2 imports no other package of layer 2.
 LAYERS = {
-    **dict.fromkeys(("errors", "files", "options", "config", "config_sampling", "device", "ranks", "video"), 0),
+    **dict.fromkeys(("errors", "files", "options", "config", "config_sampling", "cuda", "device", "ranks", "video"), 0),
     "ops": 1,
     **dict.fromkeys(("models", "diffusion", "data", "weights", "metrics"), 2),
     **dict.fromkeys(("text", "codec", "checkpoint", "quantize", "prompts", "folders"), 3),
