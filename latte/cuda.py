@@ -49,7 +49,7 @@ def driver_problem() -> str | None:
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError as error:
-        return f"NVIDIA's driver is missing ({error}); install version 450.80 or later"
+        return f"NVIDIA's driver is missing ({str(error).split(': ')[0]}); install version 450.80 or later"
     code, version, cards = driver.cuInit(0), ctypes.c_int(0), ctypes.c_int(0)
     driver.cuDriverGetVersion(ctypes.byref(version))
     if code != 0:
@@ -69,5 +69,6 @@ def library_problem(library: str) -> str | None:
     try:
         ctypes.CDLL(str(inside[0]) if inside else Path(library).name)  # or where the system has it
     except OSError as error:
-        return f"{LIBRARIES[library]} is missing or broken ({error}); `pip install -r requirements-gpu.txt`"
+        reason = str(error).split(": cannot open")[0]  # the name of what is not there
+        return f"{LIBRARIES[library]} is missing or broken ({reason}); `pip install -r requirements-gpu.txt`"
     return None

@@ -16,7 +16,7 @@ import mindspore as ms
 import psutil
 
 from latte import cuda, ranks
-from latte.errors import UserError
+from latte.errors import UserError, first_line
 
 log = logging.getLogger("latte")
 
@@ -61,6 +61,11 @@ class Device:
     def flash_attention(self) -> bool:
         """Whether a fused attention kernel exists."""
         return self.target == "Ascend"
+
+    @property
+    def tensor_dtypes(self) -> tuple[str, ...]:
+        """Names of the dtypes that tensors may have in all operations of the networks."""
+        return ("fp32", "fp16", "bf16") if self.target == "Ascend" else ("fp32", "fp16")
 
     @property
     def sinks_data(self) -> bool:
@@ -160,8 +165,9 @@ def _set_device(target: str, device_id: int) -> None:
     try:
         ms.set_device(target, device_id)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{target} device {device_id} cannot be used: {reason}; check --device_id") from error
+        raise UserError(
+            f"{target} device {device_id} cannot be used: {first_line(error)}; check --device_id"
+        ) from error
 
 
 @functools.cache

@@ -52,7 +52,7 @@ def machine(monkeypatch):
         (Driver(starts=999), (), "cuInit returns 999"),
         (Driver(version=10020), (), "knows only CUDA 10.2"),
         (Driver(cards=0), (), "sees no card"),
-        (Driver(), ("libcudnn.so.8",), "nvidia-cudnn-cu11 is missing or broken (libcudnn.so.8: cannot open"),
+        (Driver(), ("libcudnn.so.8",), "nvidia-cudnn-cu11 is missing or broken (libcudnn.so.8)"),
         (Driver(), (cuda.PLUGIN.name,), "plugin cannot be loaded"),
     ],
 )
