@@ -15,8 +15,8 @@ from pathlib import Path
 import mindspore as ms
 import psutil
 
-from latte import ranks
-from latte.errors import UserError
+from latte import cuda, ranks
+from latte.errors import UserError, first_line
 
 log = logging.getLogger("latte")
 
@@ -24,7 +24,8 @@ TARGETS = ("Ascend", "GPU", "CPU")  # best first
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enough to stay in its caches
 ONEDNN_BF16 = 1  # dnnl_fpmath_mode_bf16
-_DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
+DOCTOR = "`python tools/doctor.py`"
+DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,11 @@ class Device:
     def compiler_recomputes(self) -> bool:
         """Whether MindSpore's recomputation forgets all that it should: it passes by gradients that are written out."""
         return self.target == "Ascend"
+
+    @property
+    def tensor_dtypes(self) -> tuple[str, ...]:
+        """Names of the dtypes that tensors may have in all operations of the networks."""
+        return ("fp32", "fp16", "bf16") if self.target == "Ascend" else ("fp32", "fp16")
 
     @property
     def sinks_data(self) -> bool:
@@ -114,12 +120,21 @@ def recompute() -> None:
 
 def best_target() -> str:
     """Return the best of Ascend, GPU and CPU that this machine and this MindSpore have."""
-    for target, file in _DEVICE_FILES.items():
+    for target, file in DEVICE_FILES.items():
         if Path(file).exists():
-            if ms.hal.is_available(target):
+            reason = why_unavailable(target)
+            if not reason:
                 return target
-            say_once(f"this machine has a {target} that MindSpore cannot use; are its libraries on LD_LIBRARY_PATH?")
+            say_once(f"this machine has a {target} that MindSpore cannot use: {reason}. {DOCTOR} says more")
     return "CPU"
+
+
+def why_unavailable(target: str) -> str | None:
+    """Return None if MindSpore can use such a device here, or why not; what a GPU needs is loaded for that."""
+    reason = cuda.load() if target == "GPU" and not ms.hal.is_available(target) else None
+    if reason or ms.hal.is_available(target):
+        return reason
+    return "its driver, its libraries or their environment are missing"
 
 
 def init_device(
@@ -142,10 +157,10 @@ def init_device(
         ranks.serve_if_scheduler(connect, target)
     rank, world_size, local_rank = ranks.read_ranks() if use_parallel else (0, 1, 0)
     if target != "CPU":
-        if not ms.hal.is_available(target):
+        if reason := why_unavailable(target):
             raise UserError(
-                f"device_target {target} is not available to this MindSpore; "
-                f"install its driver and libraries, or pass --device_target {best_target()}"
+                f"device_target {target} is not available to this MindSpore: {reason}. {DOCTOR} says what to do; "
+                f"or pass --device_target {best_target()}"
             )
         _set_device(target, device_id + local_rank)
     elif ms.get_context("device_target") != "CPU":
@@ -173,8 +188,9 @@ def _set_device(target: str, device_id: int) -> None:
     try:
         ms.set_device(target, device_id)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{target} device {device_id} cannot be used: {reason}; check --device_id") from error
+        raise UserError(
+            f"{target} device {device_id} cannot be used: {first_line(error)}; check --device_id"
+        ) from error
 
 
 @functools.cache

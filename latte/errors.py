@@ -10,6 +10,12 @@ class UserError(Exception):
     """One sentence for the person at the keyboard: what is wrong, where, and the remedy."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of a message that is neither a rule nor a heading, as MindSpore puts before it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith("-")), type(error).__name__)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Call `main`; print a UserError as one line and exit with 2, an interrupt with 130."""
     try:

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import numpy as np
 
-from latte.errors import UserError
+from latte.errors import UserError, first_line
 
 LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -70,8 +70,9 @@ def connect(target: str) -> None:
         else:
             communication.init()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the ranks could not be connected: {reason}; see the logs of the other ranks") from error
+        raise UserError(
+            f"the ranks could not be connected: {first_line(error)}; see the logs of the other ranks"
+        ) from error
 
 
 def _meet_on_cpus(rank: int, world_size: int) -> None:

@@ -15,7 +15,8 @@ config=$1 count=$2 options=("${@:3}") python=${PYTHON:-python} logs=${LOG_DIR:-o
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 [[ -f "$config" ]] || fail "there is no config file $config"
 mkdir -p "$logs"
-export MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE
+# shellcheck source=scripts/ascend_env.sh
+source scripts/ascend_env.sh
 
 # launch COMMAND... : in a session of its own, so that Ctrl-C reaches the ranks once, from here.
 launch() {

@@ -4,7 +4,8 @@
 # START is the first device of this machine, N the number of its devices to use. On every machine the same table is given;
 # which server of it this machine is, is found by its addresses, or said by SERVER_ID. A log a rank is written to
 # outputs/logs/<time>/ (LOG_DIR). If a rank dies, all are stopped. PYTHON chooses the interpreter; BIND_CORES=1 gives each
-# rank an equal share of the processor's cores.
+# device of this machine in the table an equal share of the cores that this process may use. HCCL_CONNECT_TIMEOUT and
+# HCCL_EXEC_TIMEOUT are the seconds in which ranks wait for each other, when they meet and in a sum over all.
 set -euo pipefail
 
 fail() {
@@ -26,17 +27,36 @@ python=${PYTHON:-python}
 
 # One line a device of this machine: device, rank, number of ranks.
 lines=$("$python" tools/make_rank_table.py --show "$table" --server_id "${SERVER_ID:-}") || exit 2
-declare -A rank_of
+declare -A rank_of=() place_of=()
 size=0
-while read -r device rank ranks; do rank_of[$device]=$rank size=$ranks; done <<<"$lines"
+while read -r device rank ranks; do
+    place_of[$device]=${#rank_of[@]} rank_of[$device]=$rank size=$ranks
+done <<<"$lines"
 for ((device = start; device < start + count; device++)); do
     [[ -n "${rank_of[$device]:-}" ]] || fail "device $device of this machine is not in $table"
 done
 
 logs=${LOG_DIR:-outputs/logs/$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$logs"
-cores=$(nproc)
+# shellcheck source=scripts/ascend_env.sh
+source scripts/ascend_env.sh
 pids=() started=()
+
+# The numbers of the cores that this process may use, such as 0-3,8 in words; none if nothing is to be bound.
+cores=()
+if [[ "${BIND_CORES:-}" == 1 ]]; then
+    command -v taskset >/dev/null || fail "BIND_CORES=1 needs taskset"
+    allowed=$(taskset -cp $$)
+    for part in $(tr , ' ' <<<"${allowed##*: }"); do mapfile -t -O ${#cores[@]} cores < <(seq "${part%-*}" "${part#*-}"); done
+    ((${#cores[@]} >= ${#rank_of[@]})) || fail "BIND_CORES=1 needs a core a device, and there are ${#cores[@]}"
+fi
+
+# share PLACE: the cores of the device at that place of this machine, as taskset wants them
+share() {
+    local first=$(($1 * ${#cores[@]} / ${#rank_of[@]})) end=$((($1 + 1) * ${#cores[@]} / ${#rank_of[@]}))
+    local IFS=,
+    echo "${cores[*]:first:end-first}"
+}
 
 # Each rank is a session of its own: so Ctrl-C reaches it once, from here, and its helpers can be killed with it.
 stop_all() {
@@ -48,11 +68,8 @@ trap stop_all TERM INT
 for ((i = 0; i < count; i++)); do
     device=$((start + i)) rank=${rank_of[$((start + i))]}
     bind=()
-    if [[ "${BIND_CORES:-}" == 1 ]] && ((cores >= count)) && command -v taskset >/dev/null; then
-        bind=(taskset -c "$((i * cores / count))-$(((i + 1) * cores / count - 1))")
-    fi
+    ((${#cores[@]} == 0)) || bind=(taskset -c "$(share "${place_of[$device]}")")
     RANK_TABLE_FILE=$table RANK_ID=$rank RANK_SIZE=$size DEVICE_ID=$device \
-        MS_ASCEND_CHECK_OVERFLOW_MODE=INFNAN_MODE HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1200} \
         setsid "${bind[@]}" "$python" train.py -c "$config" --use_parallel True "$@" \
         </dev/null >"$logs/rank_$rank.log" 2>&1 &
     pids+=($!) started+=("$rank")

@@ -13,5 +13,5 @@ export PYTHONUNBUFFERED=1
 "$VENV_PYTHON" -m pytest "$@"
 
 if [[ "${CI:-}" == "true" ]]; then
-    "$VENV_PYTHON" -m pytest -m "slow and not long and not ascend and not gpu"
+    "$VENV_PYTHON" -m pytest -m "slow and not long"
 fi

@@ -1,5 +1,10 @@
 """What every test shares."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from latte import device  # before any test imports MindSpore: latte keeps it from warning of each missing library
@@ -9,3 +14,23 @@ from latte import device  # before any test imports MindSpore: latte keeps it fr
 def cpu():
     """Tests compute on the CPU, whatever the machine has; those marked ascend or gpu use processes of their own."""
     device.init_device("CPU")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked gpu or ascend run where there is such a device, and are skipped elsewhere."""
+    for mark, target in (("gpu", "GPU"), ("ascend", "Ascend")):
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        instead = mark == "gpu" and "LATTE_TEST_TARGET" in os.environ
+        if marked and not instead and (reason := why_not(target)):
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def why_not(target):
+    """Return why a device cannot be used, or None; in a process of its own, because this one stays with the CPU."""
+    file = device.DEVICE_FILES[target]
+    if not Path(file).exists():
+        return f"no {target}: there is no {file}"
+    code = "import sys; from latte import device, errors; errors.run_main(lambda: device.init_device(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else f"no {target}: {done.stderr.strip().splitlines()[-1]}"

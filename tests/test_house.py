@@ -22,10 +22,11 @@ MAX_FILE, MAX_FUNCTION = 350, 60
 
 # Imports only go to lower numbers, or stay inside a package; a file of layer 2 imports no other package of layer 2.
 LAYERS = {
-    **dict.fromkeys(
-        ("errors", "files", "options", "config", "config_sampling", "device", "mindir", "ranks", "video"), 0
-    ),
+    **dict.fromkeys(("errors", "files", "options", "config", "config_sampling"), 0),
+    **dict.fromkeys(("cuda", "device", "mindir", "ranks", "video"), 0),
     "ops": 1,
+    "selftest": 2,
+    "doctor": 3,
     **dict.fromkeys(("models", "diffusion", "data", "weights", "metrics"), 2),
     **dict.fromkeys(("text", "codec", "checkpoint", "quantize", "prompts", "folders"), 3),
     **dict.fromkeys(("training", "pipeline", "sampling", "caching", "conversion", "export"), 4),
@@ -34,6 +35,7 @@ LAYERS = {
 NO_NEIGHBOURS = {2}
 DEVICE_WORDS = {"Ascend", "GPU", "CPU"}
 KNOWS_DEVICES = ("latte/device.py", "latte/ranks.py", "latte/ops/", "latte/config", "tools/benchmark", "tests/")
+KNOWS_DEVICES += ("latte/doctor.py", "tools/doctor.py")  # what they print
 KNOWS_TORCH = ("tests/make_", "tools/benchmark_torch.py")
 RUNS_CODE = re.compile(r"(builtins\.)?(eval|exec)|(pickle|dill)\.(load|loads|Unpickler)|yaml\.(full_|unsafe_)?load")
 CONFIGS = {"inference": "SampleConfig", "training": "TrainConfig", "training/data": "DataConfig"}

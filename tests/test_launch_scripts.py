@@ -13,7 +13,9 @@ import pytest
 from helpers import ROOT
 
 CONFIG = "configs/training/sky_video.yaml"
+LAUNCHERS = ("run_distributed.sh", "run_mpirun.sh", pytest.param("run_msrun.sh", marks=pytest.mark.slow))
 NAMES = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ASCEND_CHECK_OVERFLOW_MODE")
+NAMES += ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT", "BOUND")
 # Runs everything but train.py for real; in place of that it writes down its environment and does what RANK_<id> says.
 STAND_IN = f"""#!{sys.executable}
 import json, os, signal, sys, time
@@ -35,15 +37,21 @@ with open(record + ".part", "w") as file:
 os.rename(record + ".part", record)
 print("rank", rank, "says hello", flush=True)
 todo = os.environ.get("RANK_" + rank, "end")
-if todo == "die":
+if todo in ("die", "kill"):
     print("out of memory", flush=True)
-    sys.exit(7)
+    os.kill(os.getpid(), signal.SIGKILL) if todo == "kill" else sys.exit(7)
 end = time.time() + (30 if todo == "wait" else 0)
 while not told and time.time() < end:
     time.sleep(0.05)
 if told:
     time.sleep(0.5)  # saving
     print("saved", flush=True)
+"""
+
+
+# On a machine with 16 cores for this process, which are not the first 16.
+TASKSET = """#!/bin/bash
+if [[ $1 == -cp ]]; then echo "pid $2's current affinity list: 0-3,8-18,20"; else BOUND=$2 exec "${@:3}"; fi
 """
 
 
@@ -57,11 +65,13 @@ def launch(tmp_path):
     def start(*arguments, script="run_distributed.sh", root=ROOT, **environment):
         environment = {"PYTHON": str(stand_in), "RECORD": str(tmp_path / "record"), "GRACE": "1", **environment}
         environment |= {"LOG_DIR": str(tmp_path / "logs")}
-        environment |= {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}  # mpirun is beside Python
+        path = environment.get("PATH", os.environ["PATH"])
+        environment |= {"PATH": f"{os.path.dirname(sys.executable)}:{path}"}  # mpirun is beside Python
         command = ["bash", root / "scripts" / script, *map(str, arguments)]
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("HCCL_")}  # MindSpore's
         return subprocess.Popen(
             command,
-            env=os.environ | environment,
+            env=outside | environment,
             stdout=-1,
             stderr=-1,
             text=True,
@@ -91,43 +101,71 @@ def recorded(tmp_path):
     return {int(path.name): json.loads(path.read_text()) for path in (tmp_path / "record").iterdir()}
 
 
+@pytest.fixture
+def sixteen_cores(tmp_path):
+    """Return a PATH with a taskset that says what it was given, on a machine that has these cores for the script."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "taskset").write_text(TASKSET)
+    (tmp_path / "bin" / "taskset").chmod(0o755)
+    return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+
+CORES = ["0", "1", "2", "3", *map(str, range(8, 19)), "20"]
+
+
 @pytest.mark.parametrize(
     "servers, start, server, expected",
     [
         ({"10.0.0.1": range(8)}, 0, "", {0: 0, 1: 1, 2: 2, 3: 3}),
         ({"10.0.0.1": range(8)}, 4, "", {4: 4, 5: 5, 6: 6, 7: 7}),
+        ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 0, "10.0.0.1", {0: 0, 1: 1, 2: 2, 3: 3}),
         ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 0, "10.0.0.2", {8: 0, 9: 1, 10: 2, 11: 3}),
         ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 4, "10.0.0.2", {12: 4, 13: 5, 14: 6, 15: 7}),
         ({"10.0.0.1": range(4, 8), "10.0.0.2": range(4, 8)}, 4, "10.0.0.1", {0: 4, 1: 5, 2: 6, 3: 7}),
     ],
 )
-def test_what_each_rank_is_given(servers, start, server, expected, launch, table, tmp_path):
-    path = table(servers)
-    process = launch(CONFIG, path, start, 4, "--max_steps", "3", SERVER_ID=server)
+def test_what_each_rank_is_given(servers, start, server, expected, launch, table, sixteen_cores, tmp_path):
+    path, places = table(servers), list(next(iter(servers.values())))
+    process = launch(CONFIG, path, start, 4, "--max_steps", "3", SERVER_ID=server, BIND_CORES="1", PATH=sixteen_cores)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     found = recorded(tmp_path)
+    for rank, (given, arguments) in sorted(found.items()):  # shown by pytest -s
+        print(f"| {len(servers)} | {start} | {rank} |", " | ".join(str(given[name]) for name in NAMES), "|", *arguments)
     assert {rank: int(given["DEVICE_ID"]) for rank, (given, _) in found.items()} == expected
     for rank, (given, arguments) in found.items():
         assert given["RANK_TABLE_FILE"] == str(path) and int(given["RANK_ID"]) == rank
         assert int(given["RANK_SIZE"]) == sum(len(devices) for devices in servers.values())
         assert given["MS_ASCEND_CHECK_OVERFLOW_MODE"] == "INFNAN_MODE"
+        assert (given["HCCL_CONNECT_TIMEOUT"], given["HCCL_EXEC_TIMEOUT"]) == ("1200", "7200")
+        share, place = len(CORES) // len(places), places.index(expected[rank])
+        assert given["BOUND"].split(",") == CORES[place * share : (place + 1) * share]
         assert arguments[:2] == ["train.py", "-c"] and arguments[2].endswith(CONFIG)
         assert arguments[3:] == ["--use_parallel", "True", "--max_steps", "3"]
         assert f"rank {rank} says hello" in (tmp_path / "logs" / f"rank_{rank}.log").read_text()
 
 
-def test_when_one_rank_dies_all_are_stopped(launch, table, tmp_path):
-    waits = {"RANK_0": "wait", "RANK_1": "die", "RANK_2": "wait"}
+@pytest.mark.parametrize("todo, code", [("die", 7), ("kill", 137)])
+@pytest.mark.parametrize("servers, start, first", [(1, 0, 0), (1, 4, 4), (2, 0, 8), (2, 4, 12)])
+def test_when_one_rank_dies_all_of_its_machine_are_stopped(servers, start, first, todo, code, launch, table, tmp_path):
+    path = table({f"10.0.0.{k + 1}": range(8) for k in range(servers)})
+    todos = {f"RANK_{first}": "wait", f"RANK_{first + 1}": todo, f"RANK_{first + 2}": "wait"}
     begin = time.time()
-    process = launch(CONFIG, table({"10.0.0.1": range(3)}), 0, 3, **waits)
+    process = launch(CONFIG, path, start, 3, SERVER_ID=f"10.0.0.{servers}", **todos)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 7 and time.time() - begin < 20
-    assert "rank 1 ended with code 7" in error and "out of memory" in error
-    assert "told to stop" in (tmp_path / "logs" / "rank_0.log").read_text()
+    assert process.returncode == code and time.time() - begin < 20
+    assert f"rank {first + 1} ended with code {code}" in error and "out of memory" in error
+    assert "told to stop" in (tmp_path / "logs" / f"rank_{first}.log").read_text()
 
 
-LAUNCHERS = ("run_distributed.sh", "run_mpirun.sh", pytest.param("run_msrun.sh", marks=pytest.mark.slow))
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_time_outs_of_hccl_reach_every_rank(script, launch, table, tmp_path):
+    arguments = (table({"10.0.0.1": range(2)}), 0, 2) if script == "run_distributed.sh" else (2,)
+    process = launch(CONFIG, *arguments, script=script, HCCL_EXEC_TIMEOUT="99")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    found = [(given["HCCL_CONNECT_TIMEOUT"], given["HCCL_EXEC_TIMEOUT"]) for given, _ in recorded(tmp_path).values()]
+    assert found == [("1200", "99")] * 2
 
 
 @pytest.mark.parametrize("script", LAUNCHERS)
@@ -167,13 +205,19 @@ def test_bad_launches_with_a_launcher_are_one_sentence(script, arguments, said, 
     assert process.returncode == 2 and error.startswith("error: ") and len(error.splitlines()) == 1 and said in error
 
 
-def test_each_rank_can_have_its_share_of_the_cores(launch, table, tmp_path):
-    cores = len(os.sched_getaffinity(0))
-    process = launch(CONFIG, table({"10.0.0.1": range(2)}), 0, 2, BIND_CORES="1")
-    _, error = process.communicate(timeout=20)
+def test_cores_are_those_that_the_script_may_use(launch, table, tmp_path):
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        process = launch(CONFIG, table({"10.0.0.1": [0]}), 0, 1, BIND_CORES="1")
+        _, error = process.communicate(timeout=20)
+        refused = launch(CONFIG, table({"10.0.0.1": range(2)}), 0, 1, BIND_CORES="1")
+        _, said = refused.communicate(timeout=20)
+    finally:
+        os.sched_setaffinity(0, allowed)
     assert process.returncode == 0, error
-    first, second = (given["cores"] for _, (given, _) in sorted(recorded(tmp_path).items()))
-    assert len(first) + len(second) == cores and not set(first) & set(second) or cores == 1
+    assert [given["cores"] for given, _ in recorded(tmp_path).values()] == [[max(allowed)]]
+    assert refused.returncode == 2 and "needs a core a device, and there are 1" in said
 
 
 def test_the_command_of_the_tutorial(launch, table, tmp_path):
@@ -205,6 +249,9 @@ def wait_for_ranks(tmp_path, count):
     [
         ((CONFIG, "missing.json", 0, 4), "there is no rank table missing.json"),
         ((CONFIG, "broken.json", 0, 4), "is not a rank table"),
+        ((CONFIG, "text.json", 4, 4), "is not a rank table"),
+        ((CONFIG, "twice.json", 0, 4), "the ranks are not 0 to 7, each once"),
+        ((CONFIG, "folder.json", 0, 4), "there is no rank table folder.json"),
         ((CONFIG, "table.json", 6, 4), "device 8 of this machine is not in"),
         ((CONFIG, "table.json", "x", 4), "START is 'x', but must be"),
         ((CONFIG, "table.json", 0, 0), "N is '0', but must be"),
@@ -213,7 +260,10 @@ def wait_for_ranks(tmp_path, count):
     ],
 )
 def test_bad_launches_are_one_sentence(arguments, said, launch, table, tmp_path):
-    table({"10.0.0.1": range(8)})
+    text = table({"10.0.0.1": range(8)}).read_text()
+    (tmp_path / "twice.json").write_text(text.replace('"rank_id": "7"', '"rank_id": "6"'))
+    (tmp_path / "text.json").write_text("rank table")
+    (tmp_path / "folder.json").mkdir()
     (tmp_path / "broken.json").write_text('{"server_list": [{}]}')
     process = launch(*arguments)
     _, error = process.communicate(timeout=60)

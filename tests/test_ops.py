@@ -28,7 +28,8 @@ def tensor(values, dtype=ms.float32):
 def run(function, *arrays, dtype=ms.float32):
     """Return the result of a function of tensors, a random gradient of it, and the gradients of the arrays."""
     inputs = [tensor(a, dtype) for a in arrays]
-    d = normal(*ms.jit(function)(*inputs).shape)
+    result = ms.jit(function)(*inputs).astype(ms.float32).asnumpy()
+    d = normal(*result.shape)
 
     def weighted(given, *inputs):
         return (function(*inputs).astype(ms.float32) * given).sum()
@@ -36,7 +37,7 @@ def run(function, *arrays, dtype=ms.float32):
     gradient = ms.jit(ms.grad(weighted, tuple(range(1, len(inputs) + 1))))
     found = gradient(tensor(d), *inputs)
     found = [g.astype(ms.float32).asnumpy() for g in (found if len(inputs) > 1 else (found,))]
-    return ms.jit(function)(*inputs).astype(ms.float32).asnumpy(), d, found
+    return result, d, found
 
 
 def assert_near(actual, expected, tolerance=2e-6):
@@ -89,7 +90,7 @@ def exact_gradients(q, k, v, d):
         (4 * 3, 3),  # four queries and three keys
     ],
 )
-@pytest.mark.parametrize("large", [1.0, 10.0])  # 10: almost all of a row is one key's
+@pytest.mark.parametrize("large", [1.0, pytest.param(10.0, marks=pytest.mark.slow)])  # 10: one key has almost all
 def test_blockwise_attention_is_exact_whatever_the_blocks(scores, keys, large):
     q, k, v = normal(6, 9, 4) * large, normal(6, 7, 4), normal(6, 7, 4)
     result, d, gradients = run(by_blocks(scores, keys), q, k, v)
@@ -106,7 +107,7 @@ def by_blocks(scores, keys):
     return call
 
 
-@pytest.mark.parametrize("scores, keys", [(2**22, 2048), (20, 4)])
+@pytest.mark.parametrize("scores, keys", [(2**22, 2048), pytest.param(20, 4, marks=pytest.mark.slow)])
 def test_blockwise_attention_in_float16(scores, keys):
     q, k, v = (normal(3, 6, 8).astype(np.float16).astype(np.float64) for _ in range(3))
     result, d, gradients = run(by_blocks(scores, keys), q, k, v, dtype=ms.float16)
