@@ -18,7 +18,7 @@ import psutil
 
 from latte.errors import first_line
 
-MINDSPORE = "2.10.0"  # as in requirements.txt
+OLDEST, MINDSPORE = "2.7.0", "2.10.0"  # what the tests were run with; the newer one as in requirements.txt
 INSTALL, INSTALL_GPU = "pip install -r requirements.txt", "pip install -r requirements-gpu.txt"
 CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann")
 UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")  # in /proc/cpuinfo
@@ -42,12 +42,15 @@ class Finding:
 def software() -> list[Finding]:
     """Return what there is of MindSpore, NumPy and the launchers, without importing them."""
     found, numpy = _version("mindspore"), _version("numpy")
-    fits = found is not None and found.startswith(MINDSPORE)
+    fits = found is not None and _numbers(OLDEST) <= _numbers(found) <= _numbers(MINDSPORE)
     old = numpy is not None and int(numpy.split(".")[0]) < 2
     needs = "" if old else ", but MindSpore is compiled against NumPy 1: with NumPy 2 every operation fails"
     lines = [
         _finding(
-            "Software", fits, f"MindSpore {found or ''}" + ("" if fits else f", but {MINDSPORE} is needed"), INSTALL
+            "Software",
+            fits,
+            f"MindSpore {found or ''}" + ("" if fits else f", but {OLDEST} to {MINDSPORE} is needed"),
+            INSTALL,
         ),
         _finding("Software", old, f"NumPy {numpy or ''}{needs}", INSTALL),
     ]
@@ -177,6 +180,11 @@ def report(findings: list[Finding]) -> str:
 
 def _finding(part: str, good: object, what: str, mend: str = "") -> Finding:
     return Finding(part, "ok", what) if good else Finding(part, "missing", what, mend)
+
+
+def _numbers(version: str) -> list[int]:
+    """Return the first three numbers of a version."""
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def _exists(path: str) -> bool:

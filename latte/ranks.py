@@ -81,8 +81,11 @@ def _meet_on_cpus(rank: int, world_size: int) -> None:
     Under mpirun MindSpore starts none, so that `communication.init` fails; and after the death of a rank, the one that
     msrun starts keeps the launcher waiting for half a minute.
     """
-    from mindspore.communication.management import _init_with_store  # its public form is for Ascend only
-    from mindspore.mint.distributed import TCPStore
+    try:
+        from mindspore.communication.management import _init_with_store  # its public form is for Ascend only
+        from mindspore.mint.distributed import TCPStore
+    except ImportError as error:
+        raise UserError("this MindSpore cannot connect ranks on CPUs; install 2.10, or use one rank") from error
 
     if "MS_SCHED_PORT" in os.environ:
         host, port = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])

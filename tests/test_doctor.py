@@ -89,6 +89,8 @@ def test_software_that_does_not_fit(monkeypatch):
     monkeypatch.setattr(doctor, "_version", {"mindspore": "2.3.1", "numpy": "2.2.0"}.get)
     mindspore, numpy = doctor.software()[:2]
     assert mindspore.state == numpy.state == "missing" and "NumPy 1" in numpy.what and "2.10.0" in mindspore.what
+    monkeypatch.setattr(doctor, "_version", {"mindspore": "2.7.1.post1", "numpy": "1.26.4"}.get)
+    assert states(doctor.software()[:2]) == ["ok", "ok"]
     monkeypatch.setattr(doctor, "_version", lambda package: None)
     assert states(doctor.software()[:2]) == ["missing", "missing"]
 

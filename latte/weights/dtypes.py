@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,8 @@ BY_NUMPY = {names.numpy: names for names in TABLE}
 def numpy_dtype(name: str) -> np.dtype:
     """Return the little-endian dtype of a name in TABLE; only "bfloat16" imports MindSpore, whose type it is."""
     if name != "bfloat16":
-        return np.dtype(name).newbyteorder("<")
+        # MindSpore 2.7 does not take "<f4" for its own "f4", though NumPy says that they are equal.
+        return np.dtype(name) if sys.byteorder == "little" else np.dtype(name).newbyteorder("<")
     from mindspore.common.np_dtype import bfloat16
 
     return np.dtype(bfloat16)
