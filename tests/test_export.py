@@ -79,6 +79,7 @@ np.save("out.npy", graph(*[ms.Tensor(file[name]) for name in file.files]).asnump
     assert np.array_equal(np.load(tmp_path / "out.npy"), out)
 
 
+@pytest.mark.slow
 def test_denoiser_of_text_to_video(tmp_path):
     """The same with the weights beside the graph, as beyond 1 GB: their names hold after they moved into place."""
     from mindspore.train import serialization
@@ -94,6 +95,7 @@ def test_denoiser_of_text_to_video(tmp_path):
     assert error(graph(*map(ms.Tensor, arrays)), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_autoencoder(tmp_path, monkeypatch):
     options = {**T2V, "image_size": 16, "vae_slice": 2}
     encoder, encode = run(tmp_path / "encoder.mindir", part="vae_encoder", **options)

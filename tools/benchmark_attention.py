@@ -1,0 +1,118 @@
+"""Measure a training step on long videos: attention by blocks beside attention at once, with and without recomputation.
+
+Each row is a process of its own, so that its peak memory is its own; a row that does not fit says so. The gradients of
+all rows are compared with those of the first: as a part of the largest number of each weight.
+
+    python tools/benchmark_attention.py --num_frames 128 --rows "[blocks recompute,at once recompute,blocks]"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmark import inputs
+
+ROWS = ("blocks recompute", "at once recompute", "blocks", "at once")
+
+
+def main(
+    num_frames: int = 128,
+    model_name: str = "Latte-S/2",
+    image_size: int = 256,
+    steps: int = 1,
+    threads: int = 2,
+    rows: list[str] | None = None,
+) -> None:
+    """Measure and print a table.
+
+    Args:
+        num_frames: frames of the video.
+        model_name: network to train.
+        image_size: pixels a side.
+        steps: steps after the first one, which compiles; the last one counts.
+        threads: CPU threads.
+        rows: which of "blocks recompute", "at once recompute", "blocks", "at once"; all by default.
+    """
+    print("| attention | seconds a step | first step s | peak memory GB | loss | gradients differ by |")
+    print("|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows or ROWS:
+            job = {"row": row, "frames": num_frames, "model_name": model_name, "size": image_size // 8}
+            job |= {"steps": steps, "folder": folder}
+            env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            command = [sys.executable, __file__, "--job", json.dumps(job)]
+            done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=False, text=True)
+            if done.returncode:
+                print(f"| {row} | does not fit or failed (code {done.returncode}) | | | | |", flush=True)
+                continue
+            got = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"| {row} | {got['seconds']:.1f} | {got['first']:.1f} | {got['memory'] / 1e9:.2f} "
+                f"| {got['loss']:.7f} | {got['deviation']:.1e} |",
+                flush=True,
+            )
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Take the steps of one row."""
+    import mindspore as ms
+    import numpy as np
+    import psutil
+
+    from latte import create_model, device
+    from latte.models.precision import prepare
+    from latte.training.step import StepOptions, TrainStep
+
+    device.init_device("CPU")
+    if job["row"].startswith("at once"):
+        module = sys.modules["latte.ops.attention"]  # `latte.ops.attention` is the function
+        module._by_blocks = module._at_once
+    sizes = {"num_frames": job["frames"], "input_size": job["size"], "seed": None}
+    net, average = (create_model(job["model_name"], **sizes) for _ in range(2))
+    rng = np.random.default_rng(0)
+    for pair in zip(net.get_parameters(), average.get_parameters(), strict=True):
+        values = ms.Tensor(rng.normal(size=pair[0].shape, scale=0.02).astype(np.float32))
+        for weight in pair:
+            if weight.requires_grad:
+                weight.set_data(values)
+    for each in (net, average):
+        prepare(each, for_training=True)
+    if job["row"].endswith("recompute"):
+        for block in net.blocks:
+            block.recompute()
+    step = TrainStep(net, average, None, np.full(job["steps"] + 1, 1e-4, np.float32), StepOptions(scale_factor=1.0))
+    call, data = device.compile_training(step.construct), inputs(job)
+    moments = np.concatenate((data["x"], np.full_like(data["x"], -30)), 2)  # of a posterior without variance
+    tensors = [ms.Tensor(a) for a in (moments, np.zeros_like(data["x"]), np.array([500], np.int32), data["noise"])]
+    skipped, seconds, gradients = ms.Tensor(np.full((1, 8), -1, np.int32)), [], {}
+    for i in range(job["steps"] + 1):
+        start = time.perf_counter()
+        loss = float(call(*tensors, skipped))
+        seconds.append(time.perf_counter() - start)
+        if i == 0:  # the first moment of AdamW is a tenth of the first gradient
+            gradients = {f"{k:03}": m.asnumpy().copy() for k, m in enumerate(step.optimizer.moment1)}
+            first_loss = loss
+    reference = Path(job["folder"]) / "gradients.npz"
+    if not reference.exists():
+        np.savez(reference, **gradients)
+    with np.load(reference) as wanted:
+        found = [np.abs(gradients[k] - wanted[k]).max() / max(np.abs(wanted[k]).max(), 1e-30) for k in wanted.files]
+    memory = int(Path(f"/proc/{psutil.Process().pid}/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    result = {"first": seconds[0], "seconds": seconds[-1], "loss": first_loss, "memory": memory}
+    return result | {"deviation": float(max(found))}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        print(json.dumps(measure(json.loads(sys.argv[2]))))
+    else:
+        from jsonargparse import auto_cli
+
+        auto_cli(main, as_positional=False)
