@@ -81,18 +81,17 @@ def _meet_on_cpus(rank: int, world_size: int) -> None:
     Under mpirun MindSpore starts none, so that `communication.init` fails; and after the death of a rank, the one that
     msrun starts keeps the launcher waiting for half a minute.
     """
-    try:
-        from mindspore.communication.management import _init_with_store  # its public form is for Ascend only
-        from mindspore.mint.distributed import TCPStore
-    except ImportError as error:
-        raise UserError("this MindSpore cannot connect ranks on CPUs; install 2.10, or use one rank") from error
-
     if "MS_SCHED_PORT" in os.environ:
         host, port = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
     elif "OMPI_COMM_WORLD_RANK" in os.environ:
         host, port = _agree_by_mpi(rank, world_size)
     else:
         raise UserError("a rank table is for Ascend devices; start ranks on CPUs with mpirun or msrun")
+    try:
+        from mindspore.communication.management import _init_with_store  # its public form is for Ascend only
+        from mindspore.mint.distributed import TCPStore
+    except ImportError as error:
+        raise UserError("this MindSpore cannot connect ranks on CPUs; install 2.10, or use one rank") from error
     os.environ.setdefault(*WAIT_IN_SUMS)
     store = TCPStore(host, port, world_size, rank == 0, PATIENCE)
     _init_with_store("mccl", PATIENCE, world_size, rank, store)

@@ -150,18 +150,6 @@ def test_single_images_count_like_frames_and_skip_the_temporal_blocks():
 
 
 @pytest.mark.slow
-def test_recomputing_blocks_changes_nothing():
-    plain, call_plain = build(small())
-    net = small()
-    for block in net.blocks:
-        block.recompute()
-    again, call = build(net)
-    for seed in range(2):
-        call_plain(*batch(seed=seed)), call(*batch(seed=seed))
-    assert farthest(weights(plain), weights(again)) < 1e-6
-
-
-@pytest.mark.slow
 def test_state_goes_into_another_step_whole():
     step, call = build(small(), small(seed=1))
     for seed in range(2):

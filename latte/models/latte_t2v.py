@@ -8,7 +8,7 @@ section 2.3, adaLN-single): one projection serves all blocks, and each block add
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mindspore as ms
@@ -99,7 +99,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     x (B, F, T, D), time (B, 6D), text (B, S, D), text_bias (B, 1, 1, S) added to the scores. `attn1` and `attn2` are
     (weight, bias) of q, k, v and out, `ff` those of the two layers of the MLP, table (6, D).
     """
-    b, f, t, d = x.shape
+    d = x.shape[-1]
     scale = (d // heads) ** -0.5
     modulation = table.reshape(1, 6 * d) + time  # (B, 6D) float32
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = sixths(modulation)  # (B, D)
@@ -108,14 +108,33 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash)
     x = gated(x, gate_attn, y)
 
-    if text is not None:  # without a norm, as in PixArt-alpha; all frames attend to the one text
-        q = linear(x, *attn2[0]).reshape(b, f * t, -1)  # (B, F T, D)
-        k, v = linear(text, *attn2[1]), linear(text, *attn2[2])  # (B, S, D)
-        x = x + linear(attention(q, k, v, heads, scale, flash, text_bias).reshape(b, f, t, -1), *attn2[3])
+    read = _text_attention_of(text is not None)
+    x = read(x, attn2, text, text_bias, heads, scale, flash)
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
     y = linear(gelu(linear(y, *ff[0])), *ff[1])  # (B, F, T, 4D) -> (B, F, T, D)
     return gated(x, gate_mlp, y)
+
+
+def _text_attention_of(there: bool) -> Callable:
+    """Return one of the next two; see `latte.models.layers.Recomputed` on why they are not called here."""
+    return _attend_to_text if there else _attend_to_nothing
+
+
+def _attend_to_text(
+    x: ms.Tensor, attn2: tuple, text: ms.Tensor, text_bias: ms.Tensor, heads: int, scale: float, flash: bool
+) -> ms.Tensor:
+    """Add attention to the text without a norm, as in PixArt-alpha; all frames attend to the one text."""
+    b, f, t, _ = x.shape
+    q = linear(x, *attn2[0]).reshape(b, f * t, -1)  # (B, F T, D)
+    k, v = linear(text, *attn2[1]), linear(text, *attn2[2])  # (B, S, D)
+    return x + linear(attention(q, k, v, heads, scale, flash, text_bias).reshape(b, f, t, -1), *attn2[3])
+
+
+def _attend_to_nothing(
+    x: ms.Tensor, attn2: None, text: None, text_bias: None, heads: int, scale: float, flash: bool
+) -> ms.Tensor:
+    return x
 
 
 class Attention(nn.Cell):

@@ -8,7 +8,7 @@ from mindspore.ops.auto_generate import SigmoidGrad
 
 from latte.ops.target import Operator, on_cpu
 
-_sigmoid_grad = SigmoidGrad()
+_sigmoid_grad, _gelu = SigmoidGrad(), ops.GeLU()
 LINEAR, CUBIC = 1.5957691216057308, 0.07135481627159896  # 2 sqrt(2/pi), and that times 0.044715
 
 
@@ -24,7 +24,7 @@ def gelu(x: ms.Tensor) -> ms.Tensor:
     """
     if on_cpu():
         return _cpu_gelu(x)[0]
-    return ops.gelu(x, approximate="tanh")
+    return _gelu(x)
 
 
 class _CpuGelu(Operator):

@@ -17,7 +17,8 @@ FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention
 
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
-_softmax, _thirds, _gather = ops.Softmax(-1), ops.Split(0, 3), ops.Gather()
+_softmax, _gather, _tile = ops.Softmax(-1), ops.Gather(), ops.Tile()
+_thirds, _thirds_of_width = ops.Split(0, 3), ops.Split(-1, 3)
 
 
 def attention(
@@ -31,19 +32,27 @@ def attention(
 ) -> ms.Tensor:
     """Return softmax(scale q k^T + bias) v, the attention of Vaswani et al. (2017), equation 1.
 
-    q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `bias` float32, of any shape that
-    broadcasts to (N, heads, L, S), holds what is added to the scores: 0 and a large negative number for a mask.
+    q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `bias` float32, of four axes that
+    broadcast to (N, heads, L, S), holds what is added to the scores: 0 and a large negative number for a mask.
     `flash` takes Ascend's fused kernel (float16 or bfloat16, width a multiple of 16), for which a bias of (N, 1, 1, S)
     only says which keys to discard, those where it is negative. Otherwise the softmax is in float32.
     """
+    attend = _attention_of(flash)
+    return attend(q, k, v, heads, scale, bias)
+
+
+def _fused(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None) -> ms.Tensor:
+    n, length, _ = q.shape
+    if bias is not None:
+        return _flash(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])))
+    if n <= FLASH_BATCH:
+        return _flash(q, k, v, heads, scale)
+    starts = range(0, n, FLASH_BATCH)
+    return ops.concat([_flash(*[a[i : i + FLASH_BATCH] for a in (q, k, v)], heads, scale) for i in starts], 0)
+
+
+def _unfused(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None) -> ms.Tensor:
     n, length, channels = q.shape
-    if flash:
-        if bias is not None:
-            return _flash(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])))
-        if n <= FLASH_BATCH:
-            return _flash(q, k, v, heads, scale)
-        starts = range(0, n, FLASH_BATCH)
-        return ops.concat([_flash(*[a[i : i + FLASH_BATCH] for a in (q, k, v)], heads, scale) for i in starts], 0)
     q, k, v = [swap(a.reshape(n, a.shape[1], heads, -1)) for a in (q * scale, k, v)]  # (N, heads, L or S, width)
     return swap(_exact(q, k, v, bias)).reshape(n, length, channels)  # (N, L, heads * width)
 
@@ -69,11 +78,16 @@ def _by_blocks(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tenso
     return blockwise_attention(*flat).reshape(q.shape)
 
 
-def _at_once(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
+def _at_once(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
+    p = _softmax(_qk(q, k).astype(ms.float32))  # (N, H, L, S)
+    return _av(p.astype(v.dtype), v)
+
+
+def _biased(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
     scores = _qk(q, k).astype(ms.float32)  # (N, H, L, S)
-    if bias is not None:
-        scores = scores + ops.broadcast_to(bias, scores.shape)  # as an operation of its own: see `latte.ops.norm`
-    return _av(_softmax(scores).astype(v.dtype), v)
+    times = tuple([scores.shape[i] // bias.shape[i] for i in range(4)])
+    p = _softmax(scores + _tile(bias, times))  # tiled, as what broadcasts keeps memory: see `latte.ops.norm`
+    return _av(p.astype(v.dtype), v)
 
 
 def self_attention(
@@ -92,8 +106,14 @@ def _self_attention_of(flash: bool) -> Callable:
     return _fused_self_attention if flash else _exact_self_attention
 
 
+def _attention_of(flash: bool) -> Callable:
+    return _fused if flash else _unfused
+
+
 def _exact_of(biased: bool) -> Callable:
-    return _by_blocks if not biased and attends_in_blocks() else _at_once
+    if biased:
+        return _biased
+    return _by_blocks if attends_in_blocks() else _at_once
 
 
 def _projection_of(parts: int) -> Callable:
@@ -137,7 +157,7 @@ def _split_weight(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
 
 
 def _split_product(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
-    return ops.chunk(linear(x, *qkv), 3, -1)
+    return _thirds_of_width(linear(x, *qkv))
 
 
 def swap(x: ms.Tensor) -> ms.Tensor:

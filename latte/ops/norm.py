@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 from mindspore import ops
 
@@ -28,13 +30,23 @@ def modulated_norm(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tenso
 
     x (B, F, T, D) of any float dtype; shift, scale (B, D). Computed in float32, returned in the dtype of `x`.
     """
+    norm = _modulated_norm_of(on_cpu())
+    return norm(x, shift.astype(ms.float32), scale.astype(ms.float32)).astype(x.dtype)
+
+
+def _modulated_norm_of(cpu: bool) -> Callable:
+    """Return one of the next two; see `latte.models.layers.Recomputed` on why they are not called here."""
+    return _modulated_rows if cpu else _modulated_tokens
+
+
+def _modulated_rows(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
+    rows = x.astype(ms.float32).reshape(shift.shape[0], -1, shift.shape[1])
+    return _cpu_modulated_norm(rows, shift, scale)[0].reshape(x.shape)
+
+
+def _modulated_tokens(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
     batch, width = shift.shape
-    shift, scale = shift.astype(ms.float32), scale.astype(ms.float32)
-    if on_cpu():
-        rows = x.astype(ms.float32).reshape(batch, -1, width)
-        return _cpu_modulated_norm(rows, shift, scale)[0].reshape(x.shape).astype(x.dtype)
-    shift, scale = shift.reshape(batch, 1, 1, width), scale.reshape(batch, 1, 1, width)
-    return (layer_norm(x) * (1 + scale) + shift).astype(x.dtype)
+    return layer_norm(x) * (1 + scale.reshape(batch, 1, 1, width)) + shift.reshape(batch, 1, 1, width)
 
 
 class _CpuModulatedNorm(Operator):
