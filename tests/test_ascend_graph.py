@@ -185,7 +185,7 @@ def check_training(nodes, kind, depth, dtype, recompute=True, ranks=2):
     [
         ("Latte", "fp16", 4, {}),
         ("Latte", "bf16", 2, {"recompute": False, "accumulation": 1, "ranks": 1}),
-        ("LatteT2V", "fp16", 2, {}),
+        pytest.param("LatteT2V", "fp16", 2, {}, marks=LONG),
         ("LatteT2V", "bf16", 4, {}),
         pytest.param("Latte", "fp16", 28, {}, marks=LONG),
     ],
@@ -218,7 +218,7 @@ def test_training_from_pixels_is_one_graph():
 
 
 @SLOW
-@pytest.mark.parametrize("kind", ["Latte", "LatteT2V"])
+@pytest.mark.parametrize("kind", ["Latte", pytest.param("LatteT2V", marks=LONG)])
 def test_blocks_that_are_put_in_place_late(kind):
     """`mindspore.lazy_inline` changes how often a block is in the file, and not what is computed."""
     for nodes in (inference, training):
