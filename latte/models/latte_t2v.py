@@ -99,15 +99,13 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     x (B, F, T, D), time (B, 6D), text (B, S, D), text_bias (B, 1, 1, S) added to the scores. `attn1` and `attn2` are
     (weight, bias) of q, k, v and out, `ff` those of the two layers of the MLP, table (6, D).
     """
-    d = x.shape[-1]
-    scale = (d // heads) ** -0.5
-    modulation = table.reshape(1, 6 * d) + time  # (B, 6D) float32
+    scale = (x.shape[-1] // heads) ** -0.5
+    modulation = table.reshape(1, -1) + time  # (B, 6D) float32
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = sixths(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash)
     x = gated(x, gate_attn, y)
-
     read = _text_attention_of(text is not None)
     x = read(x, attn2, text, text_bias, heads, scale, flash)
 
