@@ -86,11 +86,13 @@ def exact_gradients(q, k, v, d):
     [
         (2**22, 2048),  # all at once
         (4 * 9 * 7, 2048),  # three of the six at once
-        (4 * 7, 2048),  # four queries with all keys
-        (4 * 3, 3),  # four queries and three keys
+        pytest.param(4 * 7, 2048, marks=pytest.mark.slow),  # four queries with all keys
+        pytest.param(4 * 3, 3, marks=pytest.mark.slow),  # four queries and three keys
     ],
 )
-@pytest.mark.parametrize("large", [1.0, pytest.param(10.0, marks=pytest.mark.slow)])  # 10: one key has almost all
+@pytest.mark.parametrize(
+    "large", [1.0, pytest.param(10.0, marks=[pytest.mark.slow, pytest.mark.long])]
+)  # 10: one key has almost all
 def test_blockwise_attention_is_exact_whatever_the_blocks(scores, keys, large):
     q, k, v = normal(6, 9, 4) * large, normal(6, 7, 4), normal(6, 7, 4)
     result, d, gradients = run(by_blocks(scores, keys), q, k, v)

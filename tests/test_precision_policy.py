@@ -6,6 +6,7 @@ from make_precision_table import lines
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_table_is_what_the_graphs_say():
     text = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
     for line in lines():

@@ -48,7 +48,7 @@ def forget():
     device._current = before
 
 
-@pytest.mark.parametrize("kind", ["Latte", "LatteT2V"])
+@pytest.mark.parametrize("kind", ["Latte", pytest.param("LatteT2V", marks=pytest.mark.slow)])
 def test_the_step_is_the_same(kind):
     found = []
     for recompute in (False, True):
@@ -61,7 +61,7 @@ def test_the_step_is_the_same(kind):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max() + 1e-9
 
 
-@pytest.mark.parametrize("kind", ["Latte", "LatteT2V"])
+@pytest.mark.parametrize("kind", ["Latte", pytest.param("LatteT2V", marks=pytest.mark.slow)])
 def test_the_graph_of_a_gpu_compiles(kind):
     with device.assume("GPU"):
         step, given = build(kind, True)
