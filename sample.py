@@ -7,17 +7,14 @@ import sys
 from pathlib import Path
 
 from latte.config import SampleConfig, parse_config, save_config
-from latte.errors import UserError, run_main
-
-log = logging.getLogger("latte")
+from latte.errors import run_main
 
 
 def main() -> None:
     """Parse, load, sample, save."""
     cfg = parse_config(SampleConfig, sys.argv[1:], "sample.py", __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not cfg.checkpoint:
-        raise UserError("checkpoint is not set; name a file or a folder in the YAML or with --checkpoint")
+    cfg.require_checkpoint()
 
     from latte import device, sampling  # after the options: MindSpore takes seconds to import
 

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from latte.errors import UserError
 from latte.options import OptionError, Options, in_range
 
 # Those of latte.diffusion.solvers, which is not imported here so that --help is quick.
@@ -188,6 +189,11 @@ class SampleConfig(
     DeviceOptions,
 ):
     """Options of sample.py."""
+
+    def require_checkpoint(self) -> None:
+        """Raise UserError if there is no checkpoint."""
+        if not self.checkpoint:
+            raise UserError("checkpoint is not set; name a file or a folder in the YAML or with --checkpoint")
 
 
 @dataclasses.dataclass(kw_only=True)

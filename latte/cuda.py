@@ -34,7 +34,7 @@ LIBRARIES = {  # under the folder nvidia, each after those that it needs, and th
 @functools.cache
 def load() -> str | None:
     """Load driver, libraries and plugin, so that MindSpore has GPUs; return None, or what is missing and its remedy."""
-    if reason := driver_problem() or next(filter(None, map(library_problem, LIBRARIES)), None):
+    if reason := driver_problem() or next(filter(None, map(package_problem, LIBRARIES)), None):
         return reason
     os.environ.setdefault("CUDA_CACHE_MAXSIZE", "4000000000")  # as MindSpore does: kernels compiled for a newer card
     try:
@@ -61,7 +61,7 @@ def driver_problem() -> str | None:
     return None if cards.value else "NVIDIA's driver sees no card; is CUDA_VISIBLE_DEVICES set?"
 
 
-def library_problem(library: str) -> str | None:
+def package_problem(library: str) -> str | None:
     """Load one of LIBRARIES; return None, or why that fails and the remedy."""
     found = importlib.util.find_spec("nvidia")  # the folder that all these packages share
     folders = found.submodule_search_locations if found else None

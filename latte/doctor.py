@@ -107,7 +107,7 @@ def gpu() -> list[Finding]:
     ]
     problems = {}
     for library, package in cuda.LIBRARIES.items():
-        problems[package] = problems.get(package) or cuda.library_problem(library)
+        problems[package] = problems.get(package) or cuda.package_problem(library)
     for package, problem in problems.items():
         version = _version(package)
         what = problem.split(";")[0] if problem else f"{package}{' ' + version if version else ' (of the system)'}"

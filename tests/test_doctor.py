@@ -24,7 +24,7 @@ def bare(monkeypatch):
     monkeypatch.setattr(doctor, "_says", lambda *command: None)
     monkeypatch.setattr(doctor, "_unloadable", lambda plugin: "libge_runner.so: cannot open")
     monkeypatch.setattr(cuda, "driver_problem", lambda: "NVIDIA's driver is missing (libcuda.so.1); install it")
-    monkeypatch.setattr(cuda, "library_problem", lambda library: f"{library} is missing; install it")
+    monkeypatch.setattr(cuda, "package_problem", lambda library: f"{library} is missing; install it")
     yield
     cuda.load.cache_clear()
 
@@ -56,14 +56,14 @@ def test_a_card_without_a_library(monkeypatch):
     monkeypatch.setattr(doctor, "_exists", lambda path: True)
     monkeypatch.setattr(doctor, "_says", lambda *command: "NVIDIA H100, 535.54")
     monkeypatch.setattr(cuda, "driver_problem", lambda: None)
-    monkeypatch.setattr(cuda, "library_problem", lambda library: "x is broken; y" if "cublas" in library else None)
+    monkeypatch.setattr(cuda, "package_problem", lambda library: "x is broken; y" if "cublas" in library else None)
     card, tool, driver, *packages, plugin = doctor.gpu()
     assert {card.state, tool.state, driver.state} == {"ok"} and "535.54" in tool.what
     assert [line.state for line in packages].count("missing") == 1 and plugin.what.endswith("plugin: libcublas.so.11")
 
 
 def test_a_whole_gpu(monkeypatch):
-    for name in ("driver_problem", "library_problem"):
+    for name in ("driver_problem", "package_problem"):
         monkeypatch.setattr(cuda, name, lambda *library: None)
     monkeypatch.setattr(device, "why_unavailable", lambda target: None)
     assert set(states(doctor.gpu()[2:])) == {"ok"}

@@ -12,7 +12,6 @@ from latte.models.precision import prepare
 from latte.training.step import StepOptions, TrainStep
 
 SIZE, FRAMES, WORDS, CAPTION = 4, 3, 5, 8
-RNG = np.random.default_rng(0)
 LATENTS = (2, FRAMES, 4, SIZE, SIZE)
 
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmark import inputs
+from benchmark_ours import step_inputs
 
 ROWS = ("blocks recompute", "at once recompute", "blocks", "at once")
 
@@ -64,7 +64,6 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Take the steps of one row."""
     import mindspore as ms
     import numpy as np
-    import psutil
 
     from latte import create_model, device
     from latte.models.precision import prepare
@@ -88,13 +87,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         for block in net.blocks:
             block.recompute()
     step = TrainStep(net, average, None, np.full(job["steps"] + 1, 1e-4, np.float32), StepOptions(scale_factor=1.0))
-    call, data = device.compile_training(step.construct), inputs(job)
-    moments = np.concatenate((data["x"], np.full_like(data["x"], -30)), 2)  # of a posterior without variance
-    tensors = [ms.Tensor(a) for a in (moments, np.zeros_like(data["x"]), np.array([500], np.int32), data["noise"])]
-    skipped, seconds, gradients = ms.Tensor(np.full((1, 8), -1, np.int32)), [], {}
+    call, given = device.compile_training(step.construct), step_inputs(job)
+    seconds, gradients = [], {}
     for i in range(job["steps"] + 1):
         start = time.perf_counter()
-        loss = float(call(*tensors, skipped))
+        loss = float(call(*given))
         seconds.append(time.perf_counter() - start)
         if i == 0:  # the first moment of AdamW is a tenth of the first gradient
             gradients = {f"{k:03}": m.asnumpy().copy() for k, m in enumerate(step.optimizer.moment1)}
@@ -104,7 +101,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         np.savez(reference, **gradients)
     with np.load(reference) as wanted:
         found = [np.abs(gradients[k] - wanted[k]).max() / max(np.abs(wanted[k]).max(), 1e-30) for k in wanted.files]
-    memory = int(Path(f"/proc/{psutil.Process().pid}/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+    memory = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     result = {"first": seconds[0], "seconds": seconds[-1], "loss": first_loss, "memory": memory}
     return result | {"deviation": float(max(found))}
 

@@ -39,8 +39,24 @@ def _our_step(job: dict[str, Any]) -> dict[str, Any]:
     return result | {"load": load, "deviation": deviation(job, "out", net(ms.Tensor(arrays["x"]), times).asnumpy())}
 
 
-def _our_train(job: dict[str, Any]) -> dict[str, Any]:
+def step_inputs(job: dict[str, Any]) -> list[Any]:
+    """Return what a training step takes: moments without variance, their noise, t, noise, skipped videos."""
     import mindspore as ms
+    import numpy as np
+
+    data = inputs(job)
+    moments = np.concatenate((data["x"], np.full_like(data["x"], -30)), 2)
+    arrays = (
+        moments,
+        np.zeros_like(data["x"]),
+        np.array([500], np.int32),
+        data["noise"],
+        np.full((1, 8), -1, np.int32),
+    )
+    return [ms.Tensor(array) for array in arrays]
+
+
+def _our_train(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from latte import device, load_model
@@ -54,11 +70,8 @@ def _our_train(job: dict[str, Any]) -> dict[str, Any]:
     rates = np.full(job["steps"] + 1, LEARNING_RATE, np.float32)
     options = StepOptions(ema_decay=EMA_DECAY, scale_factor=1.0)
     call = device.compile_training(TrainStep(net, average, None, rates, options).construct)
-    data = inputs(job)
-    moments = np.concatenate((data["x"], np.full_like(data["x"], -30)), 2)  # of a posterior without variance
-    tensors = [ms.Tensor(a) for a in (moments, np.zeros_like(data["x"]), np.array([500], np.int32), data["noise"])]
-    skipped, losses = ms.Tensor(np.full((1, 8), -1, np.int32)), []
-    result = timed(lambda i: losses.append(float(call(*tensors, skipped))), job["steps"])
+    given, losses = step_inputs(job), []
+    result = timed(lambda i: losses.append(float(call(*given))), job["steps"])
     return result | {"deviation": deviation(job, "losses", np.array(losses))}
 
 

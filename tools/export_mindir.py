@@ -13,17 +13,14 @@ import logging
 import sys
 
 from latte.config import ExportConfig, parse_config
-from latte.errors import UserError, run_main
-
-log = logging.getLogger("latte")
+from latte.errors import run_main
 
 
 def main() -> None:
     """Parse, export, report."""
     cfg = parse_config(ExportConfig, sys.argv[1:], "tools/export_mindir.py", __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not cfg.checkpoint:
-        raise UserError("checkpoint is not set; name a file or a folder in the YAML or with --checkpoint")
+    cfg.require_checkpoint()
 
     from latte import device, export  # after the options: MindSpore takes seconds to import
 
