@@ -9,7 +9,8 @@ The official code is not part of this project. Put a checkout of it and a Python
 
     python tools/benchmark.py --official ../Latte --torch_python ../torch-venv/bin/python
 
-Each measurement is a process of its own, so that peak memory is its own; `--repeats` takes them in turn.
+Each side is a process of its own, so that peak memory is its own. The two wait for each other and call in turn, and
+the speed is the median over pairs of calls: a machine whose speed drifts slows both.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from tqdm import tqdm
+
 LATENT_SCALE = 8  # pixels a latent
 WEIGHTS = {"step": "latte.pt", "vae": "vae.bin", "train": "train.pt", "cache": "vae.bin", "t2v": "t2v"}
 PARTS = ("step", "vae", "train", "cache", "t2v")
@@ -38,6 +41,7 @@ NAMES = {
 T2V_PIXELS, TOKENS, CAPTION = 512, 120, 4096  # of Latte-1
 CLIPS, CLIP_FRAMES = 8, 40  # of the loader's data
 LEARNING_RATE, EMA_DECAY = 1e-4, 0.9999
+WAITING = "waiting for its turn"  # what a measurement says before each call
 
 
 def main(
@@ -50,8 +54,8 @@ def main(
     dtypes: list[Literal["fp32", "bf16"]] | None = None,
     steps: int = 3,
     torch_bf16_steps: int = 1,
+    warm_up: int = 30,
     threads: int = 2,
-    repeats: int = 1,
 ) -> None:
     """Measure and print a table.
 
@@ -63,10 +67,11 @@ def main(
         image_size: pixels a side.
         num_frames: frames a video.
         dtypes: arithmetic to measure; both by default.
-        steps: denoising steps after the first one, or frames; the median counts.
+        steps: calls that count: denoising steps, frames, training steps.
         torch_bf16_steps: the same for PyTorch's bf16 autocast; 0 times the first step, where a step takes minutes.
+        warm_up: training steps before those that count. MindSpore's CPU kernels try out, in the first 30 calls at
+            most, among how many threads they share their work; a training has thousands.
         threads: CPU threads for both sides.
-        repeats: how often each pair is measured, in turn.
     """
     job = {"official": official, "frames": num_frames}
     rows, notes = [], []
@@ -76,48 +81,79 @@ def main(
             job["size"] = (T2V_PIXELS if part == "t2v" else image_size) // LATENT_SCALE
             job["model_name"] = model_name or ("Latte-S/2" if part == "train" else "Latte-XL/2")
             for dtype in ["fp32"] if part in ("vae", "train", "t2v") else dtypes or ["fp32", "bf16"]:
-                for _ in range(repeats):
-                    here = {**job, "part": part, "dtype": dtype, "steps": steps}
-                    few = torch_bf16_steps if dtype == "bf16" else steps
-                    peer = _measure(torch_python, {**here, "side": "torch", "steps": few}, threads)
-                    rows.append((peer, _measure(sys.executable, {**here, "side": "ours"}, threads)))
-                    if part == "train":
-                        notes.append(_loader_note(rows[-1][1], threads))
-                    notes += rows[-1][1].get("notes", [])
+                here = {
+                    **job,
+                    "part": part,
+                    "dtype": dtype,
+                    "steps": steps,
+                    "warm_up": warm_up if part == "train" else 0,
+                }
+                few = torch_bf16_steps if dtype == "bf16" else steps
+                pair = ({**here, "side": "torch", "steps": few}, {**here, "side": "ours"})
+                rows.append(_measure(pair, torch_python, threads))
+                if part == "train":
+                    notes.append(_loader_note(rows[-1][1], torch_python, threads))
+                notes += rows[-1][1].get("notes", [])
     print("\n".join((_machine(threads), _table(rows), *notes)))
 
 
-def _loader_note(trained: dict[str, Any], threads: int) -> str:
+def _loader_note(trained: dict[str, Any], torch_python: str, threads: int) -> str:
     """Measure the loader and say how it compares with our training step."""
-    loader = _measure(sys.executable, {**trained, "part": "loader"}, threads)
+    (loader,) = _measure(({**trained, "part": "loader"},), torch_python, threads)
     return (
         f"The loader alone takes {1000 * loader['seconds']:.0f} ms for a video of frames on the disk: "
         f"{trained['seconds'] / loader['seconds']:.0f} x what the training step consumes."
     )
 
 
-def _measure(python: str, job: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Run one measurement in a process of its own and return what it measured."""
-    print(f"measuring {job['part']} {job['dtype']} {job['side']} ...", file=sys.stderr, flush=True)
+def _measure(jobs: tuple[dict[str, Any], ...], torch_python: str, threads: int) -> list[dict[str, Any]]:
+    """Make each measurement in a process of its own, call by call in turn, and return what they measured."""
+    processes: list[subprocess.Popen] = []
+    lines: list[str] = []  # the last one of each: that it waits, or its result
+    name = f"{jobs[0]['part']} {jobs[0]['dtype']}"
+    with tqdm(desc=name, unit="call") as bar:
+        for job in jobs:  # the second one needs the weights that the first one has written when it waits
+            processes.append(_start(job, torch_python, threads))
+            lines.append(_next_line(processes[-1], job))
+        while WAITING in lines:
+            for i, process in enumerate(processes):
+                if lines[i] == WAITING:
+                    print(file=process.stdin, flush=True)
+                    lines[i] = _next_line(process, jobs[i])
+                    bar.update()
+    return [job | json.loads(line) for job, line in zip(jobs, lines, strict=True)]
+
+
+def _start(job: dict[str, Any], torch_python: str, threads: int) -> subprocess.Popen:
+    """Start the process of a measurement."""
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     if job["side"] == "torch":
         env["PYTHONPATH"] = job["official"]
     script = Path(__file__).with_name(f"benchmark_{job['side']}.py")
-    command = [python, script, json.dumps(job | {"threads": threads})]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=False, text=True)
-    if done.returncode:
-        raise SystemExit(f"error: the measurement {job['part']} {job['dtype']} {job['side']} failed, see above")
-    return job | json.loads(done.stdout.splitlines()[-1])
+    command = [torch_python if job["side"] == "torch" else sys.executable, script]
+    command.append(json.dumps(job | {"threads": threads}))
+    return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def timed(call: Callable[[int], Any], count: int) -> dict[str, Any]:
-    """Time a first call and `count` more."""
+def _next_line(process: subprocess.Popen, job: dict[str, Any]) -> str:
+    """Return the next line with which a measurement waits, or ends."""
+    for line in process.stdout:
+        if line.startswith((WAITING, "{")):
+            return line.strip()
+    raise SystemExit(f"error: the measurement {job['part']} {job['dtype']} {job['side']} failed, see above")
+
+
+def timed(call: Callable[[int], Any], count: int, warm_up: int = 0) -> dict[str, Any]:
+    """Time a first call and, after some more, those that count, each when it is this process's turn."""
     seconds = []
-    for i in range(count + 1):
+    for i in range(1 + warm_up + count):
+        print(WAITING, flush=True)
+        sys.stdin.readline()
         start = time.perf_counter()
         call(i)
         seconds.append(time.perf_counter() - start)
-    return {"first": seconds[0], "seconds": statistics.median(seconds[1:] or seconds)}
+    counted = seconds[1 + warm_up :] or seconds
+    return {"first": seconds[0], "all": counted, "seconds": statistics.median(counted)}
 
 
 def inputs(job: dict[str, Any]) -> dict[str, Any]:
@@ -188,10 +224,17 @@ def _table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
             what = f"VAE {key} a frame" if key else NAMES[ours["part"]].format(**ours)
             memory = f"{peer['memory'] / 1e9:.2f} / {ours['memory'] / 1e9:.2f}"
             lines.append(
-                f"| {what} | {a['seconds']:.2f} | {b['seconds']:.2f} | {a['seconds'] / b['seconds']:.2f} x "
+                f"| {what} | {a['seconds']:.2f} | {b['seconds']:.2f} | {_speed(a, b):.2f} x "
                 f"| {b['first']:.1f} | {memory} | {b['deviation']:.1e} |"
             )
     return "\n".join(lines)
+
+
+def _speed(peer: dict[str, Any], ours: dict[str, Any]) -> float:
+    """Return how many of our calls fit into one of the peer's, the median over pairs of calls."""
+    if len(peer.get("all", ())) != len(ours.get("all", ())):
+        return peer["seconds"] / ours["seconds"]
+    return statistics.median(a / b for a, b in zip(peer["all"], ours["all"], strict=True))
 
 
 if __name__ == "__main__":

@@ -67,11 +67,11 @@ def _our_train(job: dict[str, Any]) -> dict[str, Any]:
     net, average = (load_model(Path(job["folder"]) / WEIGHTS["train"]) for _ in range(2))
     for each in (net, average):
         prepare(each, for_training=True)
-    rates = np.full(job["steps"] + 1, LEARNING_RATE, np.float32)
+    rates = np.full(job["steps"] + job["warm_up"] + 1, LEARNING_RATE, np.float32)
     options = StepOptions(ema_decay=EMA_DECAY, scale_factor=1.0)
     call = device.compile_training(TrainStep(net, average, None, rates, options).construct)
     given, losses = step_inputs(job), []
-    result = timed(lambda i: losses.append(float(call(*given))), job["steps"])
+    result = timed(lambda i: losses.append(float(call(*given))), job["steps"], job["warm_up"])
     return result | {"deviation": deviation(job, "losses", np.array(losses))}
 
 

@@ -118,7 +118,7 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
         torch._foreach_add_(average, [p.detach() for p in weights], alpha=1 - EMA_DECAY)
         losses.append(loss.item())
 
-    result = timed(step, job["steps"])
+    result = timed(step, job["steps"], job["warm_up"])
     save(job, "losses", losses)
     return result
 
