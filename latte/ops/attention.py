@@ -18,7 +18,7 @@ FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
 _softmax, _gather, _tile = ops.Softmax(-1), ops.Gather(), ops.Tile()
-_thirds, _thirds_of_width = ops.Split(0, 3), ops.Split(-1, 3)
+_thirds_of_width, _join_rows = ops.Split(-1, 3), ops.Concat(1)
 
 
 def attention(
@@ -117,19 +117,32 @@ def _exact_of(biased: bool) -> Callable:
 
 
 def _projection_of(parts: int) -> Callable:
-    if parts == 3:
-        return _separate
-    # Splitting the weight is a copy of 16 MB for XL/2; splitting the product would be one of 57 MB on a CPU.
-    return _split_weight if on_cpu() else _split_product
+    return _separate if parts == 3 else _joint
+
+
+def _heads_of(parts: int) -> Callable:
+    return _joint_heads if parts == 2 and on_cpu() else _swapped_heads
 
 
 def _exact_self_attention(x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool) -> ms.Tensor:
     """Attend without the fused kernel: the axis in question changes places with all heads (and patches) at once."""
     b, f, t, _ = x.shape
-    q, k, v = _project(x, qkv)  # (B, F, T, D)
+    heads_of = _heads_of(len(qkv))
+    q, k, v = heads_of(x, qkv, heads, temporal)  # (B, T heads, F, width) or (B F, heads, T, width)
+    return linear(swap(_exact(q * scale, k, v, None)).reshape(b, f, t, -1), *proj)
+
+
+def _swapped_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> list[ms.Tensor]:
+    b, f, t, _ = x.shape
     shape = (b, f, t * heads, -1) if temporal else (b * f, t, heads, -1)
-    q, k, v = [swap(part.reshape(shape)) for part in (q * scale, k, v)]  # (B, T heads, F, width) or (B F, heads, T, w.)
-    return linear(swap(_exact(q, k, v, None)).reshape(b, f, t, -1), *proj)
+    return [swap(part.reshape(shape)) for part in _project(x, qkv)]
+
+
+def _joint_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> tuple[ms.Tensor, ...]:
+    """Do the same without splitting the joint product: what exchanges the axes also takes it apart."""
+    b, f, t, _ = x.shape
+    shape = (b, f, t, 3, heads, -1) if temporal else (b * f, t, 1, 3, heads, -1)
+    return _cpu_heads(linear(x, *qkv).reshape(shape))
 
 
 def _fused_self_attention(x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool) -> ms.Tensor:
@@ -151,12 +164,7 @@ def _separate(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
     return [linear(x, *qkv[i]) for i in range(3)]
 
 
-def _split_weight(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
-    weights, biases = _thirds(qkv[0]), _thirds(qkv[1])
-    return [linear(x, weights[i], biases[i]) for i in range(3)]
-
-
-def _split_product(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
+def _joint(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
     return _thirds_of_width(linear(x, *qkv))
 
 
@@ -180,7 +188,42 @@ class _CpuSwap(Operator):
 _cpu_swap = _CpuSwap()
 
 
+class _CpuHeads(Operator):
+    """The joint product (N, A, B, 3, heads, width) to q, k, v, each (N, B heads, A, width), in the same way."""
+
+    def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
+        n, a, b, _, heads, width = x.shape
+        rows, shape = x.reshape(n, a * b * 3 * heads, width), (n, b * heads, a, width)
+        q = _gather(rows, _rows_of_part(a, b, heads, 0), 1).reshape(shape)
+        k = _gather(rows, _rows_of_part(a, b, heads, 1), 1).reshape(shape)
+        v = _gather(rows, _rows_of_part(a, b, heads, 2), 1).reshape(shape)
+        return q, k, v
+
+    def bprop(self, x: ms.Tensor, out: tuple, d: tuple) -> tuple:
+        n, a, b, _, heads, width = x.shape
+        shape = (n, b * heads * a, width)
+        rows = _join_rows((d[0].reshape(shape), d[1].reshape(shape), d[2].reshape(shape)))
+        return (_gather(rows, _rows_of_joint(a, b, heads), 1).reshape(x.shape),)
+
+
+_cpu_heads = _CpuHeads()
+
+
 @constexpr
 def _rows(a: int, b: int) -> ms.Tensor:
     """Return where the rows of (A, B) are found in the order of (B, A)."""
     return ms.Tensor(np.arange(a * b, dtype=np.int32).reshape(a, b).T.reshape(-1))
+
+
+@constexpr
+def _rows_of_part(a: int, b: int, heads: int, part: int) -> ms.Tensor:
+    """Return where the rows of q, k or v (B, heads, A) are found in (A, B, 3, heads)."""
+    rows = np.arange(a * b * 3 * heads, dtype=np.int32).reshape(a, b, 3, heads)[:, :, part]
+    return ms.Tensor(rows.transpose(1, 2, 0).reshape(-1))
+
+
+@constexpr
+def _rows_of_joint(a: int, b: int, heads: int) -> ms.Tensor:
+    """Return where the rows of (A, B, 3, heads) are found in q, k and v (B, heads, A), one after another."""
+    rows = np.arange(3 * b * heads * a, dtype=np.int32).reshape(3, b, heads, a)
+    return ms.Tensor(rows.transpose(3, 1, 0, 2).reshape(-1))

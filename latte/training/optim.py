@@ -16,6 +16,7 @@ CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
 _adam = ops.Adam()
 _map = ops.HyperMap()
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
+_decay = ops.MultitypeFuncGraph("decay")
 _update = ops.MultitypeFuncGraph("update")
 _average = ops.MultitypeFuncGraph("average")
 _multiply = ops.MultitypeFuncGraph("multiply")
@@ -68,15 +69,15 @@ def clip_factor(norm: ms.Tensor, limit: float) -> ms.Tensor:
     return ops.minimum(limit / (norm + CLIP_EPS), ms.Tensor(1.0, ms.float32))
 
 
-@_average.register("Tensor", "Tensor", "Tensor", "Tensor")
-def _move_average(decay: ms.Tensor, rest: ms.Tensor, average: ms.Tensor, weight: ms.Tensor) -> bool:
-    return ops.assign(average, average * decay + weight * rest)
+@_average.register("Tensor", "Tensor", "Tensor")
+def _move_average(rest: ms.Tensor, average: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
+    return ops.assign_add(average, (weight - average) * rest)
 
 
 def update_average(averages: tuple[ms.Parameter, ...], weights: tuple[ms.Parameter, ...], decay: float) -> None:
     """Set each average to decay * average + (1 - decay) * weight."""
-    factor, rest = ms.Tensor(decay, ms.float32), ms.Tensor(1 - decay, ms.float32)  # the difference is taken in float64
-    _map(ops.partial(_average, factor, rest), averages, weights)
+    rest = ms.Tensor(1 - decay, ms.float32)  # the difference is taken in float64
+    _map(ops.partial(_average, rest), averages, weights)
 
 
 class AdamW(nn.Cell):
@@ -102,14 +103,20 @@ class AdamW(nn.Cell):
         ops.assign(self.power1, power1)
         ops.assign(self.power2, power2)
         eps = self.eps * ops.sqrt(1 - power2)
-        decay, beta1, beta2 = 1 - learning_rate * self.weight_decay, self.beta1, self.beta2
-        update = ops.partial(_update, decay, power1, power2, learning_rate, beta1, beta2, eps)
+        if self.weight_decay:
+            gradients = _map(ops.partial(_decay, 1 - learning_rate * self.weight_decay), self.weights, gradients)
+        update = ops.partial(_update, power1, power2, learning_rate, self.beta1, self.beta2, eps)
         _map(update, self.weights, self.moment1, self.moment2, gradients)
 
 
-@_update.register(*["Tensor"] * 11)
-def _decayed_adam(
-    decay: ms.Tensor,
+@_decay.register("Tensor", "Tensor", "Tensor")
+def _decayed(decay: ms.Tensor, weight: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
+    """Shrink the weight, and return its gradient, which is there only after that."""
+    return ops.depend(gradient, ops.assign(weight, weight * decay))
+
+
+@_update.register(*["Tensor"] * 10)
+def _adam_of(
     power1: ms.Tensor,
     power2: ms.Tensor,
     learning_rate: ms.Tensor,
@@ -121,5 +128,4 @@ def _decayed_adam(
     moment2: ms.Tensor,
     gradient: ms.Tensor,
 ) -> ms.Tensor:
-    gradient = ops.depend(gradient, ops.assign(weight, weight * decay))
     return _adam(weight, moment1, moment2, power1, power2, learning_rate, beta1, beta2, eps, gradient)[0]

@@ -83,6 +83,7 @@ class TrainStep(nn.Cell):
         self.shared = [is_shared(weight, options.zero_stage) for weight in self.weights]
         parts = [_part(weight) if cut else weight for weight, cut in zip(self.weights, self.shared, strict=True)]
         self.optimizer = AdamW(parts, options.betas, options.eps, options.weight_decay)
+        self.scales_loss = options.loss_scale != 1 or options.loss_scale_window > 0
         accumulates = options.accumulation > 1
         self.accumulated = self.weights.clone(prefix="sum", init="zeros") if accumulates else ()
         self.learning_rates = ms.Tensor(learning_rates, ms.float32)
@@ -155,7 +156,7 @@ class TrainStep(nn.Cell):
             loss = loss * (1 - share) + terms[0].mean() * share
             mse = mse * (1 - share) + terms[1].mean() * share
             bound = bound * (1 - share) + terms[2].mean() * share
-        return loss * self.loss_scale, loss, mse, bound
+        return loss * self.loss_scale if self.scales_loss else loss, loss, mse, bound
 
     def condition_of(self, condition: ms.Tensor | tuple | None, part: int) -> ms.Tensor | tuple | None:
         """Return what the network takes besides x and t: for the videos (part 0), or for the single images (part 1)."""
@@ -167,7 +168,11 @@ class TrainStep(nn.Cell):
         """Change the weights by the sum of the accumulated gradients of a rank, unless a number is not finite."""
         options = self.options
         count = options.accumulation * device.current().world_size
-        gradients = multiply(sum_over_ranks(gradients), 1 / (self.loss_scale * count))
+        gradients = sum_over_ranks(gradients)
+        if self.scales_loss:
+            gradients = multiply(gradients, 1 / (self.loss_scale * count))
+        elif count > 1:
+            gradients = multiply(gradients, ms.Tensor(1 / count, ms.float32))
         norm = global_norm(gradients)
         finite = ops.isfinite(norm)
         if finite:
