@@ -197,7 +197,7 @@ def test_training_step(kind, dtype, depth, options):
     check_training(nodes, kind, depth, dtype, **given)
     assert not [node for node in nodes if node.column in ("Softmax", "Pad")]  # no exact attention, nothing widened
     scales = [node for node in nodes if node.op == "Parameter" and node.name.endswith("loss_scale")]
-    assert len(scales) == 1
+    assert len(scales) == (1 if dtype == "fp16" else 0)  # a loss that is not scaled costs nothing
 
 
 @SLOW
