@@ -21,7 +21,7 @@ CLASSES = {  # the operations that a column looks at, in the blocks or outside
     "linear layers of blocks": (PRODUCTS, True),
     "attention": (("BatchMatMul", "FlashAttentionScore"), True),
     "its softmax": (("Softmax", "FlashAttentionScore"), True),
-    "norms": (("LayerNorm",), True),
+    "norms": (("LayerNorm", "Rsqrt"), True),
     "GELU": (ACTIVATIONS, True),
     "embeddings, last layer": (PRODUCTS, False),
     "autoencoder": (("Conv2D", "BatchMatMul"), None),
@@ -49,12 +49,13 @@ def cell(name, forward, step, vae):
     ops, in_blocks = CLASSES[name]
     graph = {"autoencoder": vae, "AdamW, average": step}.get(name, forward)
     outside = (BEGIN, END)
+    # What has an axis of one are sums and repeats, but for the root of a norm that is written out.
     nodes = [
         node
         for node in graph
         if node.op in ops
         and (in_blocks is None or in_blocks == (node.block not in outside))
-        and not any(1 in each.outputs[0].shape[-2:] for each in (node, *node.inputs) if each.outputs)  # sums, repeats
+        and (node.op == "Rsqrt" or not any(1 in n.outputs[0].shape[-2:] for n in (node, *node.inputs) if n.outputs))
     ]
     # The kernel's first outputs are the maxima and sums of its softmax, its last one is the attention.
     which = 0 if name == "its softmax" else -1
