@@ -17,14 +17,14 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `sample.py --help` and the file tools do not wait for MindSpore.
 _HOMES = {
     "create_model": "latte.models",
-    "load_model": "latte.checkpoint",
-    "load_vae": "latte.checkpoint",
-    "load_weights": "latte.checkpoint",
-    "load_t2v": "latte.checkpoint",
-    "LattePipeline": "latte.pipeline",
-    "export_to_gif": "latte.video",
-    "export_to_video": "latte.video",
-    "init_device": "latte.device",
+    "load_model": "latte.components.loading",
+    "load_vae": "latte.components.loading",
+    "load_weights": "latte.components.loading",
+    "load_t2v": "latte.components.loading",
+    "LattePipeline": "latte.inference.pipeline",
+    "export_to_gif": "latte.io.video",
+    "export_to_video": "latte.io.video",
+    "init_device": "latte.runtime.device",
 }
 __all__ = sorted(_HOMES)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from latte import device  # before any test imports MindSpore: latte keeps it from warning of each missing library
+# Before any test imports MindSpore: latte keeps it from warning of each missing library.
+from latte.runtime import device
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -31,6 +32,7 @@ def why_not(target):
     file = device.DEVICE_FILES[target]
     if not Path(file).exists():
         return f"no {target}: there is no {file}"
-    code = "import sys; from latte import device, errors; errors.run_main(lambda: device.init_device(sys.argv[1]))"
+    code = "import sys; from latte.errors import run_main; from latte.runtime.device import init_device; "
+    code += "run_main(lambda: init_device(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else f"no {target}: {done.stderr.strip().splitlines()[-1]}"

@@ -19,20 +19,21 @@ def _our_step(job: dict[str, Any]) -> dict[str, Any]:
     import mindspore as ms
     import numpy as np
 
-    from latte import device, load_model
+    from latte import load_model
+    from latte.diffusion.denoiser import make_denoiser
     from latte.diffusion.onestep import Network, ddpm
-    from latte.diffusion.samplers import make_denoiser
-    from latte.diffusion.solvers import Sampler
-    from latte.diffusion.steps import Steps
+    from latte.diffusion.solvers import Solver
+    from latte.diffusion.timesteps import Steps
+    from latte.runtime import device, graphs
 
     device.init_device("CPU")
     net = load_model(Path(job["folder"]) / WEIGHTS["step"], dtype=job["dtype"])
     load = time.perf_counter() - start
     arrays = inputs(job)
-    walk = Sampler("ddpm").steps("250")
+    walk = Solver("ddpm").steps("250")
     t, after = (int(t) for t in walk.timesteps[124:126])
     step = Steps(walk.timesteps[124:125], walk.alphas_cumprod, walk.alphas_cumprod[after])
-    denoise, times = device.compile_step(make_denoiser(net)), ms.Tensor(np.array([t], np.float32))
+    denoise, times = graphs.compile_step(make_denoiser(net)), ms.Tensor(np.array([t], np.float32))
     model = Network(lambda x, _: denoise(ms.Tensor(x), times).asnumpy())
     call = lambda _: next(ddpm(model, arrays["x"], step, iter([arrays["noise"]])))  # noqa: E731
     result = timed(call, job["steps"])
@@ -59,8 +60,9 @@ def step_inputs(job: dict[str, Any]) -> list[Any]:
 def _our_train(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
-    from latte import device, load_model
+    from latte import load_model
     from latte.models.precision import prepare
+    from latte.runtime import device, graphs
     from latte.training.step import StepOptions, TrainStep
 
     device.init_device("CPU")
@@ -69,18 +71,18 @@ def _our_train(job: dict[str, Any]) -> dict[str, Any]:
         prepare(each, for_training=True)
     rates = np.full(job["steps"] + job["warm_up"] + 1, LEARNING_RATE, np.float32)
     options = StepOptions(ema_decay=EMA_DECAY, scale_factor=1.0)
-    call = device.compile_training(TrainStep(net, average, None, rates, options).construct)
+    call = graphs.compile_training(TrainStep(net, average, None, rates, options).construct)
     given, losses = step_inputs(job), []
     result = timed(lambda i: losses.append(float(call(*given))), job["steps"], job["warm_up"])
     return result | {"deviation": deviation(job, "losses", np.array(losses))}
 
 
 def _our_loader(job: dict[str, Any]) -> dict[str, Any]:
-    from latte import device
     from latte.config import TrainConfig
     from latte.data.dataset import PixelStore, VideoDataset
     from latte.data.index import list_records
     from latte.data.loader import TrainingSource, make_loader
+    from latte.runtime import device
 
     device.init_device("CPU")
     size, options = job["size"], TrainConfig(data_folder=str(clips(job)))
@@ -96,9 +98,9 @@ def _our_loader(job: dict[str, Any]) -> dict[str, Any]:
 def _our_cache(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
-    from latte import device
-    from latte.caching import make_cache
     from latte.config import CacheConfig
+    from latte.runtime import device
+    from latte.training.cache_maker import make_cache
 
     device.init_device("CPU")
     folder = Path(job["folder"])
@@ -160,7 +162,8 @@ def _drain(batches: Any) -> float:
 def _our_vae(job: dict[str, Any]) -> dict[str, Any]:
     import mindspore as ms
 
-    from latte import device, load_vae
+    from latte import load_vae
+    from latte.runtime import device
 
     device.init_device("CPU")
     vae = load_vae(Path(job["folder"]) / WEIGHTS["vae"])
@@ -176,7 +179,8 @@ def _our_t2v(job: dict[str, Any]) -> dict[str, Any]:
     import mindspore as ms
     import numpy as np
 
-    from latte import device, load_t2v
+    from latte import load_t2v
+    from latte.runtime import device
 
     device.init_device("CPU")
     start = time.perf_counter()

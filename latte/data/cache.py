@@ -21,7 +21,7 @@ import numpy as np
 from latte.data.index import Index, Record
 from latte.data.records import RecordClip, segment_frames
 from latte.errors import UserError
-from latte.files import atomic_path
+from latte.io.atomic import atomic_path
 
 log = logging.getLogger("latte")
 FORMAT = "latte-cache-1"
@@ -246,12 +246,3 @@ def file_hash(path: Path) -> str:
         return digest.hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of named float32 tensors, whatever their order and the file they came from."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name], np.float32).data)
-    return digest.hexdigest()

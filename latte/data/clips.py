@@ -11,7 +11,7 @@ import imageio.v3 as iio
 import numpy as np
 
 from latte.errors import UserError
-from latte.video import FRAME_SUFFIXES, import_decord, list_frames, read_frames, read_video
+from latte.io.video import FRAME_SUFFIXES, import_decord, list_frames, read_frames, read_video
 
 decord = import_decord()
 _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, av.FFmpegError)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from latte.config import DataOptions
 from latte.errors import UserError
-from latte.video import FRAME_SUFFIXES
+from latte.io.video import FRAME_SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm")
 

@@ -13,9 +13,9 @@ import mindspore as ms
 import numpy as np
 
 from latte.data.cache import Cache
-from latte.data.captions import Captions
 from latte.data.dataset import Sample, VideoDataset, stream
 from latte.data.records import read_rows
+from latte.data.text_embeddings import Captions
 from latte.errors import UserError
 
 _CHUNK = 256  # samples whose MindRecord rows are read in one go

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore.mindrecord import FileWriter
 
 from latte.errors import UserError
-from latte.files import sync
+from latte.io.atomic import sync
 
 SEGMENT_BYTES = 2**20  # a window reads at most two segments more than it needs
 HEADER_BYTES, PAGE_BYTES = (

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from latte.diffusion.onestep import Network, Noises, toward
-from latte.diffusion.steps import Steps
+from latte.diffusion.timesteps import Steps
 
 FEW = 15  # with fewer steps than this the last one has order 1, which is steadier
 WARM_UP = 3  # Runge-Kutta steps that PNDM begins with

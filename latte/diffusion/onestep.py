@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latte.diffusion.steps import Steps
+from latte.diffusion.timesteps import Steps
 from latte.errors import UserError
 
 Model = Callable[[np.ndarray, float], np.ndarray]  # model(x, t) -> predicted noise, or noise and variance values

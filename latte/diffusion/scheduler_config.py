@@ -60,7 +60,7 @@ _VARIANCES = {"fixed_small_log": "fixed_small"}
 
 
 def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, dict[str, Any]]:
-    """Return the solver of a scheduler's configuration and its options, for `Sampler(name, **options)`.
+    """Return the solver of a scheduler's configuration and its options, for `Solver(name, **options)`.
 
     With `name`, it is that solver, with what the configuration says about the process; what its class has no key for
     stays as usual for it. Raises UserError in one sentence for what is not supported.
@@ -72,7 +72,7 @@ def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, 
     name = name or CLASSES[own][0]
     known = {solver: (cls, keys) for cls, (solver, keys) in CLASSES.items()}
     if name not in known:
-        return name, {}  # Sampler says what is wrong
+        return name, {}  # Solver says what is wrong
     cls, defaults = known[name]
     defaults = _BETAS | defaults
     if own == cls:
@@ -86,7 +86,7 @@ def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, 
 
 
 def _options(said: dict[str, Any], name: str) -> dict[str, Any]:
-    """Rename keys of a scheduler to options of a Sampler."""
+    """Rename keys of a scheduler to options of a Solver."""
     options = {key: said[key] for key in (*_BETAS, "steps_offset", "skip_prk_steps") if key in said}
     if "timestep_spacing" in said:
         options["spacing"] = said["timestep_spacing"]

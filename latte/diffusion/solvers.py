@@ -16,14 +16,14 @@ import numpy as np
 from latte.diffusion import multistep, onestep
 from latte.diffusion.onestep import Model, Network
 from latte.diffusion.schedule import BETAS
-from latte.diffusion.steps import SPACINGS, Grid, Steps, choose_timesteps
+from latte.diffusion.timesteps import SPACINGS, Grid, Steps, choose_timesteps
 from latte.errors import UserError
 
 VARIANCES = ("learned_range", *onestep.VALUES)
 
 
 @dataclass(frozen=True)
-class Solver:
+class SolverSpec:
     """What is to be known of a solver besides its formula."""
 
     function: Callable[..., Iterator[np.ndarray]]  # (network, y, steps, noises, **options) -> y after each step
@@ -31,42 +31,42 @@ class Solver:
     grid: Grid = "whole"  # of those timesteps
     spacings: tuple[str, ...] = SPACINGS  # those it can have
     fewest: int = 1  # steps that it needs, unless it is to skip_prk_steps
-    calls: Callable[[int, Sampler], int] = lambda n, _: n  # network calls of n steps
-    options: tuple[str, ...] = ()  # fields of a Sampler that its function takes
+    calls: Callable[[int, Solver], int] = lambda n, _: n  # network calls of n steps
+    options: tuple[str, ...] = ()  # fields of a Solver that its function takes
     adds_noise: bool = False  # whatever its options
     ends_at_first: bool = False  # ends at timestep 0 instead of at the clean latents: it cannot divide by no noise
     starts_at_sigma: bool = False  # from noise with the variance of timestep t's noise, a little below one
 
 
-def _two_a_step(n: int, _: Sampler) -> int:
+def _two_a_step(n: int, _: Solver) -> int:
     return 2 * n - 1
 
 
-def _pndm_calls(n: int, sampler: Sampler) -> int:
+def _pndm_calls(n: int, sampler: Solver) -> int:
     return n + (min(n - 1, 1) if sampler.skip_prk_steps else 3 * multistep.WARM_UP)
 
 
 # The solvers of k-diffusion walk fractional timesteps, and begin at the variance of the first one.
 _K = {"spacing": "linspace", "grid": "fractional", "starts_at_sigma": True}
-SOLVERS: dict[str, Solver] = {
-    "ddim": Solver(onestep.euler, "respaced", options=("eta",)),
-    "ddpm": Solver(onestep.ddpm, "respaced", options=("variance",), adds_noise=True),
-    "euler": Solver(onestep.euler, **_K),
-    "euler_a": Solver(partial(onestep.euler, eta=1.0), **_K, adds_noise=True),
-    "heun": Solver(onestep.heun, **_K, calls=_two_a_step),
-    "dpmpp_2m": Solver(multistep.dpmpp_2m, "linspace", "one_more"),
-    "dpmpp_s": Solver(onestep.dpmpp_singlestep, "linspace", "one_more", ("respaced", "linspace")),
-    "pndm": Solver(
+SOLVERS: dict[str, SolverSpec] = {
+    "ddim": SolverSpec(onestep.euler, "respaced", options=("eta",)),
+    "ddpm": SolverSpec(onestep.ddpm, "respaced", options=("variance",), adds_noise=True),
+    "euler": SolverSpec(onestep.euler, **_K),
+    "euler_a": SolverSpec(partial(onestep.euler, eta=1.0), **_K, adds_noise=True),
+    "heun": SolverSpec(onestep.heun, **_K, calls=_two_a_step),
+    "dpmpp_2m": SolverSpec(multistep.dpmpp_2m, "linspace", "one_more"),
+    "dpmpp_s": SolverSpec(onestep.dpmpp_singlestep, "linspace", "one_more", ("respaced", "linspace")),
+    "pndm": SolverSpec(
         multistep.pndm, "leading", fewest=multistep.WARM_UP + 1, calls=_pndm_calls, options=("skip_prk_steps",)
     ),
-    "deis": Solver(multistep.deis, "linspace", "one_more", ends_at_first=True),
-    "kdpm2_a": Solver(onestep.kdpm2_ancestral, **_K, calls=_two_a_step, adds_noise=True),
-    "unipc": Solver(multistep.unipc, "linspace", "one_more"),
+    "deis": SolverSpec(multistep.deis, "linspace", "one_more", ends_at_first=True),
+    "kdpm2_a": SolverSpec(onestep.kdpm2_ancestral, **_K, calls=_two_a_step, adds_noise=True),
+    "unipc": SolverSpec(multistep.unipc, "linspace", "one_more"),
 }
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Solver:
     """A solver with its options; None is what is usual for the solver. Raises UserError for what cannot be."""
 
     name: str
@@ -101,7 +101,7 @@ class Sampler:
             raise UserError(f"there is no beta_schedule '{self.beta_schedule}': choose {', '.join(BETAS)}")
 
     @property
-    def solver(self) -> Solver:
+    def solver(self) -> SolverSpec:
         """Its row of the table."""
         return SOLVERS[self.name]
 

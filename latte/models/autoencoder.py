@@ -11,7 +11,8 @@ import mindspore as ms
 from mindspore import nn
 
 from latte.errors import UserError
-from latte.models.layers import Block, Conv2d, Initializers, Linear, Norm, parameter, zeros
+from latte.models.block import Block
+from latte.models.layers import Conv2d, Initializers, Linear, Norm, parameter, zeros
 from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to_nchw, upsample_nearest
 
 EPS = 1e-6
@@ -190,7 +191,7 @@ class UpsampleConv(Conv):
         return ()
 
 
-class Sampler(nn.Cell):
+class Solver(nn.Cell):
     """The holder of a down- or upsampling convolution, for its official name."""
 
     def __init__(self, conv: nn.Cell):
@@ -205,9 +206,9 @@ class Stage(nn.Cell):
         super().__init__()
         self.resnets = nn.CellList(resnets)
         if down is not None:
-            self.downsamplers = nn.CellList([Sampler(down)])
+            self.downsamplers = nn.CellList([Solver(down)])
         if up is not None:
-            self.upsamplers = nn.CellList([Sampler(up)])
+            self.upsamplers = nn.CellList([Solver(up)])
         self.has_down, self.has_up = down is not None, up is not None
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:

@@ -11,23 +11,13 @@ import dataclasses
 import mindspore as ms
 from mindspore import nn, ops
 
-from latte import device
 from latte.errors import UserError
 from latte.models import embeddings
-from latte.models.layers import (
-    Block,
-    Embedding,
-    Initializers,
-    Linear,
-    Network,
-    PatchEmbed,
-    SiLU,
-    parameter,
-    tokens_to_latents,
-    zeros,
-)
+from latte.models.block import Block, Network
+from latte.models.layers import Embedding, Initializers, Linear, PatchEmbed, SiLU, parameter, tokens_to_latents, zeros
 from latte.models.precision import prepare
-from latte.ops import gated, gelu, linear, modulated_norm, self_attention, silu, sixths
+from latte.ops import chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
+from latte.runtime import device
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
 PATCHES = (2, 4, 8)
@@ -100,15 +90,15 @@ def transformer_block(  # the weights are arguments, so that all blocks share on
     b, _, _, d = x.shape
     scale = (d // heads) ** -0.5
     modulation = linear(silu(c).astype(x.dtype), ada_weight, ada_bias)  # (B, 6D)
-    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = sixths(modulation)  # (B, D)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, (qkv_weight, qkv_bias), (proj_weight, proj_bias), heads, scale, temporal, flash)
-    x = gated(x, gate_attn, y)
+    x = gated_residual(x, gate_attn, y)
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
     y = linear(gelu(linear(y, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)  # (B, F, T, 4D) -> (B, F, T, D)
-    return gated(x, gate_mlp, y)
+    return gated_residual(x, gate_mlp, y)
 
 
 class Attention(nn.Cell):

@@ -17,9 +17,10 @@ from mindspore.ops.primitive import constexpr
 
 from latte.errors import UserError
 from latte.models import embeddings
+from latte.models.block import Block, Network
 from latte.models.latte import FREQUENCIES
-from latte.models.layers import Block, Initializers, Linear, Network, PatchEmbed, TokensToLatents, parameter
-from latte.ops import attention, gated, gelu, linear, modulated_norm, self_attention, silu, sixths
+from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
+from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
 
 FIXED = {  # what every LatteTransformer3DModel has and this one computes; another value is another network
     "activation_fn": "gelu-approximate",
@@ -101,17 +102,17 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     """
     scale = (x.shape[-1] // heads) ** -0.5
     modulation = table.reshape(1, -1) + time  # (B, 6D) float32
-    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = sixths(modulation)  # (B, D)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash)
-    x = gated(x, gate_attn, y)
+    x = gated_residual(x, gate_attn, y)
     read = _text_attention_of(text is not None)
     x = read(x, attn2, text, text_bias, heads, scale, flash)
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
     y = linear(gelu(linear(y, *ff[0])), *ff[1])  # (B, F, T, 4D) -> (B, F, T, D)
-    return gated(x, gate_mlp, y)
+    return gated_residual(x, gate_mlp, y)
 
 
 def _text_attention_of(there: bool) -> Callable:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte import device
-from latte.ops import Operator, linear, modulated_norm, patch_projection, silu
+from latte.models.block import Block
+from latte.ops import linear, modulated_norm, patch_projection, silu
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -71,7 +70,7 @@ def parameter(values: np.ndarray, requires_grad: bool = True) -> ms.Parameter:
     return new
 
 
-def hold_int8(layer: nn.Cell, values: np.ndarray, scale: np.ndarray) -> None:
+def set_int8(layer: nn.Cell, values: np.ndarray, scale: np.ndarray) -> None:
     """Let a layer hold its weight as int8 numbers (out, in) and the scale (out,) of their rows, float32."""
     name = layer.weight.name
     layer.weight, layer.scale = parameter(values, requires_grad=False), parameter(scale, requires_grad=False)
@@ -82,7 +81,7 @@ def hold_int8(layer: nn.Cell, values: np.ndarray, scale: np.ndarray) -> None:
 class Linear(nn.Cell):
     """An affine map with weight (out, in) and bias (out,)."""
 
-    quantized = False  # whether `hold_int8` was called
+    quantized = False  # whether `set_int8` was called
 
     def __init__(self, in_features: int, out_features: int, init: Init, bias_init: Init = zeros):
         super().__init__()
@@ -147,89 +146,6 @@ class Norm(nn.Cell):
         super().__init__()
         self.weight = parameter(ones((channels,)))
         self.bias = parameter(zeros((channels,)))
-
-
-_after = ops.Depend()
-_gradients = ops.GradOperation(get_all=True, sens_param=True)
-
-
-class Recomputed(Operator):
-    """A block's function of (inputs, weights) whose gradient keeps nothing but these and computes it again.
-
-    A function that is called in a branch cannot be compiled here a second time ("The func graph is empty"); so what
-    blocks call chooses functions in branches and calls them behind.
-    """
-
-    def __init__(self, forward: Callable, settings: tuple[Any, ...]):
-        super().__init__()
-        self.forward, self.settings = forward, settings
-
-    def construct(self, inputs: tuple, weights: tuple) -> ms.Tensor:
-        """Return the block's output."""
-        return self.forward(*inputs, *weights, *self.settings)
-
-    def bprop(self, inputs: tuple, weights: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
-        """Return the gradients with respect to inputs and weights."""
-
-        def again(inputs, weights):
-            return self.forward(*inputs, *weights, *self.settings)
-
-        # Only once the gradient has come this far, lest all blocks are computed again at once.
-        return _gradients(again)((_after(inputs[0], d), *inputs[1:]), weights, d)
-
-
-class Block(nn.Cell):
-    """A cell whose forward is a function of (inputs, weights, settings).
-
-    Where the compile scope is the block, all cells with the same function, settings and shapes run through one
-    compiled graph, each with its own weights. Inside a larger graph the function is part of that graph.
-    """
-
-    forward: Callable
-    recomputed: Recomputed | None = None
-    independent_axis: int | None = None  # of tokens (B, F, T, D): 1 if frames, 2 if patches do not see each other
-
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return the parameters in the order that `forward` takes them."""
-        raise NotImplementedError
-
-    def settings(self) -> tuple[Any, ...]:
-        """Return the constants that `forward` takes last."""
-        return ()
-
-    def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
-        """Return `forward` of the inputs, as part of the surrounding graph."""
-        if self.recomputed is not None:
-            return self.recomputed(inputs, self.weights())
-        return self.forward(*inputs, *self.weights(), *self.settings())
-
-    def recompute(self) -> None:
-        """Keep only the block's input in training, and compute the rest again for its gradient."""
-        if device.current().compiler_recomputes:
-            super().recompute()
-        else:
-            device.recompute()
-            object.__setattr__(self, "recomputed", Recomputed(self.forward, self.settings()))
-
-    def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
-        """Return `forward` of the inputs through the graph that equal cells share."""
-        return device.call_block(self.forward, inputs, self.weights(), self.settings(), self.independent_axis)
-
-
-class Network(nn.Cell):
-    """A cell that is called as one compiled graph where the compile scope is the step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._graph: Callable | None = None
-
-    def __call__(self, *inputs: Any) -> ms.Tensor:
-        """Return `construct` of the inputs."""
-        if device.current().compile_scope != "step":
-            return super().__call__(*inputs)
-        if self._graph is None:
-            self._graph = device.compile_step(self.construct)
-        return self._graph(*inputs)
 
 
 class PatchEmbed(Block):

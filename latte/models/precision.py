@@ -8,7 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte.models.layers import Block, Linear, parameter
+from latte.models.block import Block
+from latte.models.layers import Linear, parameter
 
 HEAD_MULTIPLE = 16  # the fused attention kernel takes head widths that are multiples of this
 JOINT = re.compile(r"attn\.qkv\.(weight|bias)$")  # q, k and v one after the other, each by heads
@@ -26,7 +27,7 @@ def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
     """
     for block in net.blocks:
         if net.flash:
-            pad_heads(block, net.config.num_heads)
+            pad_block(block, net.config.num_heads)
         for weight in block.get_parameters():
             if weight.dtype == ms.int8:
                 continue
@@ -35,18 +36,18 @@ def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
     return net
 
 
-def pad_heads(block: Block, heads: int) -> None:
+def pad_block(block: Block, heads: int) -> None:
     """Widen the heads of attention with zeros to the next width that the fused kernel takes (72 to 80)."""
     for name, layer in block.cells_and_names():
         for attribute, old in list(layer.parameters_and_names(expand=False)) if isinstance(layer, Linear) else ():
-            values = widened(f"{name}.{attribute}", old.asnumpy(), heads)
+            values = pad_heads(f"{name}.{attribute}", old.asnumpy(), heads)
             if values.shape != old.shape:
                 new = parameter(values, old.requires_grad)
                 new.name = old.name
                 setattr(layer, attribute, new)
 
 
-def widened(name: str, values: np.ndarray, heads: int) -> np.ndarray:
+def pad_heads(name: str, values: np.ndarray, heads: int) -> np.ndarray:
     """Return a weight with the zeros that its heads need for the fused kernel; other weights stay as they are.
 
     Weights (parts * heads * width, D) and biases of q, k and v get rows, the output's (D, heads * width) gets columns.
@@ -61,8 +62,8 @@ def widened(name: str, values: np.ndarray, heads: int) -> np.ndarray:
     return values
 
 
-def narrowed(name: str, values: np.ndarray, heads: int, width: int) -> np.ndarray:
-    """Return a weight without the zeros that `widened` gave it: the heads have `width` again."""
+def unpad_heads(name: str, values: np.ndarray, heads: int, width: int) -> np.ndarray:
+    """Return a weight without the zeros that `pad_heads` gave it: the heads have `width` again."""
     if parts := _parts(name):
         rest = values.shape[1:]
         return values.reshape(parts, heads, -1, *rest)[:, :, :width].reshape(-1, *rest)

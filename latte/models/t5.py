@@ -19,7 +19,8 @@ from mindspore.common.np_dtype import bfloat16
 from mindspore.ops.primitive import constexpr
 
 from latte.errors import UserError
-from latte.models.layers import Block, Network, parameter
+from latte.models.block import Block, Network
+from latte.models.layers import parameter
 from latte.ops import attention, gelu, linear, lookup, rms_norm
 
 MASKED = float(np.finfo(np.float32).min)  # what a mask adds to the scores of padding
@@ -152,7 +153,7 @@ def _last(dtype: ms.Type) -> ms.Type:
 class Weight(nn.Cell):
     """One weight: of a linear layer (out, in), a norm (D,), or a table (rows, D)."""
 
-    quantized = False  # whether `hold_int8` was called
+    quantized = False  # whether `set_int8` was called
 
     def __init__(self, *shape: int, dtype: ms.Type = ms.float32):
         super().__init__()
@@ -233,7 +234,7 @@ class Stack(nn.Cell):
 
 
 class T5Encoder(Network):
-    """Tokens of texts to vectors; its memory is empty until weights are loaded (`latte.text.load_t5`)."""
+    """Tokens of texts to vectors; its memory is empty until weights are loaded (by `load_t5`)."""
 
     def __init__(self, config: T5Config, dtype: ms.Type = ms.float32):
         super().__init__()

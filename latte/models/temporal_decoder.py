@@ -17,7 +17,8 @@ from latte.models.autoencoder import (
     ResnetBlock,
     resnet_block,
 )
-from latte.models.layers import Block, Initializers, Norm, parameter, zeros
+from latte.models.block import Block
+from latte.models.layers import Initializers, Norm, parameter, zeros
 from latte.ops import conv_frames, from_nchw, group_norm, silu, to_nchw
 
 EPS = 1e-5  # of the norms over frames

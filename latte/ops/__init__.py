@@ -4,16 +4,16 @@ from latte.ops.activation import gelu, silu
 from latte.ops.attention import attention, self_attention
 from latte.ops.conv import conv2d, conv_frames, from_nchw, patch_projection, to_nchw, upsample_nearest
 from latte.ops.linear import linear, lookup, sum_of_squares
-from latte.ops.norm import gated, group_norm, layer_norm, modulated_norm, rms_norm, sixths
-from latte.ops.target import Operator
+from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
+from latte.ops.target import CustomGrad
 
 __all__ = [
-    "Operator",
+    "CustomGrad",
     "attention",
     "conv2d",
     "conv_frames",
     "from_nchw",
-    "gated",
+    "gated_residual",
     "gelu",
     "group_norm",
     "layer_norm",
@@ -24,7 +24,7 @@ __all__ = [
     "rms_norm",
     "self_attention",
     "silu",
-    "sixths",
+    "chunk6",
     "sum_of_squares",
     "to_nchw",
     "upsample_nearest",

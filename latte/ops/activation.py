@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.ops.auto_generate import SigmoidGrad
 
-from latte.ops.target import Operator, on_cpu
+from latte.ops.target import CustomGrad, on_cpu
 
 _sigmoid_grad, _gelu = SigmoidGrad(), ops.GeLU()
 LINEAR, CUBIC = 1.5957691216057308, 0.07135481627159896  # 2 sqrt(2/pi), and that times 0.044715
@@ -27,7 +27,7 @@ def gelu(x: ms.Tensor) -> ms.Tensor:
     return _gelu(x)
 
 
-class _CpuGelu(Operator):
+class _CpuGelu(CustomGrad):
     """x * sigmoid(2 u) and its slope, which is all that the gradient needs: few passes over memory."""
 
     def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:

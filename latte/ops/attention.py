@@ -11,7 +11,7 @@ from mindspore.ops.primitive import constexpr
 
 from latte.ops.blockwise import blockwise_attention
 from latte.ops.linear import linear
-from latte.ops.target import Operator, attends_in_blocks, on_cpu
+from latte.ops.target import CustomGrad, attends_in_blocks, on_cpu
 
 FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention has one row a patch
 
@@ -173,7 +173,7 @@ def swap(x: ms.Tensor) -> ms.Tensor:
     return _cpu_swap(x) if on_cpu() else x.transpose(0, 2, 1, 3)
 
 
-class _CpuSwap(Operator):
+class _CpuSwap(CustomGrad):
     """The exchange by gathering rows: the CPU's kernel of transposition keeps eight bytes a number for ever."""
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
@@ -188,7 +188,7 @@ class _CpuSwap(Operator):
 _cpu_swap = _CpuSwap()
 
 
-class _CpuHeads(Operator):
+class _CpuHeads(CustomGrad):
     """The joint product (N, A, B, 3, heads, width) to q, k, v, each (N, B heads, A, width), in the same way."""
 
     def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:

@@ -15,8 +15,8 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.ops.primitive import constexpr
 
-from latte import device
-from latte.ops.target import Operator
+from latte.ops.target import CustomGrad
+from latte.runtime import device
 
 SCORES = 2**23  # that exist at once, at most: 32 MB in float32
 UNLIMITED = 2**62
@@ -73,7 +73,7 @@ def _parts(n: int, each: int, scores: int) -> int:
     return next((count for count in range(1, n + 1) if n % count == 0 and n // count * each <= scores), 0)
 
 
-class _Whole(Operator):
+class _Whole(CustomGrad):
     """The attention with all scores at once."""
 
     def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
@@ -85,7 +85,7 @@ class _Whole(Operator):
         return _gradients(q, k, v, p, dy, _delta(y, dy))
 
 
-class _InParts(Operator):
+class _InParts(CustomGrad):
     """The attention of some of the N after that of others, as each depends on the last one."""
 
     def __init__(self, count: int):
@@ -114,7 +114,7 @@ class _InParts(Operator):
         return _join(dq), _join(dk), _join(dv)
 
 
-class _Tiled(Operator):
+class _Tiled(CustomGrad):
     """The attention by blocks of queries and keys, and the logarithm of each row's sum of exponentials (N, L, 1).
 
     Blocks of keys are put together by these (Milakov and Gimelshein, 2018; FlashAttention, Dao et al., 2022,
@@ -164,7 +164,7 @@ class _Tiled(Operator):
 
 
 _whole = _Whole()
-_made: dict[tuple, Operator] = {}
+_made: dict[tuple, CustomGrad] = {}
 
 
 @constexpr

@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import ops
 
 from latte.ops.linear import column_sums, linear
-from latte.ops.target import Operator, channels_last
+from latte.ops.target import CustomGrad, channels_last
 
 _matmul = ops.MatMul(transpose_b=True)
 _transposed_matmul = ops.MatMul(transpose_a=True)
@@ -106,7 +106,7 @@ def _neighbours(x: ms.Tensor) -> tuple[ms.Tensor, ...]:
     return above.reshape(n * h * w, 3 * c), here.reshape(n * h * w, 3 * c), below.reshape(n * h * w, 3 * c)
 
 
-class _Conv3(Operator):
+class _Conv3(CustomGrad):
     """The 3 x 3 convolution; its gradients are written out, as those of the slices would be many more operations."""
 
     def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:

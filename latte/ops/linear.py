@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
-from latte.ops.target import Operator, in_graph, multiplies_int8, on_cpu
+from latte.ops.target import CustomGrad, in_graph, multiplies_int8, on_cpu
 
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
@@ -30,7 +30,7 @@ def sum_of_squares(x: ms.Tensor) -> ms.Tensor:
     return ops.square(x).sum()
 
 
-class _CpuAffine(Operator):
+class _CpuAffine(CustomGrad):
     """x W^T + b with a gradient of b that does not need the CPU's slow kernel of it."""
 
     def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:

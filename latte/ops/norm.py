@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops.target import Operator, channels_last, on_cpu
+from latte.ops.target import CustomGrad, channels_last, on_cpu
 
 _bias_add = ops.BiasAdd()
 _tile, _split = ops.Tile(), ops.Split(1, 6)
@@ -49,7 +49,7 @@ def _modulated_tokens(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Te
     return layer_norm(x) * (1 + scale.reshape(batch, 1, 1, width)) + shift.reshape(batch, 1, 1, width)
 
 
-class _CpuModulatedNorm(Operator):
+class _CpuModulatedNorm(CustomGrad):
     """The adaptive norm of x (B, R, D) and its gradient, as matrix products and passes over equal shapes.
 
     The kernel of LayerNorm takes twice as long and that of its gradient four times, and every operation that broadcasts
@@ -87,12 +87,12 @@ class _CpuModulatedNorm(Operator):
 _cpu_modulated_norm = _CpuModulatedNorm()
 
 
-def sixths(modulation: ms.Tensor) -> tuple[ms.Tensor, ...]:
+def chunk6(modulation: ms.Tensor) -> tuple[ms.Tensor, ...]:
     """Return shift, scale and gate of attention and of the MLP, each (B, D), of a modulation (B, 6D)."""
     return _split(modulation)
 
 
-def gated(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
+def gated_residual(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
     """Return x + gate * y for x, y (B, F, T, D) and a gate (B, D), in the dtype of `x`."""
     gate = gate.astype(x.dtype)
     if on_cpu():
@@ -100,7 +100,7 @@ def gated(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
     return x + gate.reshape(gate.shape[0], 1, 1, -1) * y
 
 
-class _CpuGated(Operator):
+class _CpuGated(CustomGrad):
     """x + gate * y without broadcasting."""
 
     def construct(self, x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:

@@ -8,7 +8,7 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
-from latte import device
+from latte.runtime import device
 
 
 @constexpr
@@ -49,7 +49,7 @@ def silent() -> None:
     """Do nothing."""
 
 
-class Operator(nn.Cell):
+class CustomGrad(nn.Cell):
     """A function with a gradient of its own, its `bprop`; one object serves for all calls."""
 
     def __del__(self) -> None:

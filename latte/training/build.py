@@ -13,9 +13,8 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from latte import device
-from latte.checkpoint import load_vae
-from latte.codec import Codec
+from latte.components.codec import Codec
+from latte.components.loading import load_vae
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.data.cache import TEXT, Cache, read_cache
 from latte.data.dataset import PixelStore, VideoDataset
@@ -27,11 +26,12 @@ from latte.models.embeddings import frame_embedding
 from latte.models.latte import Latte, LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
 from latte.models.precision import prepare
+from latte.runtime import device, graphs
 from latte.training import text_to_video
 from latte.training.optim import learning_rates
 from latte.training.step import StepOptions, TrainStep
 from latte.weights.files import CONFIG, read_state_dict
-from latte.weights.loading import adapt_latte, load_state
+from latte.weights.match import adapt_latte, load_state
 
 log = logging.getLogger("latte")
 DEFAULTS = {"model_name": "Latte-XL/2", "image_size": 256, "num_frames": 16}
@@ -64,7 +64,7 @@ def build(cfg: TrainConfig) -> Training:
 
     Raises UserError for whatever does not fit.
     """
-    cfg = text_to_video.complete(cfg)
+    cfg = text_to_video.fill_from_folder(cfg)
     if not cfg.vae_checkpoint:
         raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
     compute = device.compute_dtype(cfg.dtype)
@@ -99,7 +99,7 @@ def build(cfg: TrainConfig) -> Training:
     options = _step_options(cfg, codec.scale_factor)
     rates = learning_rates(cfg.scheduler, cfg.start_learning_rate, cfg.end_learning_rate, cfg.warmup_steps, total)
     step = TrainStep(net, ema, vae if in_step else None, rates, options)
-    call = device.compile_training(step.construct)
+    call = graphs.compile_training(step.construct)
     encodes = not (in_step or cfg.cache_folder)
     return Training(net.config, chosen["num_frames"], codec, source, step, call, encodes, batch, total, metadata)
 
@@ -200,7 +200,7 @@ def start_from(net: Latte, path: str) -> None:
             fresh.append(name)
     kept = {name: values for name, values in tensors.items() if name in own or not name.startswith(CONDITION_PARTS)}
     if fresh:
-        device.say_once(f"{path} has no fitting {', '.join(fresh)}: these start from scratch")
+        device.warn_once(f"{path} has no fitting {', '.join(fresh)}: these start from scratch")
     load_state(net, kept | {name: own[name].asnumpy() for name in fresh}, path)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from latte.errors import UserError
-from latte.files import sync_folder
+from latte.io.atomic import sync_folder
 from latte.weights.files import write_state_dict
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
 

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from latte import device
+from latte.runtime import device, graphs
 
 TEXT = 4096  # the most bytes that ranks tell each other
 
@@ -64,4 +64,4 @@ def agree_on(text: str) -> str:
 
 @functools.cache
 def _compiled_sum() -> Callable:
-    return device.compile_training(sum_over_ranks)
+    return graphs.compile_training(sum_over_ranks)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from latte.errors import UserError
-from latte.files import atomic_path
+from latte.io.atomic import atomic_path
 
 # No times: a resumed run must write what an uninterrupted one writes, byte for byte. Times go to TensorBoard.
 COLUMNS = ("step", "epoch", "loss", "mse", "bound", "grad_norm", "learning_rate", "loss_scale", "skipped_steps")

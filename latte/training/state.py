@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 import mindspore as ms
 import numpy as np
 
-from latte import device
 from latte.errors import UserError
-from latte.models.precision import narrowed, widened
+from latte.models.precision import pad_heads, unpad_heads
+from latte.runtime import graphs
 from latte.training.collective import join_parts, own_part
 from latte.training.step import TrainStep
 from latte.weights.lora import ALPHA, BASE, RANK
@@ -25,11 +25,11 @@ def state_of(step: TrainStep) -> dict[str, np.ndarray]:
     """
     config = step.net.config
     width = config.hidden_size // config.num_heads
-    join = device.compile_training(join_parts)
+    join = graphs.compile_training(join_parts)
     state = {}
     for name, tensor, is_part in _tensors(step):
         values = (join(ms.Tensor(tensor)) if is_part else tensor).asnumpy()
-        state[name] = narrowed(name, values, config.num_heads, width)
+        state[name] = unpad_heads(name, values, config.num_heads, width)
     return state | {name: tensor.asnumpy().copy() for name, tensor in _counters(step)}
 
 
@@ -44,7 +44,7 @@ def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> No
     for name, tensor, is_part in [*_tensors(step), *((*pair, False) for pair in _counters(step))]:
         if name not in state:
             raise UserError(f"{source} has no {name}; {REMEDY}")
-        values = widened(name, state[name], heads) if flash else state[name]
+        values = pad_heads(name, state[name], heads) if flash else state[name]
         values = own_part(values) if is_part else values
         if values.shape != tensor.shape:
             raise UserError(f"{source}: {name} is {values.shape}, but the options ask for {tensor.shape}; {REMEDY}")
@@ -72,7 +72,7 @@ def weights_of(step: TrainStep, trained_only: bool = False) -> dict[str, np.ndar
     heads, width = net.config.num_heads, net.config.hidden_size // net.config.num_heads
     weights = dict(net.parameters_and_names())
     names = step.names if trained_only else weights
-    return {name: narrowed(name, weights[name].asnumpy(), heads, width) for name in names}
+    return {name: unpad_heads(name, weights[name].asnumpy(), heads, width) for name in names}
 
 
 def _tensors(step: TrainStep) -> Iterator[tuple[str, ms.Parameter, bool]]:

@@ -9,11 +9,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import mint, nn, ops
 
-from latte import device
-from latte.codec import LOGVAR_RANGE
+from latte.components.codec import LOGVAR_RANGE
 from latte.diffusion.loss import DiffusionLoss
 from latte.models import AutoencoderKL, Latte
 from latte.models.latte_t2v import LatteT2V
+from latte.runtime import device
 from latte.training.collective import is_shared, join_parts, own_part, sum_over_ranks
 from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_average
 
@@ -27,7 +27,7 @@ _clear = ops.MultitypeFuncGraph("clear")
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What a training step does; see the options of the same names in `latte.config`."""
+    """What a training step does; see the options of the same names in `latte.config.train`."""
 
     accumulation: int = 1
     betas: tuple[float, float] = (0.9, 0.999)

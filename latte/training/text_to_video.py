@@ -14,20 +14,21 @@ import mindspore as ms
 import numpy as np
 from tqdm import tqdm
 
-from latte import device
-from latte.checkpoint import check_t2v, check_vae, read_t2v
+from latte.components.folders import is_t2v_folder
+from latte.components.loading import check_t2v, check_vae, read_t2v
+from latte.components.text_encoder import MAX_LENGTH, VOCABULARIES, load_text_encoder
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.data.cache import TEXT
-from latte.data.captions import Captions, read_captions
+from latte.data.text_embeddings import Captions, read_captions
 from latte.errors import UserError
-from latte.folders import is_t2v_folder
+from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.latte_t2v import FIXED, LatteT2V
 from latte.models.precision import prepare
-from latte.models.tuning import choose_trained, follow
-from latte.text import MAX_LENGTH, VOCABULARIES, load_text_encoder
+from latte.runtime import device
 from latte.weights import lora
 from latte.weights.files import CONFIG
-from latte.weights.loading import load_state
+from latte.weights.fingerprint import base_fingerprint
+from latte.weights.match import load_state
 
 log = logging.getLogger("latte")
 Config = TypeVar("Config", bound=TrainConfig)
@@ -35,7 +36,7 @@ TRANSFORMER, VAE, ENCODER = "transformer", "vae", "text_encoder"
 PROMPTS_AT_ONCE = 8  # of the text encoder on an accelerator; a CPU takes one
 
 
-def complete(cfg: Config) -> Config:
+def fill_from_folder(cfg: Config) -> Config:
     """Return the options with what the folder of the network says in place of null; other networks' stay as they are.
 
     pretrained_model_path becomes the transformer's folder. Raises UserError if the folder is not whole.
@@ -85,11 +86,11 @@ def networks(cfg: TrainConfig, compute: ms.Type, flash: bool) -> tuple[LatteT2V,
         choose_trained(each, cfg.trainable, cfg.lora_rank, cfg.lora_factor, cfg.seed)
         prepare(each, for_training=True)
     if ema:
-        follow(ema, net)
+        share_frozen_weights(ema, net)
     described = {"_class_name": "LatteTransformer3DModel", **FIXED, **dataclasses.asdict(config)}
     metadata = {CONFIG: json.dumps(described)}
     if cfg.trainable != "all":
-        metadata[lora.BASE] = lora.base_fingerprint(tensors)
+        metadata[lora.BASE] = base_fingerprint(tensors)
     if cfg.trainable == "lora":
         metadata |= {lora.RANK: str(cfg.lora_rank), lora.ALPHA: f"{cfg.lora_alpha or cfg.lora_rank:g}", "base": path}
     return net, ema, metadata

@@ -15,20 +15,20 @@ from mindspore import ops
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from latte import device
 from latte.config import TrainConfig, save_config
 from latte.data.loader import make_loader, unwrapped
 from latte.errors import UserError
-from latte.training import runs
+from latte.io.video import grid, save_video
+from latte.runtime import device, graphs
+from latte.training import run_folder
 from latte.training.build import Training
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, sum_over_ranks
 from latte.training.metrics import Metrics, describe
-from latte.training.samples import conditions_of, sample_videos
+from latte.training.previews import conditions_of, sample_videos
 from latte.training.state import check_same, load_state, state_of, weights_of
 from latte.training.step import SUMS
 from latte.training.stopping import StopSignal
-from latte.video import grid, save_video
 
 log = logging.getLogger("latte")
 GIB = 2**30
@@ -42,18 +42,18 @@ class Trainer:
         here = device.current()
         self.is_first = here.rank == 0
         name = (cfg.model_name or "Latte").replace("/", "-")
-        found = str(runs.find_run(cfg.output_path, cfg.resume, name)) if self.is_first else ""
+        found = str(run_folder.find_run(cfg.output_path, cfg.resume, name)) if self.is_first else ""
         self.folder = Path(agree_on(found))
         self.checkpoints = Checkpoints(self.folder / "ckpt", cfg.ckpt_max_keep, cfg.ckpt_keep_every)
-        self.lock = runs.lock(self.folder) if self.is_first else None
+        self.lock = run_folder.lock(self.folder) if self.is_first else None
         self.step = self._resume() if cfg.resume else 0
         self.bad: dict[int, str] = {}
         self.seen = time.perf_counter(), self.step
         per_epoch = max(1, len(training.source.dataset) // training.batch)
         self.save_interval = cfg.ckpt_save_interval * (1 if cfg.step_mode else per_epoch)
         if self.is_first:
-            save_config(replace(cfg, data_config=None, resume=None), self.folder / runs.CONFIG_FILE)
-            runs.log_to(self.folder)
+            save_config(replace(cfg, data_config=None, resume=None), self.folder / run_folder.CONFIG_FILE)
+            run_folder.log_to(self.folder)
             self.metrics = Metrics(self.folder, self.step)
         log.info("%s: from step %d to %d", self.folder, self.step, training.total_steps)
 
@@ -72,7 +72,7 @@ class Trainer:
             self.seen = time.perf_counter(), self.step
             sinks = cfg.dataset_sink_mode and here.sinks_data
             if cfg.dataset_sink_mode and not sinks:
-                device.say_once(f"dataset_sink_mode: {here.target} cannot fetch data itself; the loop does the same")
+                device.warn_once(f"dataset_sink_mode: {here.target} cannot fetch data itself; the loop does the same")
             for loss in self._sunk(loader, last - first) if sinks else self._called(loader):
                 done = int(training.step.step.asnumpy())
                 if done == self.step and int(training.step.batch.asnumpy()):
@@ -113,7 +113,7 @@ class Trainer:
         size = math.gcd(cfg.sink_size, batches, cfg.log_interval * accumulation, self.save_interval * accumulation)
         if size < cfg.sink_size:
             log.info("sink_size is %d, so that it divides the steps between two reports and saves", size)
-        sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=device.jit_config())
+        sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
         for _ in range(batches // size):
             yield float(sink())
 
@@ -210,4 +210,4 @@ def _summed(sums: ms.Tensor) -> ms.Tensor:
     """Return sums over all ranks."""
     if device.current().world_size == 1:
         return sums
-    return device.compile_training(sum_over_ranks)((sums,))[0]
+    return graphs.compile_training(sum_over_ranks)((sums,))[0]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latte.errors import UserError
-from latte.files import atomic_path
+from latte.io.atomic import atomic_path
 from latte.weights.mapped import map_file, not_a_checkpoint, sniff
 from latte.weights.mindspore_file import read_mindspore, write_mindspore
 from latte.weights.names import canonical, unnest

@@ -6,7 +6,6 @@ says lora_rank and lora_alpha.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 
@@ -78,15 +77,3 @@ def pairs(low_rank: Mapping[str, np.ndarray], source: str) -> dict[str, tuple[np
     if not layers or not whole or len(low_rank) != 2 * len(layers):
         raise UserError(f"{source} is not the whole of a network's low-rank additions; name another checkpoint")
     return found
-
-
-def base_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """Return what tells one base from another: a SHA-256 of its biases, the same for float16 and float32 files.
-
-    Every training changes the biases, and they are a thousandth of the numbers.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(name for name, values in tensors.items() if values.ndim == 1):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name].astype(np.float16)).data)
-    return digest.hexdigest()

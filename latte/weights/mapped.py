@@ -114,7 +114,7 @@ def view(
     return np.ndarray(shape, dtype, data, start, [stride * dtype.itemsize for stride in strides])
 
 
-def let_go(array: np.ndarray) -> None:
+def release_pages(array: np.ndarray) -> None:
     """Let the pages of a view of a file leave this process; where it is used again, they come back.
 
     They would leave when memory is short, but until then a loaded network seems to be in memory twice.

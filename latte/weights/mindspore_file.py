@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from latte.errors import UserError
-from latte.files import atomic_path
+from latte.io.atomic import atomic_path
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, raw_bytes
 from latte.weights.mapped import REMEDY, map_file, view
 

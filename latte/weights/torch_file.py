@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latte.errors import UserError
-from latte.files import atomic_path
+from latte.io.atomic import atomic_path
 from latte.weights.dtypes import BY_NUMPY, TABLE, names_of, numpy_dtype, raw_bytes
 from latte.weights.mapped import REMEDY, map_file, not_a_checkpoint, sniff, view
 from latte.weights.pickle_data import KEYS, MAX_BYTES, Opaque, PickleError, Table, read_pickle

@@ -1,0 +1,1 @@
+"""The programs, one file per command, each with `main()`."""

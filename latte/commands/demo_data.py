@@ -1,0 +1,95 @@
+"""Make a small data set of moving clouds: frame folders, videos and a table with classes and captions.
+
+Nothing is downloaded; equal options give equal clips. Under FOLDER:
+frames/<class>/<clip>/<clip>_0001.jpg ..., videos/<class>/<clip>.mp4, and demo.csv with the columns video,class,caption.
+Running it again makes only the clips that are missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from latte.config.parser import OptionError, Options, in_range, parse_config
+from latte.data.demo import CLASSES, caption, clip_name, make_clip, write_frames
+from latte.errors import UserError
+from latte.io.atomic import atomic_path
+from latte.io.video import read_frames, read_video, save_mp4
+
+
+@dataclasses.dataclass(kw_only=True)
+class Settings(Options):
+    """Demo data"""
+
+    folder: str = "datasets/demo"  # where to write
+    clips: int = 300  # clips of each class
+    num_frames: int = 40  # frames a clip
+    size: int = 64  # pixels a side, even
+    seed: int = 0  # of the first clip; the others count up from it
+    formats: list[Literal["frames", "mp4"]] = dataclasses.field(
+        default_factory=lambda: ["frames", "mp4"]
+    )  # what to write
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, least in (("clips", 1), ("num_frames", 1), ("size", 16), ("seed", 0)):
+            in_range(self, key, least)
+        if self.size % 2:
+            raise OptionError("size", self.size, "even")
+        if not self.formats:
+            raise OptionError("formats", self.formats, "frames, mp4 or both")
+
+
+def make(settings: Settings) -> None:
+    """Write the data set; raises UserError if it cannot be written, or if clips of another shape are there."""
+    root, rows, seeds = Path(settings.folder), [], range(settings.seed, settings.seed + settings.clips)
+    _check_shape(root, settings)
+    with tqdm(total=settings.clips * len(CLASSES), desc=str(root), unit="clip") as bar:
+        for seed in seeds:
+            for label, kind in enumerate(CLASSES):
+                name = clip_name(label, seed)
+                _write_clip(root, kind, name, settings.formats, (label, seed, settings.num_frames, settings.size))
+                where = f"videos/{kind}/{name}.mp4" if "mp4" in settings.formats else f"frames/{kind}/{name}"
+                rows.append((where, kind, caption(label, seed)))
+                bar.update()
+    with atomic_path(root / "demo.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([("video", "class", "caption"), *rows])
+    side = settings.size
+    print(f"{len(rows)} clips of {settings.num_frames} frames, {side} x {side} pixels, in {root}")
+
+
+def _check_shape(root: Path, settings: Settings) -> None:
+    """Raise UserError if a clip that is there already, one of each form, has another length or size."""
+    there = [
+        (next(root.glob("frames/*/[!.]*"), None), read_frames),
+        (next(root.glob("videos/*/[!.]*.mp4"), None), read_video),
+    ]
+    for path, read in there:
+        frames, side = read(path).shape[:2] if path else (settings.num_frames, settings.size)
+        if (frames, side) != (settings.num_frames, settings.size):
+            raise UserError(
+                f"{path} has {frames} frames of {side} x {side} pixels; "
+                f"pass --num_frames {frames} --size {side}, or another --folder"
+            )
+
+
+def _write_clip(root: Path, kind: str, name: str, formats: list[str], clip: tuple[int, int, int, int]) -> None:
+    frames_folder, video = root / "frames" / kind / name, root / "videos" / kind / f"{name}.mp4"
+    wants_frames = "frames" in formats and not frames_folder.exists()
+    wants_video = "mp4" in formats and not video.exists()
+    if not (wants_frames or wants_video):
+        return
+    pixels = make_clip(*clip)
+    if wants_video:
+        save_mp4(pixels, video)
+    if wants_frames:
+        write_frames(pixels, frames_folder)
+
+
+def main() -> None:
+    """Parse, draw, write."""
+    make(parse_config(Settings, description=__doc__))

@@ -1,0 +1,28 @@
+"""Export a part of a pipeline as a MindIR file: network with guidance, half the autoencoder, or the text encoder.
+
+python tools/export_mindir.py -c configs/inference/demo.yaml --part denoiser --target outputs/denoiser.mindir
+
+The options are those of sample.py; they fix the shapes, the dtype and the device, which need not be on this machine. A
+YAML file beside the graph says what to feed. Beyond 1 GB the weights lie beside the graph, NAME_graph.mindir. With
+--report it says how many operations of each kind each block has, without --target only that.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from latte.config import ExportConfig, parse_config
+
+
+def main() -> None:
+    """Parse, export, report."""
+    cfg = parse_config(ExportConfig, sys.argv[1:], "tools/export_mindir.py", __doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cfg.require_checkpoint()
+
+    from latte.inference import export  # after the options: MindSpore takes seconds to import
+    from latte.runtime import device
+
+    device.init_for_export(cfg.device_target, cfg.device_id, cfg.jit_level)
+    print(export.dry_run(cfg) if cfg.dry_run else export.export(cfg))

@@ -1,0 +1,162 @@
+"""Make the rank table that Ascend devices of one or more machines need to find each other.
+
+On each machine:       python tools/make_rank_table.py --devices 0-7 --target this.json
+On several, then once: python tools/make_rank_table.py --merge first.json second.json --target all.json
+
+The addresses of the devices are read from /etc/hccn.conf, or asked of hccn_tool, unless --device_ips gives them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from latte.errors import UserError
+from latte.io.atomic import atomic_path
+from latte.runtime.ranks import own_address
+
+HCCN = Path("/etc/hccn.conf")
+
+
+def main() -> None:
+    """Make, merge or show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", default="0-7", help="devices of this machine, such as 0-7 or 0,2,3")
+    parser.add_argument("--device_ips", help="their addresses, separated by commas; by default as the driver has them")
+    parser.add_argument("--server_id", help="address of this machine; by default by which others reach it")
+    parser.add_argument("--merge", nargs="+", metavar="TABLE", help="tables of single machines, in the order of ranks")
+    parser.add_argument("--target", help="file to write")
+    parser.add_argument(
+        "--show", metavar="TABLE", help="print a line `device rank ranks` for each of this machine's devices"
+    )
+    options = parser.parse_args()
+    if options.show:
+        for line in local_ranks(read_table(options.show), options.server_id, options.show):
+            print(*line)
+        return
+    if not options.target:
+        raise UserError("--target is not given; name the file to write")
+    if options.merge:
+        servers = [server for path in options.merge for server in read_table(path)["server_list"]]
+    else:
+        servers = [this_server(parse_devices(options.devices), options.device_ips, options.server_id)]
+    table = numbered(servers)
+    with atomic_path(options.target) as temporary:
+        temporary.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    print(f"{options.target}: {table['server_count']} servers, {sum(len(s['device']) for s in servers)} ranks")
+
+
+def parse_devices(text: str) -> list[int]:
+    """Return the numbers of `0-7` or `0,2,3`; raises UserError for anything else."""
+    if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        numbers = list(range(int(match[1]), int(match[2]) + 1))
+    else:
+        numbers = [int(part) for part in text.split(",")] if re.fullmatch(r"\d+(,\d+)*", text) else []
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise UserError(f"--devices is {text!r}, but must be like 0-7 or 0,2,3")
+    return numbers
+
+
+def this_server(devices: list[int], device_ips: str | None, server_id: str | None) -> dict[str, Any]:
+    """Return the entry of this machine; raises UserError if an address is missing or none."""
+    if device_ips:
+        given = device_ips.split(",")
+        if len(given) != len(devices):
+            raise UserError(f"--device_ips gives {len(given)} addresses for {len(devices)} devices")
+        addresses = dict(zip(devices, given, strict=True))
+    else:
+        addresses = driver_addresses(devices)
+    if missing := [device for device in devices if device not in addresses]:
+        raise UserError(f"device {missing[0]} has no address; set it with hccn_tool, or give --device_ips")
+    server_id = server_id or own_address()
+    for address in (server_id, *(addresses[device] for device in devices)):
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise UserError(f"{address!r} is not an IP address") from None
+    entries = [{"device_id": str(device), "device_ip": addresses[device]} for device in devices]
+    return {"server_id": server_id, "device": entries, "host_nic_ip": "reserve"}
+
+
+def driver_addresses(devices: list[int]) -> dict[int, str]:
+    """Return the addresses of the devices that have one; raises UserError if this machine has no Ascend driver."""
+    if HCCN.exists():
+        found = re.findall(r"^address_(\d+)=(\S+)", HCCN.read_text(encoding="utf-8"), re.MULTILINE)
+        return {int(number): address for number, address in found}
+    tool = shutil.which("hccn_tool")
+    if not tool:
+        raise UserError(f"there is neither {HCCN} nor hccn_tool, so no Ascend driver; or give --device_ips")
+    addresses = {}
+    for device in devices:
+        said = subprocess.run([tool, "-i", str(device), "-ip", "-g"], capture_output=True, text=True, check=False)
+        if match := re.search(r"ipaddr:\s*(\S+)", said.stdout):
+            addresses[device] = match[1]
+    return addresses
+
+
+def numbered(servers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a table of servers, whose devices get their ranks; raises UserError if one is there twice."""
+    names = [server["server_id"] for server in servers]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"the server {max(names, key=names.count)} is in two tables; make each with its own --server_id"
+        )
+    devices = [device for server in servers for device in server["device"]]
+    for rank, device in enumerate(devices):
+        device["rank_id"] = str(rank)
+    return {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
+
+
+def read_table(path: str) -> dict[str, Any]:
+    """Read a rank table; raises UserError if it is missing or malformed."""
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        ranks = [int(device["rank_id"]) for server in table["server_list"] for device in server["device"]]
+        [int(device["device_id"]) for server in table["server_list"] for device in server["device"]]
+        [server["server_id"] for server in table["server_list"]]
+    except OSError as error:
+        raise UserError(f"cannot read the rank table {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a rank table (version 1.0): {error!r}; tools/make_rank_table.py makes one"
+        ) from None
+    if sorted(ranks) != list(range(len(ranks))) or not ranks:
+        raise UserError(f"{path}: the ranks are not 0 to {len(ranks) - 1}, each once")
+    return table
+
+
+def local_ranks(table: dict[str, Any], server_id: str | None, path: str) -> list[tuple[str, str, int]]:
+    """Return (device, rank, number of ranks) of this machine's devices; raises UserError if it is not in the table."""
+    servers = table["server_list"]
+    own = {server_id} if server_id else addresses_of_host()
+    mine = [server for server in servers if server["server_id"] in own]
+    if len(servers) == 1 and not server_id:
+        mine = servers
+    if len(mine) != 1:
+        names = ", ".join(server["server_id"] for server in servers)
+        raise UserError(f"{path} has the servers {names}, none of which is {', '.join(sorted(own))}; set SERVER_ID")
+    total = sum(len(server["device"]) for server in servers)
+    return [(device["device_id"], device["rank_id"], total) for device in mine[0]["device"]]
+
+
+def addresses_of_host() -> set[str]:
+    """Return the name and the IP addresses of this machine."""
+    name = socket.gethostname()
+    found = {name, own_address()}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            found |= {entry[4][0] for entry in socket.getaddrinfo(name, None, family)}
+        except OSError:
+            continue
+    for addresses in psutil.net_if_addrs().values():
+        found |= {address.address for address in addresses if address.family in (socket.AF_INET, socket.AF_INET6)}
+    return found

@@ -1,0 +1,33 @@
+"""Sample videos from a Latte checkpoint, or from prompts: `python sample.py -c configs/inference/sky.yaml`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from latte.config import SampleConfig, parse_config, save_config
+
+
+def main() -> None:
+    """Parse, load, sample, save."""
+    cfg = parse_config(SampleConfig, sys.argv[1:], "sample.py", __doc__)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cfg.require_checkpoint()
+
+    from latte.inference import videos  # after the options: MindSpore takes seconds to import
+    from latte.runtime import device
+
+    device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
+    if cfg.dry_run:
+        print(videos.dry_run(cfg))
+        return
+    if not videos.video_numbers(cfg):
+        print("no video for this rank: there are more ranks than videos")
+        return
+    pipe = videos.build_pipeline(cfg)
+    save_config(cfg, Path(cfg.output_path) / "config.yaml")
+    files = videos.run(cfg, pipe)
+    print(videos.summary(pipe))
+    for file in files:
+        print(file)

@@ -1,0 +1,223 @@
+"""Weights in other forms of file: one network, or the components of a text-to-video folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import numpy as np
+from mindspore import nn
+from tqdm import tqdm
+
+from latte.components.folders import INDEX, read_json
+from latte.components.loading import empty_vae
+from latte.components.quantize import check_int8, check_kind, is_quantized, matrices, quantized_state
+from latte.components.text_encoder import VOCABULARIES
+from latte.errors import UserError
+from latte.io.atomic import atomic_folder, check_new_folder, sync
+from latte.models.latte_t2v import LatteT2V, config_from_json
+from latte.models.t5 import T5Config, T5Encoder, own_names
+from latte.weights.files import CONFIG, SUFFIXES, StateFile, check_suffix, read_state_dict, write_state_dict
+from latte.weights.match import check_state, read_config
+from latte.weights.names import T2V_KIND, kind_of
+
+Config = dict[str, Any]
+FORMS = ("ckpt", "safetensors", "bin")
+KINDS = {  # of the components that have weights, as `names.kind_of` calls them
+    "transformer": T2V_KIND,
+    "vae": "an autoencoder",
+    "vae_temporal_decoder": "a temporal video decoder",
+    "text_encoder": "a T5 text encoder",
+}
+FILES = {"tokenizer": VOCABULARIES, "scheduler": ("scheduler_config.json",)}  # of the others, one that must be there
+OPTIONAL = ("vae_temporal_decoder",)
+QUANTIZABLE = ("transformer", "text_encoder")
+SPARE = 1 << 20  # bytes that the headers of files take
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the folder: its weights, if it has any, and the files beside them that are copied."""
+
+    name: str
+    tensors: dict[str, np.ndarray]
+    files: list[Path]
+    quantized: Collection[str] = ()  # layers whose matrices become int8
+
+    def written(self, empty: bool = False) -> dict[str, np.ndarray]:
+        """Return the tensors that are written; with `empty`, the new ones among them have shapes only."""
+        return quantized_state(self.tensors, self.quantized, empty) if self.quantized else self.tensors
+
+    def size(self) -> int:
+        """Return the bytes that are written."""
+        return sum(array.nbytes for array in self.written(empty=True).values()) + self.size_of_files()
+
+    def size_of_files(self) -> int:
+        """Return the bytes that are copied."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def describe(self) -> str:
+        """Return a line that says what the component is."""
+        if self.tensors:
+            return f"{self.name}: {summary(self.written(empty=True))}"
+        return f"{self.name}: {len(self.files)} files, {self.size_of_files() / 1e6:,.1f} MB"
+
+
+def convert_folder(
+    source: str | Path,
+    target: str | Path,
+    form: str = "ckpt",
+    quantize: str | None = None,
+    components: str | None = None,
+    dry_run: bool = False,
+) -> list[str]:
+    """Write the components of a text-to-video folder into a new folder, one weight file each, and describe them.
+
+    `form` is the suffix of the weight files; `components` are names with commas between them, None takes all. Every
+    component is checked against the network of its config.json before anything is written.
+    Raises UserError if one is missing, damaged or another network's, if the target is there, or the disk is too full.
+    """
+    source, target = Path(source), check_new_folder(target)
+    if form not in FORMS:
+        raise UserError(f"format {form!r} is not known; choose one of {', '.join(FORMS)}")
+    as_int8 = check_kind(quantize) is not None
+    index = _read_index(source)
+    found = [_component(source / name, as_int8 and name in QUANTIZABLE) for name in _names(source, components)]
+    total = sum(component.size() for component in found) + index.stat().st_size
+    _check_space(target, total + SPARE)
+    if not dry_run:
+        with atomic_folder(target) as folder, tqdm(total=total, unit="B", unit_scale=True, desc=target.name) as bar:
+            _copy(index, folder)
+            for component in found:
+                _write(component, folder / component.name, form, bar)
+            bar.update(total - bar.n)
+    lines = [component.describe() for component in found]
+    how = ", not written" if dry_run else ""
+    return [*lines, f"{source} -> {target}: {len(found)} components as {form}, {total / 1e6:,.1f} MB{how}"]
+
+
+def _read_index(source: Path) -> Path:
+    """Return the file that says that a folder is one of diffusers."""
+    index = source / INDEX
+    if not index.is_file():
+        raise UserError(f"{source} is no folder with a {INDEX}; name the one that holds transformer, vae, text_encoder")
+    read_json(index)
+    return index
+
+
+def _names(source: Path, asked: str | None) -> list[str]:
+    """Return the components to convert; raises UserError if one is missing or not known."""
+    known = [*KINDS, *FILES]
+    if asked is None:
+        names = [name for name in known if name not in OPTIONAL or (source / name).is_dir()]
+    else:
+        names = list(dict.fromkeys(name.strip() for name in asked.split(",")))
+    if wrong := [name for name in names if name not in known]:
+        raise UserError(f"component {wrong[0]!r} is not known; choose from {','.join(known)}")
+    if missing := [name for name in names if not (source / name).is_dir()]:
+        there = [name for name in names if name not in missing]
+        remedy = f", or leave it out with --components {','.join(there)}" if there else ""
+        raise UserError(f"{source} has no folder {' and no '.join(missing)}; put it there{remedy}")
+    return names
+
+
+def _component(folder: Path, as_int8: bool) -> Component:
+    """Return a checked component."""
+    name = folder.name
+    if name in FILES:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+        if not {file.name for file in files} & set(FILES[name]):
+            raise UserError(f"{folder} holds no {' or '.join(FILES[name])}; download the whole folder")
+        return Component(name, {}, files)
+    state = read_state_dict(folder)
+    kind = kind_of(state.tensors)
+    if kind is None or kind[0] != KINDS[name]:
+        raise UserError(f"{folder} holds {kind[0] if kind else 'something else'}, not {KINDS[name]}")
+    tensors = own_names(state.tensors) if name == "text_encoder" else state.tensors
+    net = _network(name, state, folder)
+    (check_int8 if is_quantized(tensors) else check_state)(net, tensors, str(folder))
+    return Component(name, tensors, [folder / "config.json"], list(matrices(net)) if as_int8 else ())
+
+
+def _network(name: str, state: StateFile, folder: Path) -> nn.Cell:
+    """Return the network of a component's config.json; its memory is never touched."""
+    described, source = read_config(state.metadata, folder), f"the config.json of {folder}"
+    if name == "transformer":
+        return LatteT2V(config_from_json(described, source), seed=None)
+    if name == "text_encoder":
+        return T5Encoder(T5Config.from_json(described, source))
+    return empty_vae(state, folder)
+
+
+def _check_space(target: Path, needed: int) -> None:
+    """Raise UserError if a disk has less than the bytes that are needed."""
+    there = next(folder for folder in target.parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise UserError(f"{there} has {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB are needed; make room there")
+
+
+def _write(component: Component, folder: Path, form: str, bar: tqdm) -> None:
+    folder.mkdir()
+    for file in component.files:
+        _copy(file, folder)
+    if component.tensors:
+        stem = "diffusion_pytorch_model"
+        if component.name == "text_encoder":  # transformers has other names than diffusers
+            stem = "pytorch_model" if form == "bin" else "model"
+        write_state_dict(folder / f"{stem}.{form}", component.written(), {}, bar.update)
+
+
+def _copy(file: Path, folder: Path) -> None:
+    shutil.copyfile(file, folder / file.name)
+    sync(folder / file.name)
+
+
+def converter_parser(description: str) -> jsonargparse.ArgumentParser:
+    """Return a parser with the options that every converter has; the description ends with a paragraph of example."""
+    text, _, example = description.strip().rpartition("\n\n")
+    parser = jsonargparse.ArgumentParser(description=text, epilog=f"Example: {example}")
+    parser.add_argument("--source", type=str, required=True, help="file or folder to read; what it is, is read off it")
+    parser.add_argument("--target", type=str, required=True, help=f"file to write, ending in {', '.join(SUFFIXES)}")
+    parser.add_argument("--dry_run", action="store_true", help="check the source, say what would be written, and stop")
+    return parser
+
+
+def check_target(source: str, target: str) -> None:
+    """Raise UserError, before anything is read, if the target cannot be written or is the source."""
+    check_suffix(target)
+    if Path(target).is_dir():
+        raise UserError(f"{target} is a folder; name a file in it")
+    if Path(source).exists() and Path(target).exists() and Path(source).samefile(target):
+        raise UserError(f"{target} is the source itself; name another target")
+
+
+def convert(state: StateFile, config: Config, net: nn.Cell, source: str, target: str, dry_run: bool = False) -> str:
+    """Write weights with the configuration of their network, and return a line that says what they are.
+
+    Raises UserError if they are not exactly the weights of `net`, or the file cannot be written.
+    """
+    check_state(net, state.tensors, source)
+    size = sum(array.nbytes for array in state.tensors.values())
+    if not dry_run:
+        with tqdm(total=size, unit="B", unit_scale=True, desc=target, delay=5) as bar:  # only if it takes longer
+            write_state_dict(target, state.tensors, {CONFIG: json.dumps(config)}, bar.update)
+    return f"{source} -> {target}{' (not written)' if dry_run else ''}: {summary(state.tensors)}; {_describe(config)}"
+
+
+def summary(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return in words how many tensors and numbers there are, of which types, and their size."""
+    size = sum(array.nbytes for array in tensors.values())
+    numbers = sum(math.prod(array.shape) for array in tensors.values())
+    dtypes = ", ".join(sorted({array.dtype.name for array in tensors.values()}))
+    return f"{len(tensors)} tensors, {numbers:,} numbers, {dtypes}, {size / 1e6:,.1f} MB"
+
+
+def _describe(config: Config) -> str:
+    return ", ".join(f"{key} {value}" for key, value in config.items() if value is not None)

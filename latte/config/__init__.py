@@ -1,0 +1,21 @@
+"""Every option of the commands, and how options are read from YAML files and the command line."""
+
+from latte.config.export import ExportConfig
+from latte.config.parser import OptionError, Options, in_range, parse_config, save_config
+from latte.config.sample import SampleConfig
+from latte.config.train import TEXT_TO_VIDEO, CacheConfig, DataConfig, DataOptions, TrainConfig
+
+__all__ = [
+    "TEXT_TO_VIDEO",
+    "CacheConfig",
+    "DataConfig",
+    "DataOptions",
+    "ExportConfig",
+    "OptionError",
+    "Options",
+    "SampleConfig",
+    "TrainConfig",
+    "in_range",
+    "parse_config",
+    "save_config",
+]

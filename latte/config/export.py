@@ -1,0 +1,32 @@
+"""The options of the export command, one commented line each; the comment is the option's text in --help."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from latte.config.parser import OptionError, Options, in_range
+from latte.config.sample import SampleConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class ExportOptions(Options):
+    """Export"""
+
+    part: Literal["denoiser", "vae_encoder", "vae_decoder", "t5"] = "denoiser"  # denoiser: network and guidance
+    target: str | None = None  # the .mindir file to write; null = write none, for report
+    text_tokens: int = 120  # tokens of a text, of t5 and of what a text-to-video denoiser takes
+    report: bool = False  # say how many operations of each kind the graph has, block by block
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "text_tokens", 1)
+        if self.target is not None and not self.target.endswith(".mindir"):
+            raise OptionError("target", self.target, "a file name that ends with .mindir")
+        if self.target is None and not self.report and not self.dry_run:
+            raise OptionError("target", self.target, "the .mindir file to write, unless report or dry_run is true")
+
+
+@dataclasses.dataclass(kw_only=True)
+class ExportConfig(ExportOptions, SampleConfig):
+    """Options of tools/export_mindir.py: those of sample.py, and its own."""

@@ -1,0 +1,203 @@
+"""The options of the train and cache commands, one commented line each; the comment is the text in --help."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from latte.config.common import CodecOptions, DeviceOptions, ModelOptions
+from latte.config.parser import OptionError, Options, in_range
+
+TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataOptions(Options):
+    """Data"""
+
+    data_folder: str | None = None  # where the videos are
+    cache_folder: str | None = None  # latents of tools/embedding_cache.py, for data_folder; there, where they go
+    cache_dtype: Literal["fp16", "fp32"] | None = None  # of the latents; null = as the cache has, fp16 if new
+    data_layout: Literal["frame_folders", "video_files", "class_folders", "csv"] = "frame_folders"  # docs/train.md
+    csv_path: str | None = None  # csv: the table, with paths relative to data_folder
+    video_column: str = "video"  # csv: header of the column of paths
+    class_column: str | None = None  # csv: header of the column of classes, numbers or names
+    caption_column: str | None = None  # csv: header of the column of captions
+    frame_list: str | None = None  # lines `video/frame.jpg` with the images of joint training; null = from all videos
+    images_per_video: int = 0  # single images beside each video, for joint training; they skip temporal attention
+    sample_stride: int = 1  # every which frame is taken
+    transform: Literal["crop_resize", "resize_crop"] = "crop_resize"  # centre crop, then resize, or the other way
+    random_flip: bool = False  # mirror every other clip
+    demo_clips: int = 0  # tools/embedding_cache.py: if data_folder is missing, draw it, with this many clips a class
+    max_bad_fraction: float = 0.1  # stop when more than this part of the videos is broken or too short
+    num_workers: int = 2  # processes that decode videos
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "images_per_video", 0)
+        in_range(self, "demo_clips", 0)
+        in_range(self, "sample_stride", 1)
+        in_range(self, "max_bad_fraction", 0, 1)
+        in_range(self, "num_workers", 1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ConditionOptions(Options):
+    """Condition"""
+
+    class_dropout_prob: float = 0.1  # how often a condition is replaced by none, for guidance
+    text_embeddings: str | None = None  # .npz of CLIP's `text` (N, 77, 768), their `captions` (N,) and `null` (77, 768)
+    text_encoder_path: str | None = None  # LatteT2V: folder with tokenizer and text_encoder; null = as pretrained
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "class_dropout_prob", 0, 1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class TuningOptions(Options):
+    """Fine-tuning of LatteT2V"""
+
+    trainable: Literal["all", "temporal", "lora"] = "all"  # all weights, blocks over frames, low-rank additions
+    lora_rank: int = 16  # lora: rank of what is added to the attention projections of all blocks
+    lora_alpha: float | None = None  # lora: what is added counts lora_alpha / lora_rank; null = lora_rank
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "lora_rank", 1)
+        if self.lora_alpha is not None and not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
+            raise OptionError("lora_alpha", self.lora_alpha, "a number above 0")
+
+    @property
+    def lora_factor(self) -> float:
+        """What the low-rank additions are multiplied with."""
+        return (self.lora_alpha or self.lora_rank) / self.lora_rank
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptimizerOptions(Options):
+    """Optimizer"""
+
+    train_batch_size: int = 5  # videos of a rank at once
+    gradient_accumulation_steps: int = 1  # batches whose gradients are averaged for one step
+    epochs: int = 3000  # passes over the data
+    max_steps: int | None = None  # end after this many steps; null = after the epochs
+    start_learning_rate: float = 1e-4  # after the warm-up
+    end_learning_rate: float = 0.0  # of the cosine and polynomial schedules, at the last step
+    scheduler: Literal["constant", "cosine", "polynomial"] = "constant"  # how the learning rate goes on
+    warmup_steps: int = 0  # steps over which the learning rate grows linearly from 0
+    betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])  # AdamW's
+    optim_eps: float = 1e-8  # AdamW's
+    weight_decay: float = 0.0  # AdamW's
+    clip_grad: bool = False  # scale gradients down to max_grad_norm
+    max_grad_norm: float = 0.1  # for clip_grad
+    start_clip_step: int = 0  # clip from this step on
+    use_ema: bool = True  # average the weights; the average is what is sampled from
+    ema_decay: float = 0.9999  # of that average, a step
+    loss_scaler_type: Literal["dynamic", "static"] = "dynamic"  # for fp16
+    init_loss_scale: float = 65536.0  # for fp16
+    loss_scale_window: int = 2000  # dynamic: double the scale after this many steps without an overflow
+    zero_stage: Literal[0, 1] = 0  # 1 = share AdamW's moments among the ranks
+    use_recompute: bool = False  # recompute each block in the backward pass, for less memory
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("train_batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "loss_scale_window"):
+            in_range(self, key, 1)
+        for key in ("start_learning_rate", "end_learning_rate", "warmup_steps", "weight_decay", "start_clip_step"):
+            in_range(self, key, 0)
+        in_range(self, "ema_decay", 0, 1)
+        in_range(self, "init_loss_scale", 1)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise OptionError("betas", self.betas, "two numbers from 0 to below 1")
+        for key in ("optim_eps", "max_grad_norm"):
+            if not getattr(self, key) > 0:
+                raise OptionError(key, getattr(self, key), "above 0")
+
+
+@dataclasses.dataclass(kw_only=True)
+class RunOptions(Options):
+    """Run"""
+
+    data_config: str | None = None  # YAML with options of the data, relative to the file that names it
+    pretrained_model_path: str | None = None  # to start from: a Latte, an ImageNet DiT's .pt, or Latte-1's folder
+    output_path: str = "outputs/train"  # a folder for each run is made in it
+    resume: str | None = None  # auto = go on with the newest run of output_path; or a run's folder
+    seed: int = 3407  # of the weights, the order of the data and all noise
+    dataset_sink_mode: bool = False  # let the device fetch the data itself; it then reports once in sink_size batches
+    sink_size: int = 100  # batches between two reports; logging and saving wait for them
+    log_interval: int = 100  # steps between two rows of metrics.csv
+    step_mode: bool = True  # count ckpt_save_interval in steps; False = in epochs
+    ckpt_save_interval: int = 1000  # steps or epochs between two checkpoints
+    ckpt_max_keep: int = 3  # newest checkpoints that are kept
+    ckpt_keep_every: int = 0  # also keep those whose step is a multiple of this; 0 = none
+    sample_videos: int = 4  # videos sampled at each checkpoint; 0 = none
+    sample_steps: int = 50  # DDIM steps of these
+    guidance_scale: float = 1.0  # guidance of these
+    dry_run: bool = False  # check options, files and one batch, say what would be done, and stop
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "seed", 0, 2**32 - 1)
+        for key in ("sink_size", "log_interval", "ckpt_save_interval", "ckpt_max_keep"):
+            in_range(self, key, 1)
+        in_range(self, "ckpt_keep_every", 0)
+        in_range(self, "sample_videos", 0, 64)
+        in_range(self, "sample_steps", 1, 1000)
+
+
+@dataclasses.dataclass(kw_only=True)
+class CacheOptions(Options):
+    """Cache"""
+
+    cache_file_type: Literal["numpy", "mindrecord"] = "numpy"  # one file a video, or files of MindSpore's record format
+    flip: bool = False  # store the mirrored video too, for random_flip
+    resume_cache_index: int = 0  # leave out the videos before this one; without it, those that are there already
+    verify: bool = False  # check every file of a cache, and write nothing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "resume_cache_index", 0)
+        if not self.cache_folder:
+            raise OptionError("cache_folder", self.cache_folder, "the folder to write to")
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataConfig(DataOptions):
+    """Options that a data file of configs/training/data may hold."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig(
+    RunOptions,
+    OptimizerOptions,
+    TuningOptions,
+    ConditionOptions,
+    DataOptions,
+    CodecOptions,
+    ModelOptions,
+    DeviceOptions,
+):
+    """Options of train.py."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model_name != TEXT_TO_VIDEO:
+            if self.trainable != "all":
+                raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")
+            return
+        if not self.pretrained_model_path:
+            raise OptionError("pretrained_model_path", None, f"the folder of a Latte-1 for model_name {TEXT_TO_VIDEO}")
+        for key in ("hidden_size", "depth", "num_heads", "patch_size", "num_classes", "frame_list"):
+            if getattr(self, key) is not None:
+                raise OptionError(key, getattr(self, key), f"null for {TEXT_TO_VIDEO}, which is as its folder says")
+        if self.condition == "class":
+            raise OptionError("condition", self.condition, f"text or null for {TEXT_TO_VIDEO}: captions steer it")
+        if self.images_per_video:
+            raise OptionError("images_per_video", self.images_per_video, f"0 for {TEXT_TO_VIDEO}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class CacheConfig(CacheOptions, TrainConfig):
+    """Options of tools/embedding_cache.py: those of the training, and its own."""

@@ -1,0 +1,1 @@
+"""From prompts, labels and seeds to videos."""

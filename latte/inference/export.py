@@ -1,0 +1,330 @@
+"""Parts of a pipeline as MindIR files, for MindSpore without Python or without this code; and their graphs alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+import yaml
+from mindspore import nn
+from mindspore.train.mind_ir_pb2 import ModelProto
+
+from latte.components.codec import LOGVAR_RANGE
+from latte.components.folders import INDEX, find_parts, is_t2v_folder
+from latte.components.loading import check_model, check_t2v, check_vae, load_model, load_t2v, load_vae
+from latte.components.text_encoder import load_t5, read_t5
+from latte.config import ExportConfig
+from latte.diffusion.denoiser import make_denoiser
+from latte.errors import UserError
+from latte.inference.videos import guidance, model_options, sizes
+from latte.io.atomic import atomic_entries
+from latte.io.mindir import count, read_graph, read_model, table
+from latte.models import AutoencoderKL
+from latte.models.autoencoder import AutoencoderConfig
+from latte.models.latte import CLIP_TEXT, LatteConfig
+from latte.models.latte_t2v import LatteT2VConfig
+from latte.models.temporal_decoder import FRAMES_AT_ONCE
+from latte.runtime import device
+
+log = logging.getLogger("latte")
+DESCRIPTION = ".yaml"  # what the file beside the graph ends with
+FEED = (
+    "graph = mindspore.load(FILE); outputs = mindspore.nn.GraphCell(graph)(*inputs), the inputs as mindspore.Tensor "
+    "in this order; or convert FILE with MindSpore Lite's converter (--fmk=MINDIR)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """An input or output of a graph."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    meaning: str
+
+    def blank(self) -> ms.Tensor:
+        """Return zeros of this shape and type."""
+        return ms.Tensor(np.zeros(self.shape, self.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """What a part takes and returns, and what is fixed in it."""
+
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    fixed: dict[str, Any]
+
+
+class Denoiser(nn.Cell):
+    """A network and its guidance; `settings` are what the network takes after its conditions."""
+
+    def __init__(self, net: nn.Cell, guidance_scale: float, settings: tuple[bool, ...] = ()):
+        super().__init__()
+        self.net, self.settings = net, settings
+        self.denoise = make_denoiser(self.network, guidance_scale, device.current().batches_videos)
+
+    def network(self, *inputs: ms.Tensor) -> ms.Tensor:
+        """Return what the network makes of its inputs."""
+        return self.net(*inputs, *self.settings)
+
+    def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
+        """Return the guided noise, and the variance values if the network has them."""
+        return self.denoise(x, t, *conditions)
+
+
+class Encoder(nn.Cell):
+    """The half of an autoencoder that makes moments."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the moments of images."""
+        return self.vae.encode(x)
+
+
+class Decoder(nn.Cell):
+    """The half of an autoencoder that makes images, of scaled latents."""
+
+    def __init__(self, vae: AutoencoderKL, scale_factor: float):
+        super().__init__()
+        self.vae, self.scale_factor = vae, scale_factor
+
+    def construct(self, z: ms.Tensor) -> ms.Tensor:
+        """Return the images of latents."""
+        return self.vae.decode(z / self.scale_factor)
+
+
+def export(cfg: ExportConfig) -> str:
+    """Write a part of a pipeline and its description, or only look at its graph; return what was done, and the table.
+
+    Raises UserError if files or options do not fit, or a file is there already.
+    """
+    target = Path(cfg.target) if cfg.target else None
+    if target:
+        check_free(target)
+    log.info("reading the weights")
+    cell, signature = build(cfg)
+    start = time.perf_counter()
+    log.info("compiling the graph for %s; a large network takes half a minute", device.current().target)
+    lines = []
+    if target is None:
+        model = graph_of(cell, *[field.blank() for field in signature.inputs])
+    else:
+        model, files = write(cell, signature, target, cfg)
+        lines += [f"wrote {file} ({_size(file):,} bytes)" for file in files]
+    nodes = read_graph(model)
+    lines.append(f"the graph has {len(nodes):,} nodes; exported in {time.perf_counter() - start:.1f} s")
+    return "\n".join([*([table(count(nodes), "block")] if cfg.report else []), *lines])
+
+
+def graph_of(cell: nn.Cell, *inputs: ms.Tensor) -> ModelProto:
+    """Return the graph that would be exported, without its weights, which are not even read."""
+    found = []
+
+    def take(model: ModelProto) -> None:
+        found.append(_without_weights(model))
+        del model.graph.parameter[:]
+
+    with tempfile.TemporaryDirectory() as folder:
+        ms.export(cell, *inputs, file_name=str(Path(folder) / "graph"), file_format="MINDIR", custom_func=take)
+    return found[0]
+
+
+def write(cell: nn.Cell, signature: Signature, target: Path, cfg: ExportConfig) -> tuple[ModelProto, list[Path]]:
+    """Export to a file, and to another folder if the weights exceed 1 GB, with the description; return graph and files.
+
+    The files have their names from the start, in a temporary folder, because the graph knows the name of the weights'.
+    """
+    with atomic_entries(target.parent) as folder:
+        inputs = [field.blank() for field in signature.inputs]
+        ms.export(cell, *inputs, file_name=str(folder / target.name), file_format="MINDIR")
+        (graph,) = folder.glob("*.mindir")
+        model = read_model(graph)
+        for weight in model.graph.parameter:
+            place, length = weight.external_data.location, weight.external_data.length
+            if place and (folder / place).stat().st_size < weight.external_data.offset + length:
+                raise UserError(f"{target} came out incomplete: {place} is too short; is the disk full?")
+        names = sorted(entry.name for entry in folder.iterdir())
+        described = yaml.safe_dump(
+            describe(cfg, signature, names), sort_keys=False, width=120, default_flow_style=None, allow_unicode=True
+        )
+        (folder / target.name).with_suffix(DESCRIPTION).write_text(described, encoding="utf-8")
+        names = [graph.name, *sorted(entry.name for entry in folder.iterdir() if entry != graph)]
+    return _without_weights(model), [target.parent / name for name in names]
+
+
+def check_free(target: Path) -> None:
+    """Raise UserError if one of the files that an export may write is there already."""
+    stem = target.with_suffix("")
+    for path in (target, *(Path(f"{stem}{end}") for end in ("_graph.mindir", "_variables", DESCRIPTION))):
+        if path.exists():
+            raise UserError(f"{path} is there already; remove it, or name another file as target")
+
+
+def describe(cfg: ExportConfig, signature: Signature, files: list[str]) -> dict[str, Any]:
+    """Return what the YAML beside the graph says."""
+    here = device.current()
+    return {
+        "part": cfg.part,
+        "files": files,
+        "feed": FEED,
+        "inputs": [_listed(field) for field in signature.inputs],
+        "outputs": [_listed(field) for field in signature.outputs],
+        **signature.fixed,
+        "device_target": here.target,
+        "dtype": cfg.dtype if cfg.part in ("denoiser", "t5") else "fp32",
+        "enable_flash_attention": cfg.enable_flash_attention and cfg.part == "denoiser",
+        "quantize": cfg.quantize,
+        "mindspore": ms.__version__,
+        "checkpoint": cfg.checkpoint,
+        "vae_checkpoint": cfg.vae_checkpoint,
+    }
+
+
+def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
+    """Load a part and return it as a cell, with what it takes and returns; raises UserError if it cannot be."""
+    parts = find_parts(cfg.checkpoint, _vae(cfg), cfg.enable_vae_temporal_decoder)
+    if cfg.part == "t5":
+        net = load_t5(_text_encoder(cfg), cfg.dtype, cfg.quantize)
+        return net, t5_signature(cfg, net.config.d_model)
+    if cfg.part == "denoiser":
+        flash = {"dtype": cfg.dtype, "enable_flash_attention": cfg.enable_flash_attention}
+        if is_t2v_folder(cfg.checkpoint):
+            net = load_t2v(parts.network, quantize=cfg.quantize, **flash)
+        else:
+            asked = model_options(cfg, check_vae(parts.vae))
+            net = load_model(parts.network, patch_embedder=cfg.patch_embedder, **flash, **asked)
+        signature = denoiser_signature(cfg, net.config, check_vae(parts.vae))
+        settings = (signature.fixed["temporal"],) if "temporal" in signature.fixed else ()
+        return Denoiser(net, guidance(cfg, net.config), settings), signature
+    vae = load_vae(parts.vae)
+    signature = vae_signature(cfg, vae.config)
+    factor = signature.fixed["sd_scale_factor"]
+    return Encoder(vae) if cfg.part == "vae_encoder" else Decoder(vae, factor), signature
+
+
+def dry_run(cfg: ExportConfig) -> str:
+    """Check options and files and return what would be written; nothing is compiled."""
+    if cfg.target:
+        check_free(Path(cfg.target))
+    parts, compute = find_parts(cfg.checkpoint, _vae(cfg), cfg.enable_vae_temporal_decoder), device.DTYPES[cfg.dtype]
+    if cfg.part == "t5":
+        config = read_t5(_text_encoder(cfg))[1]
+        signature, size = t5_signature(cfg, config.d_model), config.parameters * (4 if compute == ms.float32 else 2)
+    elif cfg.part == "denoiser":
+        vae, t2v = check_vae(parts.vae), is_t2v_folder(cfg.checkpoint)
+        config = check_t2v(parts.network) if t2v else check_model(parts.network, **model_options(cfg, vae))
+        signature = denoiser_signature(cfg, config, vae)
+        blocks = 28 * config.num_layers if t2v else 18 * config.depth
+        size = blocks * config.hidden_size**2 * (4 if compute == ms.float32 else 2)
+    else:
+        signature, size = vae_signature(cfg, check_vae(parts.vae)), Path(parts.vae)
+        size = sum(file.stat().st_size for file in ([size] if size.is_file() else size.glob("*.safetensors"))) // 2
+    lines = [
+        f"{kind} {field.name}: {field.dtype} {list(field.shape)}, {field.meaning}" for kind, field in _all(signature)
+    ]
+    where = cfg.target or "no file, as there is no target"
+    return "\n".join([f"{cfg.part} for {device.current().target}: {where}, about {size / 1e6:,.0f} MB", *lines])
+
+
+def denoiser_signature(cfg: ExportConfig, config: LatteConfig | LatteT2VConfig, vae: AutoencoderConfig) -> Signature:
+    """Return what a network with its guidance takes; raises UserError if it cannot be guided."""
+    frames, height, width = sizes(cfg, config, vae.downsampling)
+    side, batch, scale = vae.downsampling, cfg.batch_size, guidance(cfg, config)
+    shape = (batch, frames, config.in_channels, height // side, width // side)
+    factor = cfg.sd_scale_factor or vae.scaling_factor
+    fields = [
+        Field("x", shape, "float32", f"noisy latents (B, F, C, H, W), scaled by {factor:g}"),
+        Field("t", (batch,), "float32", "timesteps of the training's process, 0 to 999, maybe between two"),
+    ]
+    fixed = {"guidance_scale": scale, "sd_scale_factor": factor}
+    if isinstance(config, LatteT2VConfig):
+        fixed["temporal"] = cfg.enable_temporal_attentions and frames > 1
+        text = (batch, cfg.text_tokens)
+        given = [
+            Field("text", (*text, config.caption_channels), "float32", "embeddings of T5"),
+            Field("mask", text, "int32", "1 for tokens of the prompt, 0 for what fills it up"),
+        ]
+    elif config.condition == "class":
+        classes = f"labels, 0 to {config.num_classes - 1}; {config.num_classes} is none"
+        given = [Field("y", (batch,), "int32", classes)]
+    else:
+        given = [Field("y", (batch, *CLIP_TEXT), "float32", "embeddings of CLIP")] * (config.condition == "text")
+    if scale != 1:
+        if not given:
+            raise UserError(f"guidance_scale {scale:g} needs a conditional model; {cfg.checkpoint} is not one")
+        given += [dataclasses.replace(each, name=f"{each.name}_null", meaning="the same for none") for each in given]
+    channels = config.out_channels
+    meaning = f"the guided noise in the first {config.in_channels} channels, then variance values if there are any"
+    output = Field("noise", (batch, frames, channels, *shape[3:]), "float32", meaning)
+    return Signature((*fields, *given), (output,), fixed)
+
+
+def vae_signature(cfg: ExportConfig, config: AutoencoderConfig) -> Signature:
+    """Return what half an autoencoder takes: as many frames as vae_slice says."""
+    together, factor = config.temporal_decoder, cfg.sd_scale_factor or config.scaling_factor
+    encodes = cfg.part == "vae_encoder"
+    count = cfg.vae_slice or (FRAMES_AT_ONCE if together and not encodes else device.current().frames_per_slice)
+    height, width = (size or cfg.image_size or 256 for size in (cfg.height, cfg.width))
+    side = config.downsampling
+    if height % side or width % side:
+        raise UserError(f"height and width must be multiples of {side}; they are {height} and {width}")
+    pixels, latents = (count, 3, height, width), (count, config.latent_channels, height // side, width // side)
+    images = Field("images", pixels, "float32", "frames, RGB, -1 to 1")
+    if encodes:
+        low, high = LOGVAR_RANGE
+        meaning = f"mean, then logvar: latents = (mean + exp(clip(logvar, {low:g}, {high:g}) / 2) noise) {factor:g}"
+        moments = Field("moments", (count, 2 * latents[1], *latents[2:]), "float32", meaning)
+        return Signature((images,), (moments,), {"sd_scale_factor": factor})
+    given = Field("latents", latents, "float32", f"as the denoiser has them, scaled by {factor:g}")
+    return Signature((given,), (images,), {"sd_scale_factor": factor})
+
+
+def t5_signature(cfg: ExportConfig, width: int) -> Signature:
+    """Return what the text encoder takes."""
+    shape = (cfg.batch_size, cfg.text_tokens)
+    ids = Field("input_ids", shape, "int32", "tokens of the prompt in small letters, its end (1), then filled with 0")
+    mask = Field("attention_mask", shape, "int32", "1 for tokens with the end, 0 for what fills up")
+    output = Field("text", (*shape, width), "float32", "embeddings, as the denoiser takes them")
+    return Signature((ids, mask), (output,), {})
+
+
+def _vae(cfg: ExportConfig) -> str | None:
+    if cfg.part == "t5" and not is_t2v_folder(cfg.checkpoint):
+        raise UserError(f"part t5 is of text-to-video folders; {cfg.checkpoint} has no {INDEX}")
+    return cfg.vae_checkpoint
+
+
+def _text_encoder(cfg: ExportConfig) -> Path:
+    return Path(cfg.checkpoint) / "text_encoder"
+
+
+def _listed(field: Field) -> dict[str, Any]:
+    return {"name": field.name, "shape": list(field.shape), "dtype": field.dtype, "meaning": field.meaning}
+
+
+def _all(signature: Signature) -> list[tuple[str, Field]]:
+    return [*(("input", field) for field in signature.inputs), *(("output", field) for field in signature.outputs)]
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    """Return a copy of a graph that knows the names and shapes of its weights only."""
+    for weight in model.graph.parameter:
+        weight.ClearField("raw_data")
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy

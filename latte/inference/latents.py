@@ -1,0 +1,135 @@
+"""From noise to latents: a network, its guidance compiled once, a solver, and what a user wants to see of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+
+from latte.diffusion.denoiser import make_denoiser
+from latte.diffusion.fixed_frames import holding
+from latte.diffusion.noise import NoiseStream
+from latte.diffusion.solvers import Solver
+from latte.errors import UserError
+from latte.inference.feature_cache import ReusingDenoiser, compiled_parts
+from latte.models import Latte, LatteT2V
+from latte.runtime import device, graphs
+
+Conditions = Sequence[np.ndarray]  # what the network takes after x and t, each with a row a video
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which videos are wanted, and how; conditions have a row a video, as has everything with a B."""
+
+    seeds: Sequence[int]  # of each video's noise
+    shape: tuple[int, int, int, int]  # (F, C, h, w)
+    conditions: Conditions = ()
+    null: Conditions = ()  # what guidance steers away from
+    num_inference_steps: int | str = 250
+    sampler: Solver = Solver("ddpm")
+    guidance_scale: float = 1.0
+    settings: tuple[bool, ...] = ()  # what the network takes after its conditions
+    latents: np.ndarray | None = None  # (B, F, C, h, w) standard normal noise in place of the seeds' first
+    held: np.ndarray | None = None  # (B, n, C, h, w) latents of given frames
+    held_frames: Sequence[int] = ()  # their places
+    strength: float = 1.0  # below 1: begin with the given frames in all places, with this part of the noise's way to go
+    feature_cache: float = 0.0  # see `ReusingDenoiser`; 0 = every block in every step
+
+    def one(self, number: int) -> Request:
+        """Return the request for one of the videos."""
+        rows = slice(number, number + 1)
+        return replace(
+            self,
+            seeds=self.seeds[rows],
+            conditions=tuple(values[rows] for values in self.conditions),
+            null=tuple(values[rows] for values in self.null),
+            latents=None if self.latents is None else self.latents[rows],
+            held=None if self.held is None else self.held[rows],
+        )
+
+
+def nearest(request: Request) -> np.ndarray:
+    """Return latents (B, F, C, h, w) that repeat, in every place, the given frame that is nearest to it."""
+    places = np.asarray(request.held_frames)
+    rows = [int(np.abs(places - frame).argmin()) for frame in range(request.shape[0])]
+    return request.held[:, rows]
+
+
+class LatentSampler:
+    """A network with one compiled denoising graph for every guidance scale used; it makes latents of videos."""
+
+    def __init__(self, net: Latte | LatteT2V):
+        self.net = net
+        self.step_seconds: list[float] = []  # of every network call so far; the first one compiles
+        self.skipped = 0.0  # share of the passes of the last request whose inner blocks were skipped
+        self._denoisers: dict[tuple, Any] = {}
+
+    def sample(
+        self,
+        request: Request,
+        on_step: Callable[[int], None] = lambda count: None,
+        callback: Callable[[int, np.ndarray], None] = lambda step, latents: None,
+    ) -> np.ndarray:
+        """Return scaled latents (B, F, C, h, w) float32; a video depends on its seed and condition only.
+
+        `on_step` is told how many videos went through the network, `callback` the number of each step and the latents
+        after it. Where the device takes videos one by one, it comes to both once a video.
+        """
+        count = len(request.seeds)
+        if not device.current().batches_videos and count > 1:
+            return np.concatenate([self.sample(request.one(k), on_step, callback) for k in range(count)])
+        stream = NoiseStream(request.seeds, request.shape)
+        expected = (count, *request.shape)
+        if request.latents is not None and np.shape(request.latents) != expected:
+            raise UserError(f"latents are {np.shape(request.latents)}, but these videos take {expected}")
+        latents = stream.normal() if request.latents is None else np.asarray(request.latents, np.float32)
+        denoise = self._denoiser(request)
+        model = self._model(denoise, request, on_step)
+        if request.held is not None:
+            steps = request.sampler.steps(request.num_inference_steps)
+            model = holding(model, request.held, request.held_frames, steps)
+        begin = nearest(request) if request.held is not None else None
+        walk = request.sampler.sample(model, latents, request.num_inference_steps, stream, begin, request.strength)
+        for step, latents in enumerate(walk):  # noqa: B020, the noise is not needed any more
+            callback(step, latents)
+        if isinstance(denoise, ReusingDenoiser):
+            self.skipped = denoise.skipped / denoise.calls
+        if request.held is not None:
+            latents[:, list(request.held_frames)] = request.held
+        return latents
+
+    def _denoiser(self, request: Request) -> Callable:
+        reuses, settings = request.feature_cache > 0, request.settings
+        key = ("parts" if reuses else request.guidance_scale, settings)
+        if key not in self._denoisers and reuses:
+            self._denoisers[key] = compiled_parts(self.net, *settings)
+        elif key not in self._denoisers:
+
+            def network(*inputs: ms.Tensor) -> ms.Tensor:
+                return self.net(*inputs, *settings)
+
+            batched = device.current().batches_videos
+            denoise = make_denoiser(network if settings else self.net, request.guidance_scale, batched)
+            self._denoisers[key] = graphs.compile_step(denoise)
+        if reuses:
+            return ReusingDenoiser(self._denoisers[key], request.guidance_scale, request.feature_cache)
+        return self._denoisers[key]
+
+    def _model(self, denoise: Callable, request: Request, on_step: Callable[[int], None]) -> Callable:
+        """Return what a solver calls: NumPy in, NumPy out."""
+        inputs = [ms.Tensor(np.ascontiguousarray(values)) for values in (*request.conditions, *request.null)]
+
+        def model(x: np.ndarray, t: float) -> np.ndarray:
+            start = time.perf_counter()
+            times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
+            out = denoise(ms.Tensor(x), times, *inputs).asnumpy()
+            self.step_seconds.append(time.perf_counter() - start)
+            on_step(len(x))
+            return out
+
+        return model

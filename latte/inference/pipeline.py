@@ -1,0 +1,252 @@
+"""From prompts, labels and seeds to videos, in one call, with the names of diffusers' LattePipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from latte.components.codec import Codec
+from latte.components.folders import find_parts, read_scheduler
+from latte.components.loading import load_model, load_t2v, load_vae
+from latte.components.text_encoder import Prompts
+from latte.diffusion.scheduler_config import solver_of
+from latte.diffusion.solvers import Solver
+from latte.errors import UserError
+from latte.inference.inputs import Prompt, label_conditions, seeds_of, text_conditions
+from latte.inference.latents import LatentSampler, Request
+from latte.models import Latte, LatteT2V
+
+OUTPUT_TYPES = ("pil", "np", "uint8", "latent")
+STEPS, T2V_STEPS, T2V_GUIDANCE = 250, 50, 7.5  # what the authors take, of other networks and of text to video
+StepCallback = Callable[["LattePipeline", int, float, dict[str, np.ndarray]], Any]
+
+
+@dataclass
+class LatteOutput:
+    """What a pipeline returns; `frames` has an entry a video."""
+
+    frames: Any  # by output_type: lists of PIL images; (B, F, H, W, 3) float32 0 to 1 or uint8; (B, F, C, h, w) latents
+
+
+class LattePipeline:
+    """A Latte network, its autoencoder and, for text, its encoder. Called, it returns videos.
+
+    - prompt, or class_labels, or prompt_embeds (B, S, D): what the videos show; num_videos_per_prompt of each.
+    - guidance_scale: 1 is none; by default 7.5 for text to video, 1 otherwise. What it steers away from is the
+      negative_prompt, the null label, or negative_prompt_embeds.
+    - num_inference_steps: by default 50 for text to video, 250 otherwise; or what else the solver's spacing takes.
+    - height, width (pixels), video_length (frames): by default those of the training; a single frame is an image.
+    - seed: of the first video, the others count up; or one a video. Without it, `generator` draws them, or chance. A
+      video depends on its seed and its condition only.
+    - latents (B, F, C, h, w): the noise to start from, in place of the seeds' first.
+    - sampler: a solver's name (`latte.diffusion.solvers.SOLVERS`), or one with options; by default the folder's. eta is
+      the noise of ddim.
+    - mask_feature: attend to the prompt's own tokens only, not to those that fill it up.
+    - enable_temporal_attentions: without them, and for a single frame, the blocks over frames are left out.
+    - frames (n, H, W, 3) uint8: given frames, kept at frame_indices (by default the first) while the others are made
+      to go with them. With a strength below 1 the others begin as copies of the nearest given one, with that part of
+      the noise's way before them: they keep more of it, and move less.
+    - feature_cache: how much tokens may change for the inner blocks to be skipped: 0.02 to 0.1.
+    - callback_on_step_end(pipeline, step, timestep, {"latents": ...}) looks on; it cannot change the latents.
+    - decode_chunk_size: frames that the autoencoder takes at once.
+    - output_type: "pil", "np", "uint8" or "latent"; see `LatteOutput`.
+    """
+
+    def __init__(
+        self,
+        net: Latte | LatteT2V,
+        codec: Codec,
+        prompts: Prompts | None = None,
+        scheduler: dict[str, Any] | None = None,
+    ):
+        self.net, self.codec, self.prompts = net, codec, prompts
+        self.scheduler = scheduler or {}  # a diffusers scheduler_config.json
+        self.latents = LatentSampler(net)
+        self.takes_text = isinstance(net, LatteT2V)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        vae: str | Path | None = None,
+        *,
+        dtype: str = "fp32",
+        quantize: str | None = None,
+        enable_flash_attention: bool = False,
+        enable_vae_temporal_decoder: bool = False,
+        vae_slice: int = 0,
+        vae_tile: int = 0,
+        sd_scale_factor: float | None = None,
+        **model: Any,
+    ) -> LattePipeline:
+        """Load a pipeline from files that stay as they are.
+
+        path: a diffusers text-to-video folder, as it is or converted; a folder with latte.* and vae.*; or a checkpoint
+        of a class-conditional or unconditional network, with its autoencoder in `vae`. quantize: "int8" keeps the
+        matrices of a text-to-video network and of its text encoder in 8 bits. The text encoder is loaded when there are
+        prompts to encode. model: for `load_model`, such as num_frames. Raises UserError for what cannot be loaded.
+        """
+        parts = find_parts(path, vae, enable_vae_temporal_decoder)
+        codec = Codec(load_vae(parts.vae), sd_scale_factor, vae_slice, vae_tile)
+        if parts.prompts is None:
+            if quantize:
+                raise UserError(f"quantize {quantize} is for text-to-video folders; {path} is none")
+            net = load_model(parts.network, dtype=dtype, enable_flash_attention=enable_flash_attention, **model)
+            return cls(net, codec)
+        if model:
+            raise UserError(f"{', '.join(model)}: a text-to-video network takes no such option when it is loaded")
+        net = load_t2v(parts.network, dtype=dtype, enable_flash_attention=enable_flash_attention, quantize=quantize)
+        return cls(net, codec, Prompts(parts.prompts, dtype, quantize), read_scheduler(parts.scheduler))
+
+    def __call__(
+        self,
+        prompt: Prompt = None,
+        *,
+        negative_prompt: Prompt = "",
+        class_labels: int | Sequence[int] | None = None,
+        num_inference_steps: int | str | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        eta: float = 0.0,
+        height: int | None = None,
+        width: int | None = None,
+        video_length: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: np.random.Generator | None = None,
+        latents: np.ndarray | None = None,
+        prompt_embeds: np.ndarray | None = None,
+        negative_prompt_embeds: np.ndarray | None = None,
+        sampler: str | Solver | None = None,
+        output_type: str = "pil",
+        mask_feature: bool = True,
+        enable_temporal_attentions: bool = True,
+        decode_chunk_size: int | None = None,
+        frames: np.ndarray | None = None,
+        frame_indices: Sequence[int] | None = None,
+        strength: float = 1.0,
+        feature_cache: float = 0.0,
+        callback_on_step_end: StepCallback | None = None,
+        progress: bool = True,
+    ) -> LatteOutput:
+        """Return videos; the arguments are explained at the class. Raises UserError for impossible settings."""
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type {output_type!r} is not known; choose one of {', '.join(OUTPUT_TYPES)}")
+        scale = guidance_scale if guidance_scale is not None else T2V_GUIDANCE if self.takes_text else 1.0
+        shape, embeds = self._shape(height, width, video_length), (prompt_embeds, negative_prompt_embeds)
+        both = self._conditions((prompt, negative_prompt), class_labels, embeds, scale != 1, mask_feature)
+        conditions, null = ([np.repeat(values, num_videos_per_prompt, axis=0) for values in part] for part in both)
+        count = len(conditions[0]) if conditions else num_videos_per_prompt
+        request = Request(
+            seeds=seeds_of(seed, generator, count),
+            shape=shape,
+            conditions=conditions,
+            null=null,
+            num_inference_steps=num_inference_steps or (T2V_STEPS if self.takes_text else STEPS),
+            sampler=self._sampler(sampler, eta),
+            guidance_scale=float(scale),
+            settings=(enable_temporal_attentions and shape[0] > 1,) if self.takes_text else (),
+            latents=latents,
+            feature_cache=feature_cache,
+            strength=strength,
+            **self._held(frames, frame_indices, shape, count, strength),
+        )
+        made = self._sample(request, callback_on_step_end, progress)
+        if output_type == "latent":
+            return LatteOutput(made)
+        return LatteOutput(self.decode(made, output_type, decode_chunk_size, progress))
+
+    def decode(
+        self,
+        latents: np.ndarray,
+        output_type: str = "uint8",
+        decode_chunk_size: int | None = None,
+        progress: bool = False,
+    ) -> Any:
+        """Return the videos of scaled latents (B, F, C, h, w) in the form of an output_type other than "latent"."""
+        as_bytes = output_type != "np"
+        with _bar(progress, latents.shape[0] * latents.shape[1], "decoding", "frame") as bar:
+            videos = [self.codec.decode(video, bar.update, decode_chunk_size, as_bytes) for video in latents]
+        if output_type == "pil":
+            return [[Image.fromarray(frame) for frame in video] for video in videos]
+        return np.stack(videos)
+
+    def _sample(self, request: Request, callback: StepCallback | None, progress: bool) -> np.ndarray:
+        timesteps = request.sampler.steps(request.num_inference_steps, request.strength).timesteps.tolist()
+
+        def after(step: int, latents: np.ndarray) -> None:
+            if callback and callback(self, step, timesteps[step], {"latents": latents.copy()}):
+                raise UserError("callback_on_step_end returned something, but latents cannot be changed on their way")
+
+        total = len(request.seeds) * request.sampler.calls(request.num_inference_steps, request.strength)
+        with _bar(progress, total, "denoising", "call") as bar:
+            return self.latents.sample(request, bar.update, after)
+
+    def _conditions(self, texts: tuple[Prompt, Prompt], labels: Any, embeds: tuple, guided: bool, masks: bool) -> tuple:
+        if self.takes_text:
+            if labels is not None:
+                raise UserError("class_labels are given, but this network is conditioned on text; give a prompt")
+            return text_conditions(self.net.config, self.prompts, texts, embeds, guided, masks)
+        if texts[0] is not None:
+            raise UserError("a prompt is given, but this network has no text encoder")
+        return label_conditions(self.net.config, labels, embeds, guided)
+
+    def _sampler(self, sampler: str | Solver | None, eta: float) -> Solver:
+        """Return the solver to use; what the folder's configuration says of the process holds for every solver."""
+        if isinstance(sampler, Solver):
+            return sampler
+        if not self.scheduler:
+            return Solver(sampler or "ddpm", eta=eta)
+        name, options = solver_of(self.scheduler, sampler)
+        return Solver(name, **options, eta=eta)
+
+    def _shape(self, height: int | None, width: int | None, frames: int | None) -> tuple[int, int, int, int]:
+        """Return the shape (F, C, h, w) of a video's latents."""
+        config, side = self.net.config, self.codec.vae.config.downsampling
+        if self.takes_text:
+            unit, own = side * config.patch_size, config.sample_size * side
+            pixels, frames = (height or own, width or own), frames or config.video_length
+            if frames < 1 or any(size < unit or size % unit for size in pixels):
+                raise UserError(
+                    f"height and width must be multiples of {unit}, video_length 1 or more; "
+                    f"asked for are {pixels[0]}, {pixels[1]} and {frames}"
+                )
+            return frames, config.in_channels, pixels[0] // side, pixels[1] // side
+        h, w = config.latent_size
+        own = {"height": h * side, "width": w * side, "video_length": config.num_frames}
+        for (name, value), asked in zip(own.items(), (height, width, frames), strict=True):
+            if asked not in (None, value):
+                raise UserError(f"{name} is {value} in this network, but {asked} is asked for; load it for other sizes")
+        return config.num_frames, config.in_channels, h, w
+
+    def _held(
+        self, frames: Any, indices: Sequence[int] | None, shape: tuple, count: int, strength: float
+    ) -> dict[str, Any]:
+        """Return the latents of given frames, for all videos, and their places."""
+        if frames is None:
+            if strength != 1:
+                raise UserError(f"strength {strength:g} says how much of given frames to keep; give frames")
+            return {}
+        if not 0 < strength <= 1:
+            raise UserError(f"strength must be above 0 and at most 1; it is {strength:g}")
+        frames, side = np.asarray(frames), self.codec.vae.config.downsampling
+        places = list(range(len(frames))) if indices is None else [int(place) for place in indices]
+        size = (shape[2] * side, shape[3] * side, 3)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != size:
+            raise UserError(
+                f"frames are {frames.dtype} {frames.shape}; these videos take uint8 (n, {size[0]}, {size[1]}, 3)"
+            )
+        if len(set(places)) != len(frames) or min(places) < 0 or max(places) >= shape[0]:
+            raise UserError(f"frame_indices {places} are no {len(frames)} different frames of 0 to {shape[0] - 1}")
+        pixels = frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        mean = np.split(self.codec.moments(pixels), 2, axis=1)[0] * np.float32(self.codec.scale_factor)
+        return {"held": np.repeat(mean[None], count, axis=0), "held_frames": places}
+
+
+def _bar(shown: bool, total: int, what: str, unit: str) -> tqdm:
+    return tqdm(total=total, desc=what, unit=unit, leave=False, smoothing=0.1, disable=not shown)

@@ -1,0 +1,1 @@
+"""Files: atomic writing, videos, MindIR graphs."""

@@ -1,0 +1,94 @@
+"""Cells that are compiled: blocks, whose graph equal cells share, and whole networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from latte.ops import CustomGrad
+from latte.runtime import device, graphs
+
+_after = ops.Depend()
+_gradients = ops.GradOperation(get_all=True, sens_param=True)
+
+
+class Recomputed(CustomGrad):
+    """A block's function of (inputs, weights) whose gradient keeps nothing but these and computes it again.
+
+    A function that is called in a branch cannot be compiled here a second time ("The func graph is empty"); so what
+    blocks call chooses functions in branches and calls them behind.
+    """
+
+    def __init__(self, forward: Callable, settings: tuple[Any, ...]):
+        super().__init__()
+        self.forward, self.settings = forward, settings
+
+    def construct(self, inputs: tuple, weights: tuple) -> ms.Tensor:
+        """Return the block's output."""
+        return self.forward(*inputs, *weights, *self.settings)
+
+    def bprop(self, inputs: tuple, weights: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
+        """Return the gradients with respect to inputs and weights."""
+
+        def again(inputs, weights):
+            return self.forward(*inputs, *weights, *self.settings)
+
+        # Only once the gradient has come this far, lest all blocks are computed again at once.
+        return _gradients(again)((_after(inputs[0], d), *inputs[1:]), weights, d)
+
+
+class Block(nn.Cell):
+    """A cell whose forward is a function of (inputs, weights, settings).
+
+    Where the compile scope is the block, all cells with the same function, settings and shapes run through one
+    compiled graph, each with its own weights. Inside a larger graph the function is part of that graph.
+    """
+
+    forward: Callable
+    recomputed: Recomputed | None = None
+    independent_axis: int | None = None  # of tokens (B, F, T, D): 1 if frames, 2 if patches do not see each other
+
+    def weights(self) -> tuple[ms.Parameter, ...]:
+        """Return the parameters in the order that `forward` takes them."""
+        raise NotImplementedError
+
+    def settings(self) -> tuple[Any, ...]:
+        """Return the constants that `forward` takes last."""
+        return ()
+
+    def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
+        """Return `forward` of the inputs, as part of the surrounding graph."""
+        if self.recomputed is not None:
+            return self.recomputed(inputs, self.weights())
+        return self.forward(*inputs, *self.weights(), *self.settings())
+
+    def recompute(self) -> None:
+        """Keep only the block's input in training, and compute the rest again for its gradient."""
+        if device.current().compiler_recomputes:
+            super().recompute()
+        else:
+            device.recompute()
+            object.__setattr__(self, "recomputed", Recomputed(self.forward, self.settings()))
+
+    def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
+        """Return `forward` of the inputs through the graph that equal cells share."""
+        return graphs.call_block(self.forward, inputs, self.weights(), self.settings(), self.independent_axis)
+
+
+class Network(nn.Cell):
+    """A cell that is called as one compiled graph where the compile scope is the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._graph: Callable | None = None
+
+    def __call__(self, *inputs: Any) -> ms.Tensor:
+        """Return `construct` of the inputs."""
+        if device.current().compile_scope != "step":
+            return super().__call__(*inputs)
+        if self._graph is None:
+            self._graph = graphs.compile_step(self.construct)
+        return self._graph(*inputs)

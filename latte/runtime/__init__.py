@@ -1,0 +1,1 @@
+"""The device at hand, the ranks, and what becomes a compiled graph."""

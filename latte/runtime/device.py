@@ -1,0 +1,265 @@
+"""The one place, with `latte.ops`, that knows how Ascend, GPU and CPU differ; everything else asks for a capability."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import functools
+import logging
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mindspore as ms
+import psutil
+
+from latte.errors import UserError, first_line
+from latte.runtime import cuda, ranks
+
+log = logging.getLogger("latte")
+
+TARGETS = ("Ascend", "GPU", "CPU")  # best first
+DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
+ONEDNN_BF16 = 1  # dnnl_fpmath_mode_bf16
+DOCTOR = "`python tools/doctor.py`"
+DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
+
+
+_VERSION = tuple(int(number) for number in ms.__version__.split(".")[:2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the device at hand can do; the rest of the code reads these fields and never the device's name."""
+
+    target: str = "CPU"
+    rank: int = 0
+    world_size: int = 1
+    jit_level: str | None = None  # how far the compiler fuses; None is MindSpore's own choice
+    graph_mode: bool = True  # False: PyNative everywhere, for debugging
+    recomputes: bool = False  # whether blocks are computed again for their gradients
+
+    @property
+    def compile_scope(self) -> str:
+        """What becomes one compiled graph: "step" (a whole denoising or training step), "block", or "none".
+
+        The CPU run time frees no activation inside a graph, so a whole 28-block graph would hold 21 GB and take
+        a minute to compile; one graph a kind of block, shared by all blocks of that kind, holds one block.
+        """
+        if not self.graph_mode:
+            return "none"
+        return "block" if self.target == "CPU" else "step"
+
+    @property
+    def batches_videos(self) -> bool:
+        """Whether videos (and the two halves of guidance) go through the network in one batch or one by one.
+
+        A single video already fills a CPU; one by one, the memory and the result do not depend on the batch size.
+        """
+        return self.target != "CPU"
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether a fused attention kernel exists."""
+        return self.target == "Ascend"
+
+    @property
+    def compiler_recomputes(self) -> bool:
+        """Whether MindSpore's recomputation forgets all that it should: it passes by gradients that are written out."""
+        return self.target == "Ascend" or _VERSION < (2, 10)  # before, nothing else compiles
+
+    @property
+    def tensor_dtypes(self) -> tuple[str, ...]:
+        """Names of the dtypes that tensors may have in all operations of the networks."""
+        return ("fp32", "fp16", "bf16") if self.target == "Ascend" else ("fp32", "fp16")
+
+    @property
+    def sinks_data(self) -> bool:
+        """Whether the device can fetch batches itself, many a call (data sinking)."""
+        return self.target != "CPU"
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether images are (N, H, W, C) inside the autoencoder, because convolutions are matrix products there."""
+        return self.target == "CPU"
+
+    @property
+    def frames_per_slice(self) -> int:
+        """Frames that the autoencoder takes at once by default."""
+        return 1 if self.target == "CPU" else 8
+
+
+_current: Device | None = None
+
+
+def current() -> Device:
+    """Return the device in use; without an earlier `init_device` it is what MindSpore is set to."""
+    global _current
+    if _current is None:
+        _current = Device(target=ms.get_context("device_target"))
+    return _current
+
+
+@contextmanager
+def assume(target: str) -> Iterator[Device]:
+    """Build and export graphs as if on `target`; nothing can be run under it unless that device is present."""
+    global _current
+    saved = current()
+    _current = dataclasses.replace(saved, target=target)
+    try:
+        yield _current
+    finally:
+        _current = saved
+
+
+def recompute() -> None:
+    """Note that blocks are computed again for their gradients from now on."""
+    global _current
+    _current = dataclasses.replace(current(), recomputes=True)
+
+
+def best_target() -> str:
+    """Return the best of Ascend, GPU and CPU that this machine and this MindSpore have."""
+    for target, file in DEVICE_FILES.items():
+        if Path(file).exists():
+            reason = why_unavailable(target)
+            if not reason:
+                return target
+            warn_once(f"this machine has a {target} that MindSpore cannot use: {reason}. {DOCTOR} says more")
+    return "CPU"
+
+
+def why_unavailable(target: str) -> str | None:
+    """Return None if MindSpore can use such a device here, or why not; what a GPU needs is loaded for that."""
+    reason = cuda.load() if target == "GPU" and not ms.hal.is_available(target) else None
+    if reason or ms.hal.is_available(target):
+        return reason
+    return "its driver, its libraries or their environment are missing"
+
+
+def init_device(
+    device_target: str | None = None,
+    device_id: int = 0,
+    mode: int = 0,
+    jit_level: str | None = None,
+    use_parallel: bool = False,
+    connect: bool = False,
+) -> Device:
+    """Choose the device and how graphs are compiled, once at the start of a program.
+
+    With `use_parallel` the rank and the number of ranks are read from the launcher (mpirun, msrun or a rank table), and
+    with `connect` the ranks join into a group, as training needs it.
+    Raises UserError if the device is not there or a parallel launch is not.
+    """
+    global _current
+    target = device_target or best_target()
+    if use_parallel:
+        ranks.serve_if_scheduler(connect, target)
+    rank, world_size, local_rank = ranks.read_ranks() if use_parallel else (0, 1, 0)
+    if target != "CPU":
+        if reason := why_unavailable(target):
+            raise UserError(
+                f"device_target {target} is not available to this MindSpore: {reason}. {DOCTOR} says what to do; "
+                f"or pass --device_target {best_target()}"
+            )
+        _set_device(target, device_id + local_rank)
+    elif ms.get_context("device_target") != "CPU":
+        ms.set_device("CPU")
+    if connect and world_size > 1:
+        ranks.connect(target)
+    # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    _current = Device(target, rank, world_size, jit_level, graph_mode=mode == 0)
+    return _current
+
+
+def init_for_export(device_target: str | None = None, device_id: int = 0, jit_level: str | None = None) -> Device:
+    """Choose the device that graphs are exported for; as nothing is run, it need not be on this machine."""
+    global _current
+    if device_target in (None, "CPU") or ms.hal.is_available(device_target):
+        return init_device(device_target, device_id, jit_level=jit_level)
+    init_device("CPU", jit_level=jit_level)
+    warn_once(f"there is no {device_target} here: the graph gets its settings, but cannot be run on this machine")
+    _current = dataclasses.replace(_current, target=device_target)
+    return _current
+
+
+def _set_device(target: str, device_id: int) -> None:
+    try:
+        ms.set_device(target, device_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{target} device {device_id} cannot be used: {first_line(error)}; check --device_id"
+        ) from error
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time it is given."""
+    log.warning(message)
+
+
+def compute_dtype(name: str) -> ms.Type:
+    """Return the dtype of tensors inside the blocks for `name` (fp32, fp16 or bf16) on this device.
+
+    On CPU, bf16 multiplies all matrices of the process in bfloat16, the autoencoder's too, and keeps float32 in memory:
+    MindSpore has no bfloat16 kernels there, oneDNN has.
+    Raises UserError for an unknown name, or for a dtype that cannot be had on this device or any more.
+    """
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
+    target = current().target
+    if name == "bf16" and target == "GPU":
+        raise UserError("dtype bf16 has no kernels in MindSpore's GPU back end; use --dtype fp16 or fp32")
+    if target == "CPU" and name in ("fp32", "bf16"):
+        _choose_cpu_products(name)
+        return ms.float32
+    if target == "CPU":
+        warn_once("dtype fp16: float16 is slower than float32 on a CPU; fp32 or bf16 is the better choice here")
+    return DTYPES[name]
+
+
+def _choose_cpu_products(name: str) -> None:
+    """Settle whether oneDNN multiplies in float32 or bfloat16; it reads the variable once, when it is first used."""
+    variable = "ONEDNN_DEFAULT_FPMATH_MODE"
+    if name == "bf16":
+        os.environ[variable] = "BF16"
+    mode = ctypes.c_int(0)
+    try:
+        onednn = ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.3"))
+        onednn.dnnl_get_default_fpmath_mode(ctypes.byref(mode))
+    except (OSError, AttributeError):  # a build of MindSpore without oneDNN
+        pass
+    settled = "bf16" if mode.value == ONEDNN_BF16 else "fp32"
+    if settled != name:
+        raise UserError(
+            f"dtype {name} is not possible any more: this process multiplies matrices in {settled} on the CPU; "
+            f"start a new process (and unset {variable} for fp32)"
+        )
+    flags = Path("/proc/cpuinfo")
+    units = ("avx512_bf16", "amx_bf16", " bf16 ")
+    if name == "bf16" and flags.exists() and not any(unit in flags.read_text() for unit in units):
+        warn_once("dtype bf16: this CPU has no bfloat16 units, so oneDNN multiplies matrices in float32")
+
+
+def use_flash_attention(requested: bool, dtype: ms.Type) -> bool:
+    """Return whether the fused attention kernel is used; say once if it was asked for and exact attention stands in."""
+    there, takes = current().flash_attention, dtype in (ms.float16, ms.bfloat16)
+    if requested and not (there and takes):
+        why = "takes fp16 and bf16 only" if there else f"does not exist on {current().target}"
+        warn_once(f"enable_flash_attention: the fused kernel {why}; exact attention computes the same")
+    return requested and there and takes
+
+
+def peak_memory() -> int:
+    """Return the peak memory so far in bytes: of the accelerator, or on CPU of the whole process."""
+    if current().target == "CPU":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return ms.runtime.max_memory_allocated()
+
+
+def free_memory() -> int | None:
+    """Return the memory in bytes that is free on this machine (CPU), or None where MindSpore cannot tell."""
+    return psutil.virtual_memory().available if current().target == "CPU" else None

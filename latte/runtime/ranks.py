@@ -1,0 +1,174 @@
+"""Which of several processes this one is, as its launcher says, and how they find each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+
+import numpy as np
+
+from latte.errors import UserError, first_line
+
+LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("RANK_ID", "RANK_SIZE", "DEVICE_ID"),  # of a rank table; msrun sets these too
+    ("MS_NODE_ID", "MS_WORKER_NUM", "MS_NODE_ID"),
+)
+LOCAL = "127.0.0.1"
+PATIENCE = timedelta(minutes=10)  # until the last rank has started
+# On CPU a rank gives up on the others after 30 seconds, in which the first may well be saving or sampling. That one has
+# died is seen by the launcher. Seconds.
+WAIT_IN_SUMS = ("MS_CPU_COMM_OP_TIMEOUT", "86400")
+
+
+def read_ranks() -> tuple[int, int, int]:
+    """Return (rank, number of ranks, rank on this machine) as the launcher put them into the environment.
+
+    Raises UserError if no launcher did, or they are no numbers, or the rank is not below the number of ranks.
+    """
+    for names in LAUNCHERS:
+        if all(name in os.environ for name in names):
+            values = [os.environ[name] for name in names]
+            if not all(value.isdecimal() for value in values):
+                raise UserError(f"{', '.join(names)} must be numbers; the launcher set {', '.join(values)}")
+            rank, size, local = map(int, values)
+            if rank >= size:
+                raise UserError(f"{names[0]} is {rank}, but must be below {names[1]}, which is {size}")
+            return rank, size, local
+    raise UserError("use_parallel is on but no launcher was found; start with `mpirun -n N python ...` or msrun")
+
+
+def serve_if_scheduler(connects: bool, target: str) -> None:
+    """End the process if it is msrun's scheduler, once the ranks have left; otherwise return at once.
+
+    msrun starts the program once more than there are ranks, so that they can meet there; that one has no rank.
+    """
+    if os.environ.get("MS_ROLE") != "MS_SCHED":
+        return
+    if connects and target != "CPU" and int(os.environ["MS_WORKER_NUM"]) > 1:
+        from mindspore import communication
+
+        communication.init()  # stays until the ranks have gone
+    raise SystemExit(0)
+
+
+def connect(target: str) -> None:
+    """Join the group of all ranks, so that compiled graphs can add up over them.
+
+    Raises UserError if the others cannot be reached.
+    """
+    from mindspore import communication
+
+    try:
+        if target == "CPU":
+            _meet_on_cpus(*read_ranks()[:2])
+        else:
+            communication.init()
+    except RuntimeError as error:
+        raise UserError(
+            f"the ranks could not be connected: {first_line(error)}; see the logs of the other ranks"
+        ) from error
+
+
+def _meet_on_cpus(rank: int, world_size: int) -> None:
+    """Connect without a scheduler process.
+
+    Under mpirun MindSpore starts none, so that `communication.init` fails; and after the death of a rank, the one that
+    msrun starts keeps the launcher waiting for half a minute.
+    """
+    if "MS_SCHED_PORT" in os.environ:
+        host, port = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
+    elif "OMPI_COMM_WORLD_RANK" in os.environ:
+        host, port = _agree_by_mpi(rank, world_size)
+    else:
+        raise UserError("a rank table is for Ascend devices; start ranks on CPUs with mpirun or msrun")
+    try:
+        from mindspore.communication.management import _init_with_store  # its public form is for Ascend only
+        from mindspore.mint.distributed import TCPStore
+    except ImportError as error:
+        raise UserError("this MindSpore cannot connect ranks on CPUs; install 2.10, or use one rank") from error
+    os.environ.setdefault(*WAIT_IN_SUMS)
+    store = TCPStore(host, port, world_size, rank == 0, PATIENCE)
+    _init_with_store("mccl", PATIENCE, world_size, rank, store)
+
+
+def _agree_by_mpi(rank: int, world_size: int) -> tuple[str, int]:
+    """Return on every rank the address and port at which rank 0 will listen."""
+    from mpi4py import MPI
+
+    one_machine = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(world_size)
+    place = (LOCAL if one_machine else own_address(), _free_port()) if rank == 0 else None
+    place = MPI.COMM_WORLD.bcast(place, root=0)
+    # Now, because at its exit a failing rank would wait in there for the others, and they in a sum for it.
+    MPI.Finalize()
+    return place
+
+
+class WorkCounter:
+    """Numbers from 0 on, each given to one rank of mpirun only, whichever asks first."""
+
+    def __init__(self, world_size: int):
+        self._next, self._window = 0, None
+        if world_size > 1:
+            from mpi4py import MPI
+
+            size = MPI.INT64_T.Get_size()
+            self._window = MPI.Win.Allocate(size if MPI.COMM_WORLD.rank == 0 else 0, size, comm=MPI.COMM_WORLD)
+            if MPI.COMM_WORLD.rank == 0:
+                np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
+            MPI.COMM_WORLD.Barrier()
+
+    def take(self) -> int:
+        """Return the next number."""
+        if self._window is None:
+            self._next += 1
+            return self._next - 1
+        number, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+        self._window.Lock(0)
+        self._window.Fetch_and_op(one, number, 0)
+        self._window.Unlock(0)
+        return int(number[0])
+
+
+def wait_for_all(world_size: int) -> None:
+    """Wait until every rank of mpirun is here."""
+    if world_size > 1:
+        from mpi4py import MPI
+
+        MPI.COMM_WORLD.Barrier()
+
+
+@contextlib.contextmanager
+def ending_together(world_size: int) -> Iterator[None]:
+    """End all ranks of mpirun when this one fails: at its exit it would wait for the others, and they for it."""
+    try:
+        yield
+    except Exception as error:
+        if world_size == 1:
+            raise
+        from mpi4py import MPI
+
+        known = isinstance(error, UserError)
+        print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr, flush=True)
+        MPI.COMM_WORLD.Abort(2 if known else 1)
+
+
+def own_address() -> str:
+    """Return the IP address by which other machines reach this one, or that of the machine itself without a network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing; an address for documentation, so by the default route
+        except OSError:
+            return LOCAL
+        return probe.getsockname()[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,1 @@
+"""From videos or latents to trained weights."""

@@ -1,0 +1,29 @@
+"""Whose weights these are: hashes of tensors that do not depend on the file they came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of named float32 tensors, whatever their order and the file they came from."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name], np.float32).data)
+    return digest.hexdigest()
+
+
+def base_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    """Return what tells one base from another: a SHA-256 of its biases, the same for float16 and float32 files.
+
+    Every training changes the biases, and they are a thousandth of the numbers.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(name for name, values in tensors.items() if values.ndim == 1):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name].astype(np.float16)).data)
+    return digest.hexdigest()

@@ -1,0 +1,147 @@
+"""Sizes read off weights, position embeddings for other sizes, and loading that fits or says what does not."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn
+from support.weights import FIXTURES, LATTE, WEIGHTS, kinds, same
+
+from latte.errors import UserError
+from latte.weights.files import CONFIG, read_state_dict, write_state_dict
+from latte.weights.match import (
+    adapt_latte,
+    check_state,
+    infer_latte_config,
+    infer_vae_config,
+    interpolate_pos_embed,
+    load_state,
+)
+
+
+def test_sizes_of_latte():
+    tensors = read_state_dict(FIXTURES / "latte_class.pt").tensors
+    assert infer_latte_config(tensors, {}, 4) == LATTE
+    assert infer_latte_config(tensors, {CONFIG: '{"num_heads": 8, "depth": 9}'})["num_heads"] == 8
+    assert infer_latte_config(tensors, {CONFIG: '{"num_heads": 8, "input_size": [4, 16]}'})["input_size"] == (4, 16)
+    assert infer_latte_config(tensors, {CONFIG: '{"num_heads": 8, "input_size": [4, 4]}'})["input_size"] == 8
+    for config in ("", "[1]", '{"num_heads": "4"}', '{"input_size": {}}'):
+        with pytest.raises(UserError, match="--num_heads"):
+            infer_latte_config(tensors, {CONFIG: config})
+    uncond = read_state_dict(FIXTURES / "latte_uncond.pt").tensors
+    assert infer_latte_config(uncond, {}, 4) == LATTE | {"condition": None, "num_classes": None}
+    text = uncond | {"text_embedding_projection.1.weight": np.zeros((64, 77 * 768), np.float16)}
+    assert infer_latte_config(text, {}, 4)["condition"] == "text"
+    narrow = uncond | {"final_layer.linear.bias": np.zeros(16)}
+    assert infer_latte_config(narrow, {}, 4)["learn_sigma"] is False
+    with pytest.raises(UserError, match="no square"):
+        infer_latte_config(uncond | {"pos_embed": np.zeros((1, 15, 64))}, {}, 4)
+    del uncond["temp_embed"]
+    with pytest.raises(UserError, match="temp_embed"):
+        infer_latte_config(uncond, {}, 4)
+    with pytest.raises(UserError, match="holds an autoencoder, not a Latte network; tools/vae_converter.py"):
+        infer_latte_config(read_state_dict(FIXTURES / "vae.bin").tensors, {})
+
+
+@pytest.mark.parametrize("width, heads", [(384, 6), (768, 12), (1024, 16), (1152, 16)])
+def test_heads_of_official_widths(width, heads):
+    tensors = {
+        "x_embedder.proj.weight": np.zeros((width, 4, 4, 4)),
+        "pos_embed": np.zeros((1, 64, width)),
+        "temp_embed": np.zeros((1, 16, width)),
+        "final_layer.linear.bias": np.zeros(128),
+    }
+    config = infer_latte_config(tensors, {})
+    assert (config["num_heads"], config["patch_size"], config["input_size"]) == (heads, 4, 32)
+
+
+def test_sizes_of_autoencoders(tmp_path):
+    expected = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}
+    expected |= dict.fromkeys(("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv"), True)
+    expected["temporal_decoder"] = False
+    small = expected | {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
+    for name in ("vae.bin", "vae", "vae/diffusion_pytorch_model.safetensors"):
+        state = read_state_dict(FIXTURES / name)
+        assert infer_vae_config(state.tensors, state.metadata) == small
+    state = read_state_dict(FIXTURES / "latte_t2v" / "vae_temporal_decoder")
+    assert infer_vae_config(state.tensors, state.metadata)["temporal_decoder"]
+    state = read_state_dict(WEIGHTS / "sd_full.ckpt")
+    described = {"config": '{"norm_num_groups": 2, "scaling_factor": 0.5}'}
+    assert infer_vae_config(state.tensors, described)["scaling_factor"] == 0.5
+    other = expected | {"block_out_channels": (4, 8, 8), "layers_per_block": 2, "norm_num_groups": 2}
+    assert infer_vae_config(state.tensors, state.metadata, 2) == other
+    with pytest.raises(UserError, match=r"32 groups do not divide.*--norm_num_groups"):
+        infer_vae_config(state.tensors, state.metadata)
+
+
+class Net(nn.Cell):
+    def __init__(self, dtype=ms.float32):
+        super().__init__()
+        self.inner = nn.Dense(2, 3, dtype=dtype)
+        self.scale = ms.Parameter(ms.Tensor(np.ones(2), ms.float32), name="scale")
+
+    def construct(self, x):
+        return self.inner(x * self.scale)
+
+
+@pytest.mark.parametrize("net_dtype", [ms.float32, ms.float16, ms.bfloat16])
+@pytest.mark.parametrize("file_dtype", ["float32", "float16", "bfloat16"])
+def test_loading_casts(net_dtype, file_dtype):
+    net = Net(net_dtype)
+    values = {name: np.arange(p.size).reshape(p.shape) + 0.5 for name, p in net.parameters_and_names()}
+    tensors = {name: value.astype(kinds()[file_dtype].dtype) for name, value in values.items()}
+    load_state(net, tensors, "x")
+    for name, parameter in net.parameters_and_names():
+        assert parameter.dtype == (ms.float32 if name == "scale" else net_dtype)
+        assert np.array_equal(parameter.asnumpy().astype(np.float64), values[name]), name
+
+
+def test_loaded_network_computes_and_trains(tmp_path):
+    net = Net()
+    values = {"scale": [1, 2], "inner.weight": [[1, 0], [0, 1], [1, 1]], "inner.bias": [0, 0, 5]}
+    before = net(ms.Tensor(np.ones((1, 2), np.float32))).asnumpy()
+    write_state_dict(tmp_path / "x.pt", {key: np.array(value, np.float32) for key, value in values.items()}, {})
+    load_state(net, read_state_dict(tmp_path / "x.pt").tensors, "x")  # a network that has run, from a read-only file
+    out = net(ms.Tensor(np.ones((1, 2), np.float32))).asnumpy()
+    assert out.tolist() == [[1, 2, 8]] and not np.array_equal(out, before)
+    optimizer = nn.SGD(net.trainable_params(), 1.0)
+    gradients = tuple(ms.ops.ones_like(p) for p in net.trainable_params())
+    optimizer(gradients)
+    assert net.inner.bias.asnumpy().tolist() == [-1, -1, 4]
+    assert read_state_dict(tmp_path / "x.pt").tensors["inner.bias"].tolist() == [0, 0, 5]
+
+
+def test_what_does_not_fit_is_listed_and_not_loaded():
+    net = Net()
+    before = {name: p.asnumpy().copy() for name, p in net.parameters_and_names()}
+    tensors = {"inner.bias": np.zeros(3), "inner.weight": np.zeros((3, 3)), "other": np.zeros(1)}
+    with pytest.raises(UserError) as caught:
+        load_state(net, tensors, "x.pt")
+    said = str(caught.value)
+    assert "x.pt" in said and "1 missing (scale)" in said and "1 unexpected (other)" in said
+    assert "1 mis-shaped (inner.weight (3, 3) for (3, 2))" in said
+    same(before, {name: p.asnumpy() for name, p in net.parameters_and_names()})
+    many = {name: p.asnumpy() for name, p in net.parameters_and_names()} | {f"k{i}": np.zeros(1) for i in range(9)}
+    with pytest.raises(UserError, match=r"9 unexpected \(k0, k1, k2, k3, k4, ...\)"):
+        check_state(net, many, "x.pt")
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (6, 6), (3, 3), (5, 7), (2, 3)])
+def test_interpolation_is_pytorchs(grid):
+    with np.load(WEIGHTS / "bicubic.npz") as data:
+        found = interpolate_pos_embed(data["pos_embed"], grid)
+        expected = data[f"{grid[0]}x{grid[1]}"]
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-6
+
+
+def test_adapting():
+    tensors = read_state_dict(FIXTURES / "latte_uncond.pt").tensors
+    temp = np.zeros((1, 6, 64), np.float32)
+    kept = adapt_latte(tensors, (4, 4), np.zeros((1, 4, 64), np.float32))
+    same(kept, tensors)
+    adapted = adapt_latte(tensors, (2, 8), temp, stored=(4, 4))
+    assert adapted["temp_embed"] is temp and list(adapted) == list(tensors)
+    assert np.array_equal(adapted["pos_embed"], interpolate_pos_embed(tensors["pos_embed"], (2, 8)))
+    assert adapt_latte(tensors, (2, 8), temp)["pos_embed"] is tensors["pos_embed"]
+    with pytest.raises(UserError, match="no square"):
+        interpolate_pos_embed(tensors["pos_embed"][:, :15], (4, 4))

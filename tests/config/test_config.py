@@ -1,0 +1,241 @@
+"""Reading options: precedence, types, and what is said about mistakes."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from latte.config import SampleConfig, parse_config, save_config
+from latte.config.sample import SolverName
+from latte.diffusion.solvers import SOLVERS
+from latte.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Parse command-line words, and a YAML text if given, as the options of sample.py."""
+
+    def run(*words, text=None):
+        if text is not None:
+            (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+            words = (*words, "-c", str(tmp_path / "a.yaml"))
+        return parse_config(SampleConfig, [str(word) for word in words], "sample.py", "Sample videos.")
+
+    return run
+
+
+def test_no_option_gives_the_defaults(parse):
+    assert parse() == SampleConfig()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_command_line_over_yaml_over_default(parse, tmp_path, before):
+    (tmp_path / "b.yaml").write_text("seed: 1\nfps: 3")
+    file, option = ["-c", tmp_path / "b.yaml"], ["--seed", 2]
+    config = parse(*option, *file) if before else parse(*file, *option)
+    assert (config.seed, config.fps, config.num_samples) == (2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "text, key, value",
+    [
+        ("guidance_scale: 1e-4", "guidance_scale", 1e-4),
+        ("guidance_scale: 1e3", "guidance_scale", 1000.0),
+        ("guidance_scale: 4", "guidance_scale", 4.0),
+        ("condition: null", "condition", None),
+        ("condition:", "condition", None),
+        ("device_target: CPU", "device_target", "CPU"),
+        ("enable_flash_attention: True", "enable_flash_attention", True),
+        ("mode: 1", "mode", 1),
+        ("class_labels: [1, 2]", "class_labels", [1, 2]),
+        ("output_format: [mp4, gif]", "output_format", ["mp4", "gif"]),
+        ("output_format: gif", "output_format", ["gif"]),
+        ("", "seed", 42),
+        ("# only a comment", "seed", 42),
+    ],
+)
+def test_yaml_value(parse, text, key, value):
+    found = getattr(parse(text=text), key)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "words, key, value",
+    [
+        (["--guidance_scale", "1e-4"], "guidance_scale", 1e-4),
+        (["--enable_flash_attention", "True"], "enable_flash_attention", True),
+        (["--enable_flash_attention=false"], "enable_flash_attention", False),
+        (["--use_parallel", "true"], "use_parallel", True),
+        (["--condition", "null"], "condition", None),
+        (["--checkpoint", "123"], "checkpoint", "123"),
+        (["--class_labels", "[1,2]"], "class_labels", [1, 2]),
+        (["--class_labels", "3"], "class_labels", [3]),
+        (["--output_format", "[mp4,gif]"], "output_format", ["mp4", "gif"]),
+        (["--output_format", "gif"], "output_format", ["gif"]),
+        (["--seed", "1", "--seed", "2"], "seed", 2),
+    ],
+)
+def test_command_line_value(parse, words, key, value):
+    found = getattr(parse(*words, text="condition: class"), key)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("sampling_step: 3", "there is no option 'sampling_step'; the nearest is 'sampling_steps'"),
+        ("config: b.yaml", "there is no option 'config'"),
+        ("1: 2", "there is no option '1'"),
+        ("seed: a", 'seed is "a", but must be a whole number'),
+        ("seed: true", "seed is true, but must be a whole number"),
+        ("seed: 1.5", "seed is 1.5, but must be a whole number"),
+        ("seed: null", "seed is null, but must be a whole number"),
+        ("mode: true", "mode is true, but must be one of 0, 1"),
+        ("eta: [0.1]", "eta is [0.1], but must be a number"),
+        ("use_parallel: 1", "use_parallel is 1, but must be true or false"),
+        ("checkpoint: 12", "checkpoint is 12, but must be text or null"),
+        ("device_target: xpu", 'device_target is "xpu", but must be one of Ascend, GPU, CPU or null'),
+        ("output_format: [mp4, avi]", "but must be a list such as [mp4, gif, png]"),
+        ("sampling_steps: 0", "sampling_steps is 0, but must be from 1 to 1000"),
+        ("guidance_scale: .nan", "but must be a finite number"),
+        ("[1, 2]", "must hold lines of the form `name: value`"),
+        ("seed: [", "line 1 is not valid YAML"),
+        ("\tseed: 1", "line 1 is not valid YAML"),
+    ],
+)
+def test_mistake_in_yaml_names_the_file(parse, text, said):
+    with pytest.raises(UserError) as error:
+        parse(text=text)
+    assert said in str(error.value) and "a.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--sead", "3"], "command line: there is no option 'sead'; the nearest is 'seed'"),
+        (["--sampling_step=3"], "the nearest is 'sampling_steps'"),  # an abbreviation is not an option
+        (["--seed", "a"], 'command line: seed is "a", but must be a whole number'),
+        (["--seed", "null"], "seed is null, but must be a whole number"),
+        (["--seed"], "--seed: expected one argument"),
+        (["--class_labels", "1", "2"], "'2' is no option; write --name value, and lists as [1,2]"),
+        (["--dtype", "fp8"], 'dtype is "fp8", but must be one of fp32, fp16, bf16'),
+        (["--fps", "0"], "command line: fps is 0, but must be from 1 to 100"),
+        (["-c", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
+        (["-c", "."], "cannot read the config file ."),
+    ],
+)
+def test_mistake_on_command_line(parse, words, said):
+    with pytest.raises(UserError) as error:
+        parse(*words)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampling_steps": 1001},
+        {"eta": 1.5, "ddim_sampling": True},
+        {"eta": float("nan"), "ddim_sampling": True},
+        {"eta": 0.5},  # DDPM has no eta
+        {"eta": 0.5, "sampler": "unipc"},
+        {"sampler": "euler", "ddim_sampling": True},
+        {"guidance_scale": float("inf")},
+        {"image_size": 100},
+        {"image_size": 0},
+        {"num_frames": 0},
+        {"num_classes": 0},
+        {"hidden_size": 10, "num_heads": 4},
+        {"seed": -1},
+        {"num_samples": 0},
+        {"batch_size": 0},
+        {"class_labels": []},
+        {"class_labels": [-1]},
+        {"vae_slice": -1},
+        {"sd_scale_factor": 0.0},
+        {"device_id": -1},
+        {"fps": 101},
+        {"output_format": []},
+        {"output_format": ["gif", "gif"]},
+    ],
+)
+def test_value_out_of_range(options):
+    with pytest.raises(UserError, match=f"{next(iter(options))} is "):
+        SampleConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options, solver",
+    [
+        ({}, "ddpm"),
+        ({"ddim_sampling": True, "eta": 0.5}, "ddim"),
+        ({"ddim_sampling": True, "sampler": "ddim"}, "ddim"),
+        ({"sampler": "ddim", "eta": 0.5}, "ddim"),
+        ({"sampler": "dpmpp_2m"}, "dpmpp_2m"),
+    ],
+)
+def test_two_options_name_the_solver(options, solver):
+    assert SampleConfig(**options).solver == solver
+
+
+def test_the_samplers_are_the_solvers_there_are():
+    assert typing.get_args(SolverName) == tuple(SOLVERS)
+
+
+def test_saved_config_reads_back(parse, tmp_path):
+    config = SampleConfig(guidance_scale=1e-5, class_labels=[1], output_format=["png"], checkpoint="a: b")
+    save_config(config, tmp_path / "new" / "config.yaml")
+    assert parse("-c", tmp_path / "new" / "config.yaml") == config
+    assert set(yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())) == set(dataclasses.asdict(config))
+    assert os.listdir(tmp_path / "new") == ["config.yaml"]
+
+
+def test_help_shows_every_option_with_comment_and_default(parse, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for field in dataclasses.fields(SampleConfig):
+        assert f"--{field.name} " in text
+    assert "denoising steps, 1 to 1000 (default: 250)" in text
+    assert text.index("Device:") < text.index("Model;") < text.index("Sampling:") < text.index("Output:")
+
+
+def test_program_exits_with_2_and_one_sentence():
+    program = """
+import sys
+import typing
+from latte.config import SampleConfig, parse_config
+from latte.errors import run_main
+run_main(lambda: parse_config(SampleConfig, ["--sead", "3"], "sample.py", ""))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: command line: there is no option 'sead'") and done.stderr.count("\n") == 1
+
+
+def test_reading_options_does_not_import_mindspore():
+    program = "import latte.config, sys; sys.exit('mindspore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "inference").glob("*.yaml")), ids=lambda path: path.stem)
+def test_inference_config_says_only_what_differs(parse, path):
+    config, defaults = parse("-c", path), SampleConfig()
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert [key for key in given if getattr(config, key) == getattr(defaults, key)] == []
+
+
+def test_a_flag_alone_is_true():
+    assert parse_config(SampleConfig, ["--dry_run", "--seed", "1"]).dry_run is True
+    assert parse_config(SampleConfig, ["--seed", "1", "--use_parallel"]).use_parallel is True
+    assert parse_config(SampleConfig, ["--dry_run", "False"]).dry_run is False
+    with pytest.raises(UserError, match="seed"):
+        parse_config(SampleConfig, ["--seed", "--dry_run"])

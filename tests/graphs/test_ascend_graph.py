@@ -1,0 +1,245 @@
+"""What Ascend would run: graphs exported with its settings, which needs no such device, and budgets for their nodes."""
+
+import dataclasses
+from collections import Counter
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn, ops
+from support.golden_values import error, tiny
+from support.graphs import ascend, inference, network, plain_inference, training, zeros
+from support.plain_latte import PlainLatte
+
+from latte import create_model
+from latte.inference.export import Decoder, Denoiser, Encoder, graph_of
+from latte.io.mindir import BEGIN, BRANCH, END, count, idle_casts, read_graph, table, users
+from latte.models import AutoencoderKL
+from latte.models.autoencoder import AutoencoderConfig
+from latte.runtime import device
+from latte.training.step import StepOptions, TrainStep
+
+TOKENS = 4096  # of a Latte; a LatteT2V has a multiple of that, and no weight has as many rows
+SLOW, LONG = pytest.mark.slow, pytest.mark.long
+
+# The most that a block may have. A temporal block turns (B, F, T, D) to (B, T, F, D) and back, which the layout of the
+# kernel, a batch of rows, forces; of the slices one cuts q, k and v out of their product, one the modulation.
+BUDGETS = {
+    "blocks.even": {
+        "Flash": 1,
+        "MatMul": 5,
+        "LayerNorm": 2,
+        "Transpose": 0,
+        "Pad": 0,
+        "Slice": 2,
+        "Tile": 0,
+        "Cast": 8,
+    },
+    "blocks.odd": {"Flash": 1, "MatMul": 5, "LayerNorm": 2, "Transpose": 2, "Pad": 0, "Slice": 2, "Tile": 0, "Cast": 8},
+    "transformer_blocks": {
+        **{"Flash": 2, "MatMul": 10, "LayerNorm": 2, "Transpose": 0, "Pad": 0, "Slice": 1, "Tile": 0, "Cast": 6},
+    },
+    "temporal_transformer_blocks": {
+        **{"Flash": 1, "MatMul": 6, "LayerNorm": 2, "Transpose": 2, "Pad": 0, "Slice": 1, "Tile": 0, "Cast": 6},
+    },
+}
+
+
+def budget_of(block):
+    kind, _, number = block.rpartition(".")
+    return BUDGETS[kind] if kind in BUDGETS else BUDGETS[f"blocks.{'odd' if int(number) % 2 else 'even'}"]
+
+
+def check_inference(nodes, depth, dtype):
+    rows = count(nodes)
+    blocks = [name for name in rows if "blocks." in name]
+    assert len(blocks) == depth
+    for name in blocks[1:]:  # in the first one, the condition is cast as well
+        over = {column: rows[name][column] for column, most in budget_of(name).items() if rows[name][column] > most}
+        assert not over, (name, over)
+    total = sum(rows.values(), Counter())
+    assert total["Softmax"] == total["Pad"] == 0 and total["LayerNorm"] == 2 * depth + 1
+    assert total["Flash"] == sum(budget_of(name)["Flash"] for name in blocks)
+    check_dtypes(nodes, dtype)
+    check_kernel(nodes)
+
+
+def check_dtypes(nodes, dtype):
+    """Products and the fused kernel in half precision; norms and the kernel's statistics in float32; no idle casts."""
+    assert not idle_casts(nodes)
+    for node in nodes:
+        outputs = node.dtypes
+        if node.op == "FlashAttentionScore":
+            assert outputs == ["fp32", "fp32", dtype, dtype], outputs  # maximum and sum of the softmax, unused, result
+        if node.op in ("LayerNorm", "LayerNormGrad", "Softmax", "SoftmaxGrad"):
+            assert set(outputs) == {"fp32"}
+        if node.op == "GeLU" and "blocks." in node.block:
+            assert outputs == [dtype]
+        if node.op == "MatMul" and "blocks." in node.block and node.outputs[0].shape[0] % TOKENS == 0:
+            assert outputs == [dtype], node
+
+
+def check_kernel(nodes):
+    """q, k and v come from products, or from the one slice of theirs, and the result goes into one, all as they are."""
+    taken = users(nodes)
+    for node in nodes:
+        if node.op != "FlashAttentionScore":
+            continue
+        assert {each.source().op for each in node.inputs[:3]} <= {"Split", "BiasAdd", "MatMul"}
+        after = [user for item in taken[node] for user in taken[item]]
+        while any(user.op == "Reshape" for user in after):
+            after = [each for user in after for each in (taken[user] if user.op == "Reshape" else [user])]
+        assert {user.op for user in after} == {"MatMul"}
+
+
+@pytest.mark.parametrize(
+    "kind, dtype, depth",
+    [
+        ("Latte", "fp16", 4),
+        ("LatteT2V", "bf16", 4),
+        pytest.param("Latte", "bf16", 28, marks=SLOW),
+        pytest.param("LatteT2V", "fp16", 56, marks=[SLOW, LONG]),
+    ],
+)
+def test_inference(kind, dtype, depth):
+    nodes = inference(kind, depth, dtype)
+    check_inference(nodes, depth, dtype)
+    if kind == "LatteT2V":  # the mask is made once for all blocks
+        assert Counter(node.op for node in nodes)["BroadcastTo"] == 1
+        assert len([node for node in nodes if node.op == "FlashAttentionScore" and is_masked(node)]) == depth // 2
+
+
+def is_masked(node):
+    return any(each.outputs and each.outputs[0].dtype == "bool" for each in node.inputs)
+
+
+def test_less_than_a_plain_formulation():
+    """The same function with every per-frame condition, transpose and padding that is usual; pytest -s shows both."""
+    ours, plain = inference("Latte", 4, "fp16"), plain_inference(4, "fp16")
+    print("", table(count(ours), "ours"), "", table(count(plain), "plain"), sep="\n")
+    mine, theirs = (sum(count(nodes).values(), Counter()) for nodes in (ours, plain))
+    assert mine["Flash"] == theirs["Flash"] and mine["LayerNorm"] == theirs["LayerNorm"]
+    assert theirs["Transpose"] - mine["Transpose"] >= 8 and theirs["Pad"] == 12 and theirs["Tile"] - mine["Tile"] == 2
+    assert mine["Cast"] <= theirs["Cast"] and mine["bytes"] < 0.9 * theirs["bytes"]
+
+
+def test_the_plain_formulation_is_the_same_function(monkeypatch):
+    monkeypatch.setattr(device, "_current", dataclasses.replace(device.current(), graph_mode=False))
+    net, rng = tiny(), np.random.default_rng(0)
+    x = ms.Tensor(rng.normal(size=(2, *net.shape)).astype(np.float32))
+    t = ms.Tensor([3, 700], ms.int32)
+    assert error(PlainLatte(net, False)(x, t), net(x, t).asnumpy()) < 1e-5
+
+
+def test_guided_denoising_is_one_graph():
+    with ascend():
+        sizes = {"depth": 2, "condition": "class", "num_classes": 101}
+        net = create_model("Latte-S/2", dtype="bf16", enable_flash_attention=True, **sizes)
+        nodes = read_graph(graph_of(Denoiser(net, 7.0), *zeros((2, 16, 4, 32, 32), (2,), (2,), (2,))))
+    check_inference(nodes, 2, "bf16")
+    assert Counter(node.op for node in nodes)["Conv2D"] == 1
+
+
+def test_autoencoder_uses_convolutions():
+    config = AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1)
+    with ascend():
+        vae = AutoencoderKL(config)
+        decoder = graph_of(Decoder(vae, 0.18215), *zeros((1, 4, 8, 8)))
+        encoder = graph_of(Encoder(vae), *zeros((1, 3, 16, 16)))
+    convolutions = [Counter(node.op for node in read_graph(graph))["Conv2D"] for graph in (decoder, encoder)]
+    kernels = [p.name for p in vae.get_parameters() if p.ndim == 4]
+    of_decoder = [name for name in kernels if "decoder." in name or "post_quant" in name]
+    assert convolutions == [len(of_decoder), len(kernels) - len(of_decoder)]
+
+
+def test_large_images_split_the_fused_kernels_batch():
+    """Temporal attention has a row a patch; the kernel takes 2048 of them, and a guided 512 px pair has 4096."""
+    with ascend():
+        net = network("Latte", 2, "fp16", input_size=64, num_frames=2)
+        nodes = read_graph(graph_of(net, *zeros((4, 2, 4, 64, 64), (4,))))
+    assert Counter(node.op for node in nodes)["FlashAttentionScore"] == 1 + 2
+
+
+def check_training(nodes, kind, depth, dtype, recompute=True, ranks=2):
+    """O2: blocks in half precision forward and backward; norms, loss, gradients, AdamW and averages in float32."""
+    counts = Counter(node.op for node in nodes)
+    kernels = depth * 3 // 2 if kind == "LatteT2V" else depth
+    assert counts["FlashAttentionScoreGrad"] == kernels
+    assert counts["FlashAttentionScore"] == kernels * (2 if recompute else 1)
+    check_dtypes(nodes, dtype)
+    marked = {node.block for node in nodes if node.recompute and node.op == "FlashAttentionScore"}
+    assert len(marked) == (depth if recompute else 0)
+    assert counts["AllReduce"] == (counts["Adam"] if ranks > 1 else 0)  # one a weight
+    for node in nodes:
+        # The loss, and all that changes the weights; what is recomputed behind the loss is a block's all the same.
+        if node.block in (END, BRANCH) and node.column and not node.scope.startswith("recompute_"):
+            assert not {*node.dtypes} & {"fp16", "bf16"}, node
+        if node.op in ("Adam", "AllReduce", "AssignAdd"):
+            assert {*node.dtypes} == {"fp32"}
+    # What is written out as a constant is small: nothing as large as a weight.
+    assert max(output.bytes for node in nodes if node.op == "Constant" for output in node.outputs) < 10e6
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "kind, dtype, depth, options",
+    [
+        ("Latte", "fp16", 4, {}),
+        ("Latte", "bf16", 2, {"recompute": False, "accumulation": 1, "ranks": 1}),
+        pytest.param("LatteT2V", "fp16", 2, {}, marks=LONG),
+        ("LatteT2V", "bf16", 4, {}),
+        pytest.param("Latte", "fp16", 28, {}, marks=LONG),
+    ],
+)
+def test_training_step(kind, dtype, depth, options):
+    """Whole: accumulation, gradients' sum over ranks, loss scaling (fp16), clipping, AdamW, the average of weights."""
+    nodes = training(kind, depth, dtype, **options)
+    given = {key: value for key, value in options.items() if key != "accumulation"}
+    check_training(nodes, kind, depth, dtype, **given)
+    assert not [node for node in nodes if node.column in ("Softmax", "Pad")]  # no exact attention, nothing widened
+    scales = [node for node in nodes if node.op == "Parameter" and node.name.endswith("loss_scale")]
+    assert len(scales) == (1 if dtype == "fp16" else 0)  # a loss that is not scaled costs nothing
+
+
+@SLOW
+def test_training_from_pixels_is_one_graph():
+    """The autoencoder is part of the step, which begins with convolutions."""
+    with ascend():
+        sizes = {"input_size": 8, "num_frames": 4, "condition": "class", "num_classes": 3}
+        net = network("Latte", 2, "fp16", for_training=True, **sizes)
+        vae = AutoencoderKL(AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1))
+        for weight in vae.get_parameters():
+            weight.requires_grad = False
+        step = TrainStep(net, None, vae, np.full(10, 1e-4, np.float32), StepOptions())
+        pixels, latents = (1, 4, 3, 16, 16), (1, 4, 4, 8, 8)
+        nodes = read_graph(graph_of(step, *zeros(pixels, latents, (1,), latents, (1, 8), (1, 1))))
+    counts = Counter(node.op for node in nodes)
+    assert counts["Adam"] == len(step.weights) and counts["Conv2D"] > 5
+    check_training(nodes, "Latte", 2, "fp16", recompute=False, ranks=1)
+
+
+@SLOW
+@pytest.mark.parametrize("kind", ["Latte", pytest.param("LatteT2V", marks=LONG)])
+def test_blocks_that_are_put_in_place_late(kind):
+    """`mindspore.lazy_inline` changes how often a block is in the file, and not what is computed."""
+    for nodes in (inference, training):
+        now, late = (sum(count(nodes(kind, 4, "bf16", late=late)).values(), Counter()) for late in (False, True))
+        for column in ("MatMul", "Flash", "LayerNorm", "Transpose", "Pad", "Softmax"):
+            assert now[column] == late[column], column
+
+
+def test_the_checks_find_what_they_are_for():
+    """A plain formulation breaks the budgets; casts to and fro are seen, also where a view lies between."""
+    with pytest.raises(AssertionError):
+        check_inference(plain_inference(2, "fp16"), 2, "fp16")
+
+    class ToAndFro(nn.Cell):
+        def construct(self, x):
+            return ops.exp(x.astype(ms.float16).reshape(-1).astype(ms.float32))
+
+    nodes = read_graph(graph_of(ToAndFro(), *zeros((2, 3, 4))))
+    assert [node.outputs[0].dtype for node in idle_casts(nodes)] == ["fp16"]
+
+
+def test_every_node_has_a_block():
+    assert {node.block for node in inference("Latte", 2, "fp16") if node.column} == {BEGIN, "blocks.0", "blocks.1", END}

@@ -1,0 +1,256 @@
+"""The pipeline and sample.py: the same video for a seed everywhere, one compilation, files, and clear refusals."""
+
+import os
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import ops
+from support.golden_values import FIXTURES, ROOT, error, recorded, tiny
+
+import sample
+from latte import LattePipeline, load_model, load_vae
+from latte.components.codec import Codec
+from latte.config import SampleConfig
+from latte.diffusion.noise import NoiseStream
+from latte.diffusion.solvers import Solver
+from latte.errors import UserError
+from latte.inference import videos
+from latte.io.video import read_frames, read_video
+from latte.models import latte
+from latte.runtime import device
+
+traces = []
+
+
+@ops.constexpr(reuse_result=False)
+def traced():
+    """Runs in Python while a graph is built, never when a built graph runs."""
+    traces.append(1)
+    return 0
+
+
+def counted_block(x, c, *rest):
+    traced()
+    return latte.transformer_block(x, c, *rest)
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return Codec(load_vae(FIXTURES / "vae.bin"))
+
+
+def options(folder, **changes):
+    base = {
+        "checkpoint": str(FIXTURES / "latte_class.pt"),
+        "vae_checkpoint": str(FIXTURES / "vae.bin"),
+        "output_path": str(folder),
+        "output_format": ["png"],
+        "sampling_steps": 3,
+        "num_samples": 3,
+        "guidance_scale": 4.0,
+    }
+    return SampleConfig(**(base | changes))
+
+
+def latents(pipe, seeds, steps, solver="ddpm", labels=None, **options):
+    given = {"num_videos_per_prompt": len(seeds)} if labels is None else {"class_labels": labels}
+    options = given | options | {"num_inference_steps": steps, "sampler": solver}
+    return pipe(seed=seeds, output_type="latent", progress=False, **options).frames
+
+
+@pytest.mark.parametrize("target", ["CPU", "GPU"])
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_recorded_loop_through_the_pipeline(codec, solver, target, monkeypatch):
+    """With the recorded noise in place of a seed's: block by block on CPU, network and guidance as one graph on GPU."""
+    data = recorded("diffusion_sampling")
+    noises = [data["noise"], *data["ddpm10_step_noise"]]  # each (2, 4, 4, 8, 8)
+
+    def normal(stream):
+        stream.drawn = getattr(stream, "drawn", -1) + 1
+        return noises[stream.drawn][stream.seeds]
+
+    monkeypatch.setattr(NoiseStream, "normal", normal)
+    with device.assume(target):
+        made = latents(LattePipeline(tiny("uncond"), codec), [0, 1], 10, solver)
+    assert error(made, data[f"{solver}10"]) <= 1e-4
+
+
+def test_a_rank_without_a_video_ends_well(tmp_path, monkeypatch, capsys):
+    for name, value in {"RANK_ID": "1", "RANK_SIZE": "2", "DEVICE_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    run_sample(monkeypatch, *TINY, "--output_path", tmp_path / "out", "--use_parallel")
+    assert "no video for this rank" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    device.init_device("CPU")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", "empty", "ints"])
+def test_text_embeddings_that_are_none(content, tmp_path):
+    path = tmp_path / "text.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        rows = 0 if content == "empty" else 1
+        np.savez(path, text=np.zeros((rows, 77, 768), np.float32 if rows == 0 else np.int32))
+    with pytest.raises(UserError, match="text.npz"):
+        videos._text_embeddings(path)
+
+
+def test_one_graph_for_all_steps_blocks_and_halves_of_guidance(codec, monkeypatch):
+    monkeypatch.setattr(latte.TransformerBlock, "forward", staticmethod(counted_block))
+    pipe = LattePipeline(tiny("class"), codec)
+    assert len(pipe.net.blocks) == 4
+    traces.clear()
+    latents(pipe, [1, 2], 5, labels=[0, 1], guidance_scale=3.0)
+    assert len(traces) == 2  # a spatial and a temporal block, whatever the number of steps, videos and halves
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "pndm"])  # with noise, with memory
+def test_a_video_depends_on_its_seed_alone(solver, codec):
+    labels, steps = [0, 3, 1], []
+    pipe = LattePipeline(tiny("class"), codec)
+    together = latents(pipe, [1, 2, 3], 4, solver, labels, callback_on_step_end=lambda *told: steps.append(told[1]))
+    assert len(pipe.latents.step_seconds) == 3 * Solver(solver).calls(4)
+    assert steps == 3 * list(range(len(Solver(solver).steps(4).timesteps)))
+    with device.assume("GPU"):
+        batched = latents(LattePipeline(tiny("class"), codec), [1, 2, 3], 4, solver, labels)
+    alone = latents(pipe, [3], 4, solver, labels[2:])
+    assert np.array_equal(together[2:], alone) and error(batched, together) <= 1e-4
+    assert together.dtype == np.float32 and np.isfinite(together).all() and error(together[0], together[1]) > 0.1
+
+
+def test_ddpm_without_a_learned_variance(codec):
+    """The posterior's variance stands in, unless the learned one is asked for."""
+    net = tiny("uncond")
+    pipe = LattePipeline(net, codec)
+    fixed = latents(pipe, [1], 3, Solver("ddpm", variance="fixed_small"))
+    narrow = LattePipeline(net, codec)
+    narrow.latents._denoisers[1.0, ()] = lambda x, t: net(x, t)[:, :, :4]
+    assert np.array_equal(latents(narrow, [1], 3), fixed)
+    with pytest.raises(UserError, match="predicts variance"):
+        latents(narrow, [1], 3, Solver("ddpm", variance="learned_range"))
+
+
+@pytest.mark.slow
+def test_denoising_as_one_graph_gives_the_same(codec):
+    """What Ascend and GPU do, a doubled batch in one compiled graph, against the CPU's way."""
+    options = {"labels": [0, 3], "guidance_scale": 3.0}
+    alone = latents(LattePipeline(tiny("class"), codec), [1, 2], 5, **options)
+    with device.assume("GPU"):
+        together = latents(LattePipeline(tiny("class"), codec), [1, 2], 5, **options)
+    assert error(together, alone) <= 1e-5
+
+
+def test_videos_do_not_depend_on_batches_or_ranks(tmp_path, monkeypatch):
+    pipe = videos.build_pipeline(options(tmp_path))
+    videos.run(options(tmp_path / "one"), pipe)
+    videos.run(options(tmp_path / "two", batch_size=2), pipe)
+    for rank in (0, 1):
+        monkeypatch.setattr(device, "_current", device.Device(rank=rank, world_size=2))
+        videos.run(options(tmp_path / "ranks"), pipe)
+    names = sorted(p.name for p in (tmp_path / "one").iterdir() if p.is_dir())
+    assert len(names) == 3
+    for other in ("two", "ranks"):
+        assert sorted(p.name for p in (tmp_path / other).iterdir() if p.is_dir()) == names
+        for name in names:
+            assert np.array_equal(read_frames(tmp_path / other / name), read_frames(tmp_path / "one" / name))
+
+
+def test_labels_are_taken_in_turn_or_drawn_from_the_seed():
+    config = tiny("class").config
+    given = videos.conditions(options("x", class_labels=[4, 1]), config, [0, 1, 2, 3])
+    assert given == {"class_labels": [4, 1, 4, 1]}
+    drawn = [videos.conditions(options("x"), config, [k])["class_labels"][0] for k in range(40)]
+    assert drawn == videos.conditions(options("x"), config, list(range(40)))["class_labels"]
+    assert set(drawn) == {0, 1, 2, 3, 4}
+
+
+def run_sample(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
+    sample.main()
+
+
+TINY = ("--checkpoint", FIXTURES / "latte_class.pt", "--vae_checkpoint", FIXTURES / "vae.bin", "--sampling_steps", 2)
+
+
+def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, capsys):
+    formats = ("--output_format", "[mp4,gif,png]", "--num_samples", 2, "--output_path", tmp_path / "out")
+    run_sample(monkeypatch, *TINY, *formats, "--class_labels", "[2,0]")
+    printed = capsys.readouterr().out.splitlines()
+    assert "s a network call" in printed[0] and "peak memory" in printed[0] and "compile" in printed[0]
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    expected = {f"video-{k:04d}-class{c}{s}" for k, c in ((0, 2), (1, 0)) for s in (".mp4", ".gif", "")}
+    assert names == expected | {"grid.mp4", "grid.gif", "config.yaml"}
+    assert read_video(tmp_path / "out" / "video-0000-class2.mp4").shape == (4, 16, 16, 3)
+    assert len(read_frames(tmp_path / "out" / "video-0001-class0")) == 4
+    run_sample(monkeypatch, "-c", tmp_path / "out" / "config.yaml", "--output_path", tmp_path / "again")
+    first, second = (read_frames(tmp_path / folder / "video-0000-class2") for folder in ("out", "again"))
+    assert np.array_equal(first, second)
+
+
+def test_sample_with_another_sampler(tmp_path, monkeypatch, capsys):
+    words = ("--output_format", "png", "--output_path", tmp_path / "out", "--sampler", "heun")
+    run_sample(monkeypatch, *TINY, *words, "--dry_run")
+    assert "2 heun steps" in capsys.readouterr().out
+    run_sample(monkeypatch, *TINY, *words)
+    (folder,) = (path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert len(read_frames(folder)) == 4
+
+
+def test_dry_run_checks_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    run_sample(monkeypatch, *TINY, "--output_path", tmp_path / "out", "--dry_run")
+    printed = capsys.readouterr().out
+    assert "1 videos of 4 frames, 16 x 16 pixels, 2 ddpm steps" in printed and "memory: about" in printed
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="hidden_size"):
+        run_sample(monkeypatch, *TINY, "--model_name", "Latte-XL/2", "--dry_run", "True")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--checkpoint", "nowhere.pt"), "nowhere.pt"),
+        (("--checkpoint", FIXTURES / "vae.bin"), "vae"),
+        (("--vae_checkpoint", FIXTURES / "latte_class.pt"), "latte_class.pt"),
+        (("--model_name", "Latte-S/2"), "hidden_size 64"),
+        (("--num_classes", 101), "num_classes 5"),
+        (("--num_heads", 2), "num_heads 4"),
+        (("--class_labels", "[7]"), "0 to 4"),
+        (("--sampler", "pndm"), "4 or more"),
+        (("--sampler", "dpmpp_2m", "--sampling_steps", 1000), "fewer steps"),
+        (("--image_size", 24, "--checkpoint", FIXTURES / "latte_uncond.pt", "--guidance_scale", 2), "conditional"),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_impossible_requests_are_one_sentence_and_leave_nothing(arguments, message, dry, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=message) as caught:
+        run_sample(monkeypatch, *TINY, *arguments, "--output_path", tmp_path / "out", "--dry_run", dry)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_program_exits_with_2_and_no_traceback(tmp_path):
+    (tmp_path / "short.pt").write_bytes((FIXTURES / "latte_class.pt").read_bytes()[:100_000])
+    command = [sys.executable, "sample.py", *map(str, TINY), "--checkpoint", str(tmp_path / "short.pt")]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "short.pt" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_more_frames_and_larger_images_than_the_checkpoint(caplog):
+    net = load_model(FIXTURES / "latte_uncond.pt", input_size=64, num_frames=32)  # 512 px for an 8 times smaller latent
+    assert "adapted" in caplog.text
+    assert net.pos_embed.shape == (1, 1024, 64) and net.temp_embed.shape == (1, 32, 64)
+    noise = np.random.default_rng(0).normal(size=(1, 32, 4, 64, 64)).astype(np.float32)
+    out = net(ms.Tensor(noise), ms.Tensor([500], ms.int32)).asnumpy()
+    assert out.shape == (1, 32, 8, 64, 64) and np.isfinite(out).all() and out.std() > 1e-3
+    official = tiny("uncond")
+    assert np.array_equal(net.temp_embed.asnumpy()[:, :4], official.temp_embed.asnumpy())
+    corners = net.pos_embed.asnumpy().reshape(32, 32, 64)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    before = official.pos_embed.asnumpy().reshape(4, 4, 64)[[0, 0, -1, -1], [0, -1, 0, -1]]
+    assert np.abs(corners - before).max() < 0.3  # the picture is stretched, not repeated

@@ -1,0 +1,311 @@
+"""Text to video from a folder: the pipeline against diffusers' numbers, its arguments, sample.py, and refusals."""
+
+import dataclasses
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from support.golden_values import FIXTURES, error, recorded
+
+import sample
+from latte import LattePipeline, export_to_gif, export_to_video
+from latte.data.demo import make_clip
+from latte.errors import UserError
+from latte.io.video import fit, read_any, read_video, save_png_frames
+from latte.runtime import device
+
+SLOW, LONG = pytest.mark.slow, [pytest.mark.slow, pytest.mark.long]
+FOLDER = FIXTURES / "latte_t2v"
+QUIET = {"progress": False, "output_type": "latent"}
+SHORT = QUIET | {"num_inference_steps": 2, "video_length": 2, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return LattePipeline.from_pretrained(FOLDER)
+
+
+def called():
+    """Return the arguments that the recorded videos were made with."""
+    described = json.loads((FIXTURES / "latte_t2v.json").read_text())
+    noise = recorded("latte_t2v")["latents"].transpose(0, 2, 1, 3, 4)
+    return described | {"latents": noise, "progress": False}
+
+
+@pytest.mark.parametrize("target", ["CPU", pytest.param("GPU", marks=SLOW)])
+def test_the_recorded_pipeline(pipe, target):
+    data = recorded("latte_t2v")
+    with device.assume(target):
+        pipe = pipe if target == "CPU" else LattePipeline.from_pretrained(FOLDER)
+        made = pipe(**called(), output_type="latent").frames
+    assert error(made, data["pipeline_latents"].transpose(0, 2, 1, 3, 4)) <= 1e-3
+    frames = pipe.decode(made, "np")
+    assert np.abs(frames - data["pipeline_frames"].transpose(0, 1, 3, 4, 2)).max() <= 1e-3
+
+
+def test_output_types(pipe, tmp_path):
+    arguments = called() | {"num_inference_steps": 2}
+    images = pipe(**arguments).frames[0]
+    floats, ints = (pipe(**arguments, output_type=kind).frames[0] for kind in ("np", "uint8"))
+    assert len(images) == 4 and images[0].size == (16, 16)
+    assert np.array_equal(np.stack([np.asarray(image) for image in images]), ints)
+    assert floats.dtype == np.float32 and np.abs(floats * 255 - ints).max() <= 0.51
+    assert np.array_equal(read_any(export_to_gif(ints, tmp_path / "a.gif")).shape, ints.shape)
+    assert read_video(export_to_video(floats, tmp_path / "a.mp4")).shape == ints.shape
+
+
+@pytest.mark.slow
+def test_prompts_and_embeddings_are_the_same(pipe):
+    prompts = ["a dog", "A DOG ", "", "🦊 ../../etc/passwd", "a dog"]
+    made = pipe(prompts, guidance_scale=3.0, **(SHORT | {"seed": [5, 5, 6, 7, 5]})).frames
+    assert made.shape == (5, 2, 4, 8, 8) and np.isfinite(made).all()
+    assert np.array_equal(made[0], made[1]) and np.array_equal(made[0], made[4])  # stripped, in lower case
+    assert error(made[2], made[3]) > 0.1
+    embeds, _ = pipe.prompts.encode(["a dog", ""])
+    options = SHORT | {"guidance_scale": 3.0}
+    unmasked = pipe("a dog", mask_feature=False, **options).frames
+    given = pipe(prompt_embeds=embeds[:1], negative_prompt_embeds=embeds[1:], **options).frames
+    assert np.array_equal(given, unmasked) and error(unmasked[0], made[0]) > 1e-4
+    assert error(pipe("a dog", negative_prompt="a cat", **options).frames[0], made[0]) > 1e-4
+
+
+@SLOW
+def test_a_batch_is_its_videos(pipe):
+    together = pipe(["a dog", "a small red cat"], num_videos_per_prompt=2, **SHORT).frames
+    alone = pipe("a small red cat", **(SHORT | {"seed": 8})).frames
+    assert np.array_equal(together[3:], alone)
+    with device.assume("GPU"):
+        batched = LattePipeline.from_pretrained(FOLDER)(["a dog", "a small red cat"], num_videos_per_prompt=2, **SHORT)
+    assert error(batched.frames, together) <= 1e-4
+
+
+def test_five_hundred_words(pipe, caplog):
+    assert np.isfinite(pipe("word " * 500, **SHORT).frames).all()
+    assert "longer than 120 tokens" in caplog.text
+
+
+@pytest.mark.slow
+def test_sizes_and_lengths(pipe):
+    assert pipe("x", height=24, width=8, **(SHORT | {"video_length": 7})).frames.shape == (1, 7, 4, 12, 4)
+    image = pipe("x", **(SHORT | {"video_length": 1})).frames
+    same = pipe("x", enable_temporal_attentions=False, **(SHORT | {"video_length": 1})).frames
+    assert image.shape == (1, 1, 4, 8, 8) and np.array_equal(image, same)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "pndm", "kdpm2_a", "unipc"])
+def test_every_solver(pipe, solver):
+    made = pipe("x", sampler=solver, **(SHORT | {"num_inference_steps": 5})).frames
+    assert np.isfinite(made).all() and made.std() > 0.1
+
+
+def test_seeds_and_generators(pipe):
+    a, b = (pipe("x", generator=np.random.default_rng(1), **(SHORT | {"seed": None})).frames for _ in range(2))
+    assert np.array_equal(a, b) and not np.array_equal(a, pipe("x", **(SHORT | {"seed": None})).frames)
+
+
+@pytest.mark.parametrize("solver", ["unipc", *(pytest.param(name, marks=LONG) for name in ("ddim", "ddpm", "heun"))])
+def test_given_frames_stay(pipe, solver):
+    given = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
+    options = SHORT | {"video_length": 4, "num_inference_steps": 8, "sampler": solver, "guidance_scale": 1.0}
+    mean = np.split(pipe.codec.moments(given.transpose(0, 3, 1, 2) / np.float32(127.5) - 1), 2, 1)[0] * 0.18215
+    made = pipe("x", frames=given, **options).frames
+    assert error(made[0, :2], mean) <= 1e-5
+    last = pipe("x", frames=given, frame_indices=[3, 0], **options).frames
+    assert error(last[0, [3, 0]], mean) <= 1e-5
+    assert error(made[0, 2:], pipe("x", **options).frames[0, 2:]) > 1e-5  # the other frames have seen them
+
+
+@pytest.mark.slow
+def test_strength_keeps_more_of_the_given_frames(pipe):
+    given = np.full((1, 16, 16, 3), 200, np.uint8)
+    options = SHORT | {"video_length": 3, "num_inference_steps": 10, "sampler": "dpmpp_2m", "frames": given}
+    clean, calls = pipe("x", **options).frames[:, :1], []
+    near, far = (pipe("x", strength=strength, **options).frames[:, 1:] for strength in (0.2, 1.0))
+    assert np.abs(near - clean).mean() < np.abs(far - clean).mean() / 2
+    pipe("x", strength=0.2, callback_on_step_end=lambda *told: calls.append(told[2]), **options)
+    assert calls == sorted(calls, reverse=True) and len(calls) == 2 and calls[0] < 200
+    for wrong in ({"strength": 0.0}, {"strength": 0.5, "frames": None}):
+        with pytest.raises(UserError, match="strength"):
+            pipe("x", **(options | wrong))
+
+
+def test_the_walk_itself_leads_to_the_given_frames(pipe, monkeypatch):
+    """Not only the last line, which puts them in exactly."""
+    given, ends = np.full((1, 16, 16, 3), 200, np.uint8), []
+    note = lambda pipe, step, t, told: ends.append(told["latents"][:, :1])  # noqa: E731
+    options = SHORT | {"video_length": 3, "num_inference_steps": 10, "sampler": "ddim"}
+    made = pipe("x", frames=given, callback_on_step_end=note, **options).frames
+    assert error(ends[-1], made[:, :1]) <= 1e-3
+
+
+@pytest.mark.slow
+def test_feature_cache(pipe):
+    options = SHORT | {"num_inference_steps": 20, "video_length": 4}
+    exact = pipe("x", **options).frames
+    barely = pipe("x", feature_cache=1e-9, **options).frames
+    assert np.array_equal(barely, exact) and pipe.latents.skipped == 0
+    reused = pipe("x", feature_cache=0.2, **options).frames
+    share = pipe.latents.skipped
+    assert 0.1 < share < 0.9 and 1e-6 < error(reused, exact) < 0.1
+
+
+@SLOW
+def test_feature_cache_as_graphs_of_the_accelerators_form(pipe):
+    options = SHORT | {"num_inference_steps": 20, "video_length": 4, "feature_cache": 0.2}
+    reused = pipe("x", **options).frames
+    with device.assume("GPU"):
+        graphs = LattePipeline.from_pretrained(FOLDER)
+        assert error(graphs("x", **options).frames, reused) <= 1e-3
+    assert graphs.latents.skipped == pipe.latents.skipped
+
+
+@SLOW
+def test_the_temporal_decoder_and_tiles(pipe):
+    options = SHORT | {"output_type": "np", "video_length": 4}
+    plain = pipe("x", **options).frames
+    together = LattePipeline.from_pretrained(FOLDER, enable_vae_temporal_decoder=True)
+    assert together.codec.vae.config.temporal_decoder
+    made = together("x", **options).frames
+    assert made.shape == plain.shape and error(made, plain) > 1e-3
+    assert error(together("x", decode_chunk_size=2, **options).frames, made) > 1e-6  # frames are decoded together
+    assert error(pipe("x", decode_chunk_size=3, **options).frames, plain) <= 1e-5
+    tiled = LattePipeline.from_pretrained(FOLDER, vae_tile=12)("x", **options).frames
+    assert tiled.shape == plain.shape and 0 < np.abs(tiled - plain).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({}, "give either a prompt"),
+        ({"prompt": []}, "a list of one or more"),
+        ({"prompt": [1]}, "a text or a list"),
+        ({"prompt": "half an emoji \ud83e"}, "no valid Unicode"),
+        ({"prompt": "x", "prompt_embeds": np.zeros((1, 3, 32))}, "give either"),
+        ({"prompt_embeds": np.zeros((1, 3, 31))}, r"\(1, 3, 31\); this network takes \(1, tokens, 32\)"),
+        ({"prompt": "x", "height": 17}, "multiples of 4"),
+        ({"prompt": "x", "video_length": -1}, "video_length 1 or more"),
+        ({"prompt": "x", "class_labels": [1]}, "give a prompt"),
+        ({"prompt": "x", "sampler": "eulr"}, "the nearest is 'euler'"),
+        ({"prompt": "x", "eta": 0.5, "sampler": "heun"}, "eta = 0.5 has no meaning"),
+        ({"prompt": ["x", "y"], "negative_prompt": ["a", "b", "c"]}, "2 prompts, but 3 of negative_prompt"),
+        ({"prompt": "x", "seed": [1, 2]}, "1 videos, but 2 seeds"),
+        ({"prompt": "x", "latents": np.zeros((1, 2, 4, 8, 7))}, r"latents are \(1, 2, 4, 8, 7\)"),
+        ({"prompt": "x", "frames": np.zeros((1, 15, 16, 3), np.uint8)}, "these videos take uint8"),
+        ({"prompt": "x", "frames": np.zeros((1, 16, 16, 3), np.uint8), "frame_indices": [9]}, "0 to 1"),
+        ({"prompt": "x", "output_type": "avi"}, "choose one of pil"),
+    ],
+)
+def test_arguments_that_cannot_be(pipe, arguments, words):
+    with pytest.raises(UserError, match=words) as caught:
+        pipe(**(SHORT | arguments))
+    assert "\n" not in str(caught.value)
+
+
+def broken(folder, how):
+    shutil.copytree(FOLDER, folder)
+    if how == "no index":
+        (folder / "model_index.json").unlink()
+    elif how == "other pipeline":
+        (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    elif how in ("tokenizer", "text_encoder", "scheduler", "vae"):
+        shutil.rmtree(folder / how)
+    elif how == "half a file":
+        file = folder / "text_encoder" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:5000])
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "how, words",
+    [
+        ("no index", "has no model_index.json"),
+        ("other pipeline", "a folder of StableDiffusionPipeline"),
+        ("tokenizer", "has no folder tokenizer"),
+        ("text_encoder", "has no folder text_encoder"),
+        ("scheduler", "has no folder scheduler"),
+        ("vae", "has no folder vae"),
+        ("half a file", "model.safetensors is a safetensors file that is cut off"),
+    ],
+)
+def test_broken_folders(tmp_path, how, words):
+    with pytest.raises(UserError, match=words):
+        LattePipeline.from_pretrained(broken(tmp_path / "model", how))("x", **SHORT)
+
+
+def run_sample(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
+    sample.main()
+
+
+def test_sample_program(tmp_path, monkeypatch, capsys):
+    prompts = ["", "Ä 🦊 ../../etc/passwd", "word " * 500, "a dog", "a dog"]
+    prompts = json.dumps(prompts, ensure_ascii=False)
+    arguments = ("--checkpoint", FOLDER, "--prompts", prompts, "--num_frames", 2, "--sampling_steps", 2)
+    arguments += ("--output_path", tmp_path / "out", "--output_format", "png")
+    run_sample(monkeypatch, *arguments, "--dry_run")
+    assert "5 videos of 2 frames, 16 x 16 pixels, 2 usual steps, guidance 7.5" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    run_sample(monkeypatch, *arguments)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
+    assert (
+        names[0] == "video-0000"
+        and names[1] == "video-0001-etc-passwd"
+        and names[3:]
+        == [
+            "video-0003-a-dog",
+            "video-0004-a-dog",
+        ]
+    )
+    assert names[2].startswith("video-0002-word-word") and len(names[2]) <= 80
+
+
+@SLOW
+def test_a_class_conditional_folder_and_file():
+    demo = FIXTURES.parents[1] / "models" / "demo"
+    pipe = LattePipeline.from_pretrained(demo)
+    made = pipe(class_labels=1, num_inference_steps=2, sampler="dpmpp_2m", seed=0, progress=False, output_type="uint8")
+    assert made.frames.shape == (1, 16, 64, 64, 3)
+    with pytest.raises(UserError, match="no text encoder"):
+        pipe("a cloud")
+    with pytest.raises(UserError, match="video_length is 16"):
+        pipe(class_labels=1, video_length=8)
+    with pytest.raises(UserError, match="needs an autoencoder"):
+        LattePipeline.from_pretrained(demo / "latte.safetensors")
+
+
+@SLOW
+def test_a_video_goes_on(tmp_path, monkeypatch):
+    clip = make_clip(0, 3, num_frames=5, size=96)
+    save_png_frames(clip, tmp_path / "given")
+    demo = FIXTURES.parents[1] / "configs" / "inference" / "demo.yaml"
+    few = ("--num_samples", 1, "--sampling_steps", 2, "--output_format", "png", "--output_path", tmp_path / "out")
+    run_sample(monkeypatch, "-c", demo, "--init_frames", tmp_path / "given", "--init_count", 3, *few)
+    (folder,) = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    rmse = np.sqrt(np.mean((read_any(folder)[:3].astype(float) - fit(clip[2:], 64, 64)) ** 2))
+    assert rmse < 15  # what the autoencoder loses
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--checkpoint", FOLDER), "give prompts"),
+        (("--checkpoint", FOLDER, "--prompts", "x", "--class_labels", "[1]"), "class_labels is for other"),
+        (("--checkpoint", FOLDER, "--prompts", "x", "--image_size", 16, "--width", 16), "give either"),
+        (("--checkpoint", FIXTURES / "latte_class.pt", "--prompts", "x", "--vae_checkpoint", "v"), "prompts is for"),
+        (("--checkpoint", FOLDER, "--prompts", "x", "--init_frames", "nowhere.png"), "nowhere.png"),
+    ],
+)
+def test_options_that_cannot_be(arguments, words, monkeypatch):
+    with pytest.raises(UserError, match=words):
+        run_sample(monkeypatch, *arguments)
+
+
+def test_requests_are_split_by_rows():
+    from latte.inference.latents import Request
+
+    request = Request(seeds=[1, 2], shape=(1, 4, 2, 2), conditions=(np.arange(2),), latents=np.zeros((2, 1, 4, 2, 2)))
+    one = request.one(1)
+    assert one.seeds == [2] and one.conditions[0].tolist() == [1] and one.latents.shape == (1, 1, 4, 2, 2)
+    assert dataclasses.replace(one, seeds=[1]).shape == request.shape

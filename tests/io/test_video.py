@@ -1,0 +1,224 @@
+"""Writing and reading videos: sizes, colours, and files that are whole or not there."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latte.errors import UserError
+from latte.io import video
+from latte.io.atomic import atomic_path
+
+
+def gradient(frames, height, width):
+    """A smooth gradient that moves, uint8 (F, H, W, 3)."""
+    f, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
+    red, green, blue = x * 200 // width + 5 * f, y * 200 // height + 3 * f, 100 + 8 * f
+    return np.stack([red, green, blue], axis=-1).astype(np.uint8)
+
+
+def error(a, b):
+    """Mean absolute difference of bytes."""
+    return np.abs(a.astype(int) - b).mean()
+
+
+def test_to_uint8_at_the_borders():
+    levels = np.array([0, 0.49, 0.51, 1, 127.49, 127.51, 254.49, 254.51, 255], dtype=np.float64)
+    x = (levels / 255 * 2 - 1).reshape(1, 3, 3, 1)
+    expected = np.array([0, 0, 1, 1, 127, 128, 254, 255, 255]).reshape(1, 3, 3, 1)
+    assert np.array_equal(video.to_uint8(x), np.moveaxis(expected, -3, -1))
+    # A half is exact in float32 here, and rounds up: 127.5 becomes 128; what lies outside is clamped.
+    assert video.to_uint8(np.array([0.0, -1.5, 1.5]).reshape(3, 1, 1)).tolist() == [[[128, 0, 255]]]
+
+
+def test_to_uint8_moves_the_channels_and_keeps_the_rest():
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 5, 3, 4, 6)).astype(np.float16)
+    found = video.to_uint8(x)
+    assert found.shape == (2, 5, 4, 6, 3) and found.dtype == np.uint8 and found.flags.c_contiguous
+    assert np.array_equal(found[1, 2, :, :, 0], video.to_uint8(x[1, 2])[:, :, 0])
+
+
+def test_to_uint8_refuses_what_is_not_finite():
+    with pytest.raises(UserError, match="not finite"):
+        video.to_uint8(np.full((3, 2, 2), np.nan))
+
+
+@pytest.mark.parametrize("has_decord", [True, False])
+@pytest.mark.parametrize("size", [(16, 64, 64), (5, 48, 66), (1, 32, 32), (4, 33, 47)])
+def test_mp4_reads_back(tmp_path, monkeypatch, size, has_decord):
+    if not has_decord:
+        monkeypatch.setitem(sys.modules, "decord", None)
+    frames = gradient(*size)
+    video.save_mp4(frames, tmp_path / "a.mp4", fps=8)
+    found = video.read_video(tmp_path / "a.mp4")
+    assert found.shape == frames.shape and found.dtype == np.uint8
+    assert error(found, frames) < 3
+
+
+def test_mindspore_loads_after_a_video_was_read(tmp_path):
+    video.save_mp4(gradient(4, 32, 32), tmp_path / "a.mp4")
+    code = f"from latte.io import video; video.read_video({str(tmp_path / 'a.mp4')!r}); import mindspore"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_gif_with_transparency_has_three_channels(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 4), dtype=np.uint8)
+    levels[..., 3] = np.where(np.arange(16) % 2, 255, 0)
+    first, *others = [Image.fromarray(frame) for frame in levels]
+    first.save(tmp_path / "a.gif", save_all=True, append_images=others, disposal=2)
+    assert video.read_video(tmp_path / "a.gif").shape == (3, 16, 16, 3)
+
+
+def test_gif_reads_back(tmp_path):
+    frames = gradient(6, 32, 48)
+    video.save_gif(frames, tmp_path / "a.gif", fps=8)
+    found = video.read_video(tmp_path / "a.gif")
+    assert found.shape == frames.shape and error(found, frames) < 4
+    with Image.open(tmp_path / "a.gif") as image:
+        pauses = []
+        for i in range(image.n_frames):
+            image.seek(i)
+            pauses.append(image.info["duration"])
+    assert abs(sum(pauses) - 750) <= 10 and image.info["loop"] == 0
+
+
+def test_gif_of_few_colours_is_exact(tmp_path):
+    frames = np.random.default_rng(0).choice(np.array([0, 85, 170, 255], dtype=np.uint8), (4, 16, 16, 3))
+    video.save_gif(frames, tmp_path / "a.gif")
+    assert np.array_equal(video.read_video(tmp_path / "a.gif"), frames)
+
+
+def test_png_frames_are_exact_and_replace_a_longer_video(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (12, 9, 7, 3), dtype=np.uint8)
+    video.save_png_frames(frames, tmp_path / "a")
+    assert np.array_equal(video.read_frames(tmp_path / "a"), frames)
+    (tmp_path / "a" / "frame_notes.txt").write_text("kept")
+    video.save_png_frames(frames[3:6], tmp_path / "a")
+    assert np.array_equal(video.read_frames(tmp_path / "a"), frames[3:6])
+    assert (tmp_path / "a" / "frame_notes.txt").exists()
+
+
+def test_save_video_writes_every_format(tmp_path):
+    frames = gradient(3, 16, 16)
+    paths = video.save_video(frames, tmp_path / "new" / "v0.5", ["mp4", "gif", "png"], fps=4)
+    assert paths == [tmp_path / "new" / name for name in ("v0.5.mp4", "v0.5.gif", "v0.5")]
+    assert np.array_equal(video.read_frames(paths[2]), frames)
+    with pytest.raises(UserError, match="'avi' is not known"):
+        video.save_video(frames, tmp_path / "b", ["avi"])
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)]
+)
+def test_other_arrays_are_refused(tmp_path, frames):
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        video.save_video(frames, tmp_path / "a")
+
+
+def test_grid_lays_out_rows():
+    videos = np.stack([np.full((2, 4, 6, 3), value, np.uint8) for value in (10, 20, 30)])
+    found = video.grid(videos, columns=2, gap=2)
+    assert found.shape == (2, 10, 14, 3)
+    assert (found[:, :4, :6] == 10).all() and (found[:, :4, 8:] == 20).all() and (found[:, 6:, :6] == 30).all()
+    assert not found[:, 6:, 8:].any() and not found[:, 4:6].any() and not found[:, :, 6:8].any()
+    assert np.array_equal(video.grid(videos[:1], columns=1), videos[0])
+
+
+@pytest.mark.parametrize("name, writer", [("a.mp4", "iio.imwrite"), ("a.gif", "Image.Image.save")])
+def test_writer_that_fails_leaves_the_old_file_and_no_half_one(tmp_path, monkeypatch, name, writer):
+    def fail_half_way(target, *args, **kwargs):
+        path = target if name == "a.mp4" else args[0]
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    (tmp_path / name).write_bytes(b"old")
+    monkeypatch.setattr(f"latte.io.video.{writer}", fail_half_way)
+    with pytest.raises(UserError, match=f"cannot write .*{name}: disk full"):
+        video.save_video(gradient(2, 16, 16), tmp_path / "a", [name[2:]])
+    assert (tmp_path / name).read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_atomic_path_cleans_up_after_any_exception(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "a.txt") as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_writer_leaves_no_file_of_that_name(tmp_path):
+    program = f"""
+import os
+from latte.io.atomic import atomic_path
+with atomic_path({str(tmp_path / "a.mp4")!r}) as path:
+    path.write_bytes(b"half")
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*a.mp4"):
+        video.save_mp4(gradient(2, 16, 16), tmp_path / "file" / "a.mp4")
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 100])
+@pytest.mark.parametrize("suffix", ["mp4", "avi", "gif"])
+def test_broken_video_is_named(tmp_path, suffix, content):
+    (tmp_path / f"b.{suffix}").write_bytes(content)
+    with pytest.raises(UserError, match=f"cannot read the video .*b.{suffix}"):
+        video.read_video(tmp_path / f"b.{suffix}")
+
+
+def test_truncated_mp4_is_named(tmp_path):
+    video.save_mp4(gradient(4, 32, 32), tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:700])
+    with pytest.raises(UserError, match=r"cannot read the video .*b\.mp4"):
+        video.read_video(tmp_path / "b.mp4")
+
+
+def test_missing_video_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no video .*a\.mp4"):
+        video.read_video(tmp_path / "a.mp4")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A folder of frames 8 to 11, whose names sort otherwise as text."""
+    for number in range(8, 12):
+        Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / f"sky_day2_{number}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    return tmp_path
+
+
+def test_frames_come_in_order_of_their_number(clip):
+    assert video.read_frames(clip)[:, 0, 0, 0].tolist() == [8, 9, 10, 11]
+    assert video.read_frames(clip, [3, 1])[:, 0, 0, 0].tolist() == [11, 9]
+
+
+def test_grey_frames_become_colour(tmp_path):
+    Image.new("L", (6, 4), 7).save(tmp_path / "a_0.png")
+    assert video.read_frames(tmp_path).tolist() == np.full((1, 4, 6, 3), 7).tolist()
+
+
+def test_mistakes_in_a_folder_of_frames_are_named(clip):
+    with pytest.raises(UserError, match="holds 4 frames"):
+        video.read_frames(clip, [4])
+    with pytest.raises(UserError, match="cannot read the folder of frames .*nowhere"):
+        video.read_frames(clip / "nowhere")
+    (clip / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no frames"):
+        video.read_frames(clip / "empty")
+    Image.new("RGB", (5, 4)).save(clip / "sky_12.png")
+    with pytest.raises(UserError, match="sky_12.png has another size than sky_day2_8.png"):
+        video.read_frames(clip)
+    (clip / "sky_12.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot read the frame .*sky_12.png"):
+        video.read_frames(clip)
+    (clip / "cover.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="cover.jpg has no frame number"):
+        video.read_frames(clip)

@@ -1,0 +1,109 @@
+"""Device choice and arithmetic: what is asked for is computed, or refused with a sentence."""
+
+import os
+import subprocess
+import sys
+
+import mindspore as ms
+import pytest
+from support.golden_values import ROOT
+
+from latte.errors import UserError
+from latte.runtime import device, graphs, ranks
+
+PROGRAM = """
+import mindspore as ms, numpy as np
+from support.golden_values import error, recorded, tiny
+from latte.runtime import device, graphs
+device.init_device("CPU")
+data = recorded("latte_uncond")
+print("error", error(tiny(dtype={dtype!r})(ms.Tensor(data["x"]), ms.Tensor(data["t"])), data["ema_out"]))
+tiny(dtype={second!r})
+"""
+
+
+def run_program(dtype, second, **environment):
+    code = PROGRAM.format(dtype=dtype, second=second)
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "ONEDNN_VERBOSE": "1", **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, other", [("bf16", "fp32"), ("fp32", "bf16")])
+def test_bf16_on_cpu_multiplies_in_bfloat16_and_cannot_be_changed_midway(dtype, other):
+    """oneDNN itself says which arithmetic each of its products may use."""
+    done = run_program(dtype, other)
+    products = [line for line in done.stdout.splitlines() if "exec,cpu,matmul" in line]
+    (deviation,) = (float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("error"))
+    assert len(products) > 10 and deviation <= (3e-2 if dtype == "bf16" else 1e-5)
+    assert all(("fpmath:bf16" in line) == (dtype == "bf16") for line in products)
+    assert done.returncode == 1 and "UserError" in done.stderr and "start a new process" in done.stderr
+
+
+def test_an_absent_device_is_refused():
+    absent = next(target for target in device.TARGETS if not ms.hal.is_available(target))
+    with pytest.raises(UserError, match="--device_target"):
+        device.init_device(absent)
+
+
+def test_the_best_target_is_one_that_is_there():
+    assert ms.hal.is_available(device.best_target())
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}, (3, 8)),
+        ({"MS_NODE_ID": "1", "MS_WORKER_NUM": "2"}, (1, 2)),
+        ({"RANK_ID": "5", "RANK_SIZE": "16", "DEVICE_ID": "1"}, (5, 16)),
+    ],
+)
+def test_ranks_come_from_the_launcher(environment, expected, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(device, "_current", None)
+    here = device.init_device("CPU", use_parallel=True)
+    assert (here.rank, here.world_size) == expected and ranks.read_ranks()[2] == 1
+    device.init_device("CPU")
+
+
+def test_parallel_without_a_launcher_is_refused():
+    with pytest.raises(UserError, match="mpirun"):
+        device.init_device("CPU", use_parallel=True)
+
+
+def test_capabilities_of_an_assumed_device():
+    assert device.current().compile_scope == "block" and device.current().channels_last
+    with device.assume("Ascend") as ascend:
+        assert ascend.compile_scope == "step" and ascend.flash_attention and ascend.batches_videos
+        assert device.compute_dtype("bf16") == ms.bfloat16
+    with device.assume("GPU"), pytest.raises(UserError, match="fp16"):
+        device.compute_dtype("bf16")
+    assert device.init_device("CPU", mode=1).compile_scope == "none"
+    device.init_device("CPU")
+
+
+def test_the_fused_kernel_is_not_given_float32(caplog):
+    device.warn_once.cache_clear()
+    with device.assume("Ascend"):
+        assert device.use_flash_attention(True, ms.bfloat16) and not caplog.messages
+        assert not device.use_flash_attention(True, ms.float32) and "fp16 and bf16 only" in caplog.text
+        assert not device.use_flash_attention(False, ms.float16)
+
+
+@pytest.mark.parametrize(
+    "target, level, said", [("GPU", "O2", "O1"), ("GPU", "O1", ""), ("CPU", "O1", "changes nothing")]
+)
+def test_jit_levels(target, level, said, monkeypatch, caplog):
+    device.warn_once.cache_clear()
+    monkeypatch.setattr(device, "_current", device.Device(target, jit_level=level))
+    assert graphs.compile_step(device.TARGETS.index) is not None
+    assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_whole_graph_level_is_ascends_back_end(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(device, "_current", device.Device("Ascend", jit_level="O2"))
+    monkeypatch.setattr(device.ms, "jit", lambda step, **options: asked.update(options) or step)
+    graphs.compile_step(device.TARGETS.index)
+    assert asked == {"backend": "GE"}

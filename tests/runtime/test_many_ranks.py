@@ -1,0 +1,99 @@
+"""Two ranks on CPU, for real: what one rank with twice the batch computes, and the end of a rank."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.golden_values import FIXTURES, ROOT
+
+from latte.weights.safetensors_file import read_safetensors
+
+pytestmark = pytest.mark.slow
+CONFIG = ROOT / "configs" / "training" / "sky_video.yaml"
+OPTIONS = {
+    "vae_checkpoint": FIXTURES / "vae.bin",
+    "dtype": "fp32",
+    "enable_flash_attention": False,
+    "dataset_sink_mode": False,
+    "hidden_size": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_frames": 4,
+    "image_size": 16,
+    "vae_slice": 8,
+    "sample_stride": 1,
+    "sample_videos": 0,
+    "num_workers": 1,
+    "log_interval": 2,
+    "data_folder": "frames",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ranks")
+    for k in range(4):
+        (root / "frames" / str(k)).mkdir(parents=True)
+        for number, frame in enumerate(np.random.default_rng(k).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)):
+            Image.fromarray(frame).save(root / "frames" / str(k) / f"x_{number}.png")
+    return root
+
+
+def options(folder, **others):
+    given = {**OPTIONS, "data_folder": folder / "frames", **others}
+    return [f"--{key}={value}" for key, value in given.items()]
+
+
+def environment(folder):
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # mpirun and msrun are beside Python
+    return os.environ | {"PATH": path, "PYTHON": sys.executable, "LOG_DIR": str(folder / "logs")}
+
+
+def launch(folder, script, **others):
+    command = ["bash", ROOT / "scripts" / script, CONFIG, "2", *options(folder, **others)]
+    return subprocess.Popen(
+        command, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def state(path, step=10):
+    (file,) = path.glob(f"*/ckpt/state-{step:08d}.safetensors")
+    return read_safetensors(file)[0]
+
+
+@pytest.fixture(scope="module")
+def one_rank(folder):
+    command = [sys.executable, ROOT / "train.py", "-c", CONFIG, *options(folder, max_steps=10, train_batch_size=4)]
+    subprocess.run([*command, f"--output_path={folder / 'one'}"], check=True, capture_output=True)
+    return state(folder / "one")
+
+
+@pytest.mark.parametrize("script, zero", [("run_mpirun.sh", 0), ("run_mpirun.sh", 1), ("run_msrun.sh", 0)])
+def test_two_ranks_are_one_with_twice_the_batch(script, zero, folder, one_rank):
+    out = folder / f"{script}{zero}"
+    process = launch(folder, script, max_steps=10, train_batch_size=2, zero_stage=zero, output_path=out)
+    text, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, text[-3000:]
+    found = state(out)
+    assert set(found) == set(one_rank)
+    for name, values in one_rank.items():
+        if not name.startswith("sums"):
+            assert np.abs(values - found[name]).max() < 1e-6, name
+
+
+def test_when_a_rank_is_killed_the_job_ends_with_a_message(folder):
+    out = folder / "killed"
+    process = launch(folder, "run_mpirun.sh", max_steps=100000, train_batch_size=2, output_path=out)
+    end = time.time() + 200
+    while not any(len(file.read_text().splitlines()) > 3 for file in out.glob("*/metrics.csv")):
+        assert time.time() < end and process.poll() is None
+        time.sleep(0.2)
+    listed = subprocess.run(["pgrep", "-f", f"train.py.*{out}"], capture_output=True, text=True, check=True).stdout
+    os.kill(max(map(int, listed.split())), signal.SIGKILL)  # mpirun itself was there before its ranks
+    text, _ = process.communicate(timeout=30)
+    assert process.returncode != 0 and "signal 9" in text

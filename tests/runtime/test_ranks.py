@@ -1,0 +1,155 @@
+"""What launchers tell a rank; and on CPU for real: ranks that meet, that wait for each other, and that die."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from latte.errors import UserError
+from latte.runtime import ranks
+
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+TABLE = {"RANK_ID": "5", "RANK_SIZE": "16", "DEVICE_ID": "2"}
+MSRUN = {"MS_NODE_ID": "1", "MS_WORKER_NUM": "2"}
+PROGRAM = """
+import os, sys, time
+import mindspore as ms, numpy as np
+from mindspore import ops
+from latte.runtime import device
+
+here = device.init_device("CPU", use_parallel=True, connect=True)
+add, join = ops.AllReduce(), ops.AllGather()
+
+
+@ms.jit
+def both(x):
+    return add(x), join(x)
+
+
+def meet():
+    total, parts = both(ms.Tensor(np.full(2, here.rank + 1, np.float32)))
+    sys.stderr.write(f"rank {here.rank} of {here.world_size}: {total.asnumpy().tolist()} {parts.asnumpy().tolist()}\\n")
+
+
+meet()
+who, todo = sys.argv[1:]
+if here.rank == int(who):
+    if todo == "exit":
+        sys.exit(3)
+    if todo == "raise":
+        raise RuntimeError("broken")
+    if todo == "kill":
+        os.kill(os.getpid(), 9)
+    time.sleep(float(todo))
+meet()
+"""
+LAUNCHERS = {
+    "mpirun": ("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "python"),
+    "msrun": ("msrun", "--worker_num=2", "--local_worker_num=2", "--join=True"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in (*MPIRUN, *TABLE, *MSRUN, "MS_ROLE", "MS_SCHED_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        (MPIRUN, (3, 8, 1)),
+        (TABLE, (5, 16, 2)),
+        (MSRUN, (1, 2, 1)),
+        (TABLE | MPIRUN, (3, 8, 1)),  # MindSpore itself sets the second from the first
+        (MSRUN | TABLE, (5, 16, 2)),
+    ],
+)
+def test_ranks_come_from_the_launcher(environment, expected, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.read_ranks() == expected
+
+
+@pytest.mark.parametrize(
+    "environment, said",
+    [
+        ({}, "mpirun"),
+        ({"RANK_ID": "0"}, "no launcher was found"),
+        (TABLE | {"RANK_ID": "x"}, "must be numbers"),
+        (TABLE | {"RANK_ID": "-1"}, "must be numbers"),
+        (TABLE | {"RANK_ID": "16"}, "must be below RANK_SIZE, which is 16"),
+    ],
+)
+def test_a_bad_launch_is_refused(environment, said, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        ranks.read_ranks()
+
+
+def test_a_rank_table_on_cpus_is_refused(monkeypatch):
+    for name, value in TABLE.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="rank table is for Ascend"):
+        ranks.connect("CPU")
+
+
+@pytest.mark.parametrize("connects, target", [(True, "CPU"), (False, "Ascend")])
+def test_the_scheduler_of_msrun_leaves_where_nobody_meets_at_it(connects, target, monkeypatch):
+    ranks.serve_if_scheduler(connects, target)
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    with pytest.raises(SystemExit) as ended:
+        ranks.serve_if_scheduler(connects, target)
+    assert ended.value.code == 0
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Run the program on two ranks; return the exit code, what it said, and how long it took after the first sum."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # mpirun and msrun are beside Python
+
+    def run(launcher, who, todo):
+        command = [*LAUNCHERS[launcher], program, str(who), str(todo)]
+        if launcher == "msrun":
+            command[1:1] = [f"--log_dir={tmp_path / 'logs'}", f"--master_port={ranks._free_port()}"]
+        begin = time.time()
+        process = subprocess.Popen(
+            command, env=os.environ | {"PATH": path}, stdout=-1, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+        )
+        said = ""
+        for line in process.stdout:
+            if "of 2: " in line and "of 2: " not in said:
+                begin = time.time()
+            said += line
+        return process.wait(60), said, time.time() - begin
+
+    yield run
+    left = [p.pid for p in psutil.process_iter(["cmdline"]) if str(program) in (p.info["cmdline"] or ())]
+    assert not left, f"processes are left: {left}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ranks_meet_and_wait_for_each_other(launcher, launch):
+    code, said, _ = launch(launcher, 0, 33)  # MindSpore alone gives up after 30 seconds
+    assert code == 0, said
+    for rank in (0, 1):
+        assert said.count(f"rank {rank} of 2: [3.0, 3.0] [1.0, 1.0, 2.0, 2.0]") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("who, todo", [(0, "exit"), (1, "raise"), (0, "kill"), (1, "kill")])
+def test_a_rank_that_ends_takes_the_other_out_of_its_sum(launcher, who, todo, launch):
+    code, said, seconds = launch(launcher, who, todo)
+    assert code == ({"exit": 3, "raise": 1, "kill": 137}[todo] if launcher == "mpirun" else 1), said
+    assert seconds < 10
+    assert said.count("of 2: ") == 2  # nobody got through the second sum
+    assert f"Exit code:    {code}" in said or "signal 9" in said or "exit with exception. Error code: " in said

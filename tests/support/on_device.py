@@ -1,0 +1,70 @@
+"""A program of tests/models/test_accelerators.py: what the tiny networks compute on one device, in a file.
+
+PYTHONPATH=tests python tests/support/on_device.py TARGET DTYPE FILE.npz
+"""
+
+import json
+import sys
+
+import mindspore as ms
+import numpy as np
+from support.golden_values import FIXTURES, recorded, tiny
+from support.train_step import batch, build, small
+
+from latte.components.loading import load_t2v, load_vae
+from latte.components.text_encoder import load_t5
+from latte.runtime import device, graphs
+from latte.training.state import state_of
+
+FOLDER = FIXTURES / "latte_t2v"
+
+
+def tensors(data, *names):
+    return [ms.Tensor(data[name]) for name in names]
+
+
+def latte(dtype):
+    """Both tiny checkpoints of Latte."""
+    for kind, names in (("uncond", ("x", "t")), ("class", ("x", "t", "y"))):
+        step = graphs.compile_step(tiny(kind, dtype=dtype).construct)
+        yield f"latte {kind}", step(*tensors(recorded(f"latte_{kind}"), *names))
+
+
+def text_to_video(dtype):
+    """LatteT2V with a mask that leaves words out, and T5."""
+    data, mask = recorded("latte_t2v"), (np.arange(120) < 9).astype(np.int32)[None]
+    latents = ms.Tensor(np.ascontiguousarray(data["latents"].transpose(0, 2, 1, 3, 4)))
+    step = graphs.compile_step(load_t2v(FOLDER / "transformer", dtype=dtype).construct)
+    yield "t2v", step(latents, *tensors(data, "timestep", "text_hidden"), ms.Tensor(mask))
+    yield "t5", load_t5(FIXTURES / "t5", dtype)(*tensors(recorded("t5/recorded"), "input_ids", "attention_mask"))
+
+
+def autoencoder(dtype):
+    """Frames to moments and back, and the decoder that sees neighbouring frames; float32 whatever the dtype."""
+    data, vae, temporal = recorded("vae"), load_vae(FIXTURES / "vae.bin"), load_vae(FOLDER / "vae_temporal_decoder")
+    yield "vae encode", graphs.compile_step(vae.encode)(*tensors(data, "frames"))
+    yield "vae decode", graphs.compile_step(vae.decode)(*tensors(data, "z"))
+    yield "temporal decode", graphs.compile_step(temporal.decode)(*tensors(data, "z"))
+
+
+def training(dtype):
+    """The loss and the gradients of a step, which are a tenth of AdamW's first moments."""
+    scale = {"loss_scale": 1024.0, "loss_scale_window": 1000} if dtype == "fp16" else {}
+    step, call = build(small(device.compute_dtype(dtype)), **scale)
+    yield "loss", call(*batch()).reshape(1)
+    moments = [values.ravel() for name, values in sorted(state_of(step).items()) if name.startswith("adam_m.")]
+    yield "gradients", ms.Tensor(np.concatenate(moments))
+
+
+def main(target, dtype, path):
+    device.init_device(target)
+    results = {}
+    for part in (latte, text_to_video, autoencoder, training):
+        for name, value in part(dtype):
+            results[name] = value.astype(ms.float32).asnumpy()
+    np.savez(path, **results)
+    print(json.dumps(sorted(results)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
