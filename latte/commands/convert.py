@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import jsonargparse
 
-from latte.components.convert import check_target, convert, converter_parser
-from latte.components.convert_folder import FORMS, convert_folder
+from latte.components.convert import FORMS, check_target, convert, convert_folder, converter_parser
 from latte.components.quantize import KINDS
 from latte.errors import UserError
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL

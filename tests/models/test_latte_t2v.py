@@ -13,7 +13,7 @@ from latte.components.loading import check_t2v, load_t2v, load_vae
 from latte.errors import UserError
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig, config_from_json
 from latte.models.precision import pad_block
-from latte.runtime import device
+from latte.runtime import device, graphs
 from latte.weights.files import read_state_dict, write_state_dict
 from latte.weights.match import load_state
 
@@ -78,7 +78,7 @@ def test_parts_one_after_another_are_the_whole(net, monkeypatch):
     """On CPU frames, or patches, go through a block in parts that fit the memory."""
     args = inputs(recorded("latte_t2v"))
     whole = net(*args).asnumpy()
-    monkeypatch.setattr(device, "TOKENS_PER_CALL", 16)
+    monkeypatch.setattr(graphs, "TOKENS_PER_CALL", 16)
     assert error(net(*args), whole) <= 1e-6
 
 
