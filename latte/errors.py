@@ -1,7 +1,8 @@
-"""Errors that a person can act on."""
+"""Errors that a person can act on, and how a program ends with one."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 
@@ -17,7 +18,10 @@ def first_line(error: Exception) -> str:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; print a UserError as one line and exit with 2, an interrupt with 130."""
+    """Call `main` with its log on the console; print a UserError as one line and exit with 2, an interrupt with 130."""
+    log, handler = logging.getLogger("latte"), logging.StreamHandler()
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
     try:
         main()
     except UserError as error:
@@ -26,3 +30,5 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        log.removeHandler(handler)

@@ -1,26 +1,21 @@
-"""Store the latents of every frame of a data set, so that training does not encode them again in every epoch.
+"""Encode every frame of a data set once and store the latents, so that no epoch of a training encodes them again.
 
-python tools/embedding_cache.py --config configs/training/sky_video.yaml --cache_folder DIR
+    python tools/embedding_cache.py --config configs/training/sky_video.yaml --cache_folder DIR
 
-The options are those of the training, and --cache_folder says where the latents go. Started again, it goes on where it
-was interrupted. With mpirun the ranks share the videos.
+The options are those of train.py; --cache_folder names the folder to write to. An interrupted cache continues where it
+stopped when the command is given again. With mpirun the ranks share the videos.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
+from collections.abc import Sequence
 
 from latte.config import CacheConfig, parse_config
 
-log = logging.getLogger("latte")
 
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, encode, report."""
-    cfg = parse_config(CacheConfig, sys.argv[1:], "tools/embedding_cache.py", __doc__)
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
+    cfg = parse_config(CacheConfig, argv, __doc__)
 
     from latte.runtime import device, ranks  # after the options: MindSpore takes seconds to import
     from latte.training.cache_maker import make_cache, verify_cache

@@ -1,20 +1,25 @@
-"""Make a small data set of moving clouds: frame folders, videos and a table with classes and captions.
+"""Draw a small data set of moving clouds: frame folders, videos, and a table with classes and captions.
 
-Nothing is downloaded; equal options give equal clips. Under FOLDER:
-frames/<class>/<clip>/<clip>_0001.jpg ..., videos/<class>/<clip>.mp4, and demo.csv with the columns video,class,caption.
-Running it again makes only the clips that are missing.
+Nothing is downloaded; equal options give equal clips. Below the folder:
+
+    frames/<class>/<clip>/<clip>_0001.jpg ...
+    videos/<class>/<clip>.mp4
+    demo.csv with the columns video,class,caption
+
+Running it again draws only the clips that are missing.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
-from latte.config.parser import OptionError, Options, in_range, parse_config
+from latte.config.parser import OptionError, Options, in_range, option, parse_config
 from latte.data.demo import CLASSES, caption, clip_name, make_clip, write_frames
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
@@ -25,14 +30,12 @@ from latte.io.video import read_frames, read_video, save_mp4
 class Settings(Options):
     """Demo data"""
 
-    folder: str = "datasets/demo"  # where to write
-    clips: int = 300  # clips of each class
-    num_frames: int = 40  # frames a clip
-    size: int = 64  # pixels a side, even
-    seed: int = 0  # of the first clip; the others count up from it
-    formats: list[Literal["frames", "mp4"]] = dataclasses.field(
-        default_factory=lambda: ["frames", "mp4"]
-    )  # what to write
+    folder: str = option("datasets/demo", "folder to write to")
+    clips: int = option(300, "clips per class")
+    num_frames: int = option(40, "frames per clip")
+    size: int = option(64, "width and height in pixels, even")
+    seed: int = option(0, "seed of the first clip; the next clips count up from it")
+    formats: list[Literal["frames", "mp4"]] = option(["frames", "mp4"], "what to write")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +93,6 @@ def _write_clip(root: Path, kind: str, name: str, formats: list[str], clip: tupl
         write_frames(pixels, frames_folder)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, draw, write."""
-    make(parse_config(Settings, description=__doc__))
+    make(parse_config(Settings, argv, __doc__))

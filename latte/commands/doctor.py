@@ -1,4 +1,4 @@
-"""Say what this machine has of Ascend, GPU and CPU, what is missing and how that is mended, and try the best of them.
+"""List the devices of this machine and, for each thing missing, the command that fixes it; then try the best device.
 
 Exit code 0: the device computes what it should. 1: it does not, or it cannot be used. 2: the options are wrong.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
+from collections.abc import Sequence
 from typing import Literal
 
-from latte.config.parser import Options, in_range, parse_config
+from latte.config.parser import Options, in_range, option, parse_config
 from latte.runtime import doctor
 
 
@@ -18,18 +18,20 @@ from latte.runtime import doctor
 class Settings(Options):
     """Doctor"""
 
-    device_target: Literal["Ascend", "GPU", "CPU"] | None = None  # which device to try; null = the best that is there
-    device_id: int = 0  # which of several devices
-    json: bool = False  # print one list of all findings, for programs
+    device_target: Literal["Ascend", "GPU", "CPU"] | None = option(
+        None, "which device to try; null = the best of this machine"
+    )
+    device_id: int = option(0, "number of the device, if there are several")
+    json: bool = option(False, "print one list of all findings, for programs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "device_id", 0)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Examine, print, try, print."""
-    settings = parse_config(Settings, sys.argv[1:], "tools/doctor.py", __doc__)
+    settings = parse_config(Settings, argv, __doc__)
     found = doctor.examine()
     if not settings.json:
         print(doctor.report(found), flush=True)

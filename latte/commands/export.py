@@ -1,24 +1,22 @@
 """Export a part of a pipeline as a MindIR file: network with guidance, half the autoencoder, or the text encoder.
 
-python tools/export_mindir.py -c configs/inference/demo.yaml --part denoiser --target outputs/denoiser.mindir
+    python tools/export_mindir.py -c configs/inference/demo.yaml --part denoiser --target outputs/denoiser.mindir
 
 The options are those of sample.py; they fix the shapes, the dtype and the device, which need not be on this machine. A
-YAML file beside the graph says what to feed. Beyond 1 GB the weights lie beside the graph, NAME_graph.mindir. With
---report it says how many operations of each kind each block has, without --target only that.
+YAML file beside the graph lists its inputs. Beyond 1 GB the weights lie beside the graph, in NAME_graph.mindir. With
+--report it counts the operations of each kind per block; without --target it does only that.
 """
 
 from __future__ import annotations
 
-import logging
-import sys
+from collections.abc import Sequence
 
 from latte.config import ExportConfig, parse_config
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, report."""
-    cfg = parse_config(ExportConfig, sys.argv[1:], "tools/export_mindir.py", __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cfg = parse_config(ExportConfig, argv, __doc__)
     cfg.require_checkpoint()
 
     from latte.inference import export  # after the options: MindSpore takes seconds to import

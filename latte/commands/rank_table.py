@@ -1,25 +1,29 @@
-"""Make the rank table that Ascend devices of one or more machines need to find each other.
+"""Make the rank table by which the Ascend devices of one or more machines find each other.
 
-On each machine:       python tools/make_rank_table.py --devices 0-7 --target this.json
-On several, then once: python tools/make_rank_table.py --merge first.json second.json --target all.json
+On each machine, and with several machines then once to merge their tables:
 
-The addresses of the devices are read from /etc/hccn.conf, or asked of hccn_tool, unless --device_ips gives them.
+    python tools/make_rank_table.py --devices 0-7 --target this.json
+    python tools/make_rank_table.py --merge first.json second.json --target all.json
+
+The addresses of the devices come from /etc/hccn.conf or hccn_tool, unless --device_ips gives them.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import ipaddress
 import json
 import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from latte.config.parser import Options, option, parse_config
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.runtime.ranks import own_address
@@ -27,18 +31,21 @@ from latte.runtime.ranks import own_address
 HCCN = Path("/etc/hccn.conf")
 
 
-def main() -> None:
+@dataclasses.dataclass(kw_only=True)
+class Settings(Options):
+    """Rank table"""
+
+    devices: str = option("0-7", "devices of this machine, such as 0-7 or 0,2,3")
+    device_ips: str | None = option(None, "their addresses, separated by commas; null = as the driver has them")
+    server_id: str | None = option(None, "address of this machine; null = the one by which others reach it")
+    merge: list[str] | None = option(None, "tables of single machines to merge, in the order of ranks")
+    target: str | None = option(None, "file to write")
+    show: str | None = option(None, "table to show: a line `device rank ranks` per device of this machine")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Make, merge or show."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", default="0-7", help="devices of this machine, such as 0-7 or 0,2,3")
-    parser.add_argument("--device_ips", help="their addresses, separated by commas; by default as the driver has them")
-    parser.add_argument("--server_id", help="address of this machine; by default by which others reach it")
-    parser.add_argument("--merge", nargs="+", metavar="TABLE", help="tables of single machines, in the order of ranks")
-    parser.add_argument("--target", help="file to write")
-    parser.add_argument(
-        "--show", metavar="TABLE", help="print a line `device rank ranks` for each of this machine's devices"
-    )
-    options = parser.parse_args()
+    options = parse_config(Settings, argv, __doc__)
     if options.show:
         for line in local_ranks(read_table(options.show), options.server_id, options.show):
             print(*line)

@@ -1,18 +1,23 @@
-"""Sample videos from a Latte checkpoint, or from prompts: `python sample.py -c configs/inference/sky.yaml`."""
+"""Sample videos from a Latte checkpoint, or from prompts.
+
+    python sample.py -c configs/inference/sky.yaml
+    python sample.py -c configs/inference/t2v.yaml --prompts "a dog wearing sunglasses floating in space"
+
+The options that matter most: --checkpoint and --vae_checkpoint, --sampling_steps and --sampler, --guidance_scale,
+--class_labels or --prompts, --num_samples, --seed, --dtype, --output_path. --dry_run tells what would be done.
+"""
 
 from __future__ import annotations
 
-import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from latte.config import SampleConfig, parse_config, save_config
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, load, sample, save."""
-    cfg = parse_config(SampleConfig, sys.argv[1:], "sample.py", __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cfg = parse_config(SampleConfig, argv, __doc__)
     cfg.require_checkpoint()
 
     from latte.inference import videos  # after the options: MindSpore takes seconds to import

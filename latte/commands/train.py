@@ -1,20 +1,22 @@
-"""Train a Latte network on videos: `python train.py -c configs/training/sky_video.yaml`."""
+"""Train a Latte network on videos, or fine-tune the text-to-video Latte-1.
+
+    python train.py -c configs/training/sky_video.yaml
+
+The options that matter most: --data_folder, or --cache_folder after embedding_cache.py; --vae_checkpoint; --model_name,
+--image_size and --num_frames; --train_batch_size, --start_learning_rate and --epochs or --max_steps; --dtype;
+--pretrained_model_path to start from weights, --resume auto to continue a run. --dry_run checks everything and stops.
+"""
 
 from __future__ import annotations
 
-import logging
-import sys
+from collections.abc import Sequence
 
 from latte.config import TrainConfig, parse_config
 
-log = logging.getLogger("latte")
 
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, build, train."""
-    cfg = parse_config(TrainConfig, sys.argv[1:], "train.py", __doc__)
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
+    cfg = parse_config(TrainConfig, argv, __doc__)
 
     from latte.runtime import device  # after the options: MindSpore takes seconds to import
     from latte.training.build import build, describe

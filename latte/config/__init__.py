@@ -1,9 +1,10 @@
 """Every option of the commands, and how options are read from YAML files and the command line."""
 
 from latte.config.export import ExportConfig
-from latte.config.parser import OptionError, Options, in_range, parse_config, save_config
+from latte.config.parser import OptionError, Options, in_range, option, parse_config, save_config
 from latte.config.sample import SampleConfig
 from latte.config.train import TEXT_TO_VIDEO, CacheConfig, DataConfig, DataOptions, TrainConfig
+from latte.config.train_vae import VaeTrainConfig
 
 __all__ = [
     "TEXT_TO_VIDEO",
@@ -15,7 +16,9 @@ __all__ = [
     "Options",
     "SampleConfig",
     "TrainConfig",
+    "VaeTrainConfig",
     "in_range",
+    "option",
     "parse_config",
     "save_config",
 ]

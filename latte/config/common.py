@@ -9,20 +9,22 @@ import dataclasses
 import math
 from typing import Literal
 
-from latte.config.parser import OptionError, Options, in_range
+from latte.config.parser import OptionError, Options, in_range, option
 
 
 @dataclasses.dataclass(kw_only=True)
 class DeviceOptions(Options):
     """Device"""
 
-    device_target: Literal["Ascend", "GPU", "CPU"] | None = None  # where to compute; null = the best that is there
-    device_id: int = 0  # which of several devices
-    mode: Literal[0, 1] = 0  # 0 = compiled graphs, 1 = PyNative, for debugging
-    jit_level: Literal["O0", "O1", "O2"] | None = None  # Ascend: O0 = by kernel, O1 = fused, O2 = whole graph
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"  # arithmetic inside the blocks
-    enable_flash_attention: bool = False  # use the fused attention kernel where the device has one
-    use_parallel: bool = False  # share the work among the processes of mpirun or msrun
+    device_target: Literal["Ascend", "GPU", "CPU"] | None = option(
+        None, "where to compute; null = the best that is there"
+    )
+    device_id: int = option(0, "which of several devices")
+    mode: Literal[0, 1] = option(0, "0 = compiled graphs, 1 = PyNative, for debugging")
+    jit_level: Literal["O0", "O1", "O2"] | None = option(None, "Ascend: O0 = by kernel, O1 = fused, O2 = whole graph")
+    dtype: Literal["fp32", "fp16", "bf16"] = option("fp32", "arithmetic inside the blocks")
+    enable_flash_attention: bool = option(False, "use the fused attention kernel where the device has one")
+    use_parallel: bool = option(False, "share the work among the processes of mpirun or msrun")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,16 +35,16 @@ class DeviceOptions(Options):
 class ModelOptions(Options):
     """Model; null = as the checkpoint says, or in training the common choice"""
 
-    model_name: str | None = None  # Latte-{S,B,L,XL}/{2,4,8}; training also takes LatteT2V, text to video
-    condition: Literal["class", "text"] | None = None  # what steers the network besides the time
-    num_classes: int | None = None  # classes, without the null class of guidance
-    image_size: int | None = None  # pixels a side, a multiple of 8
-    num_frames: int | None = None  # frames a video
-    hidden_size: int | None = None  # width of the tokens, in place of the named size's
-    depth: int | None = None  # number of blocks, in place of the named size's
-    num_heads: int | None = None  # attention heads, in place of the named size's
-    patch_size: int | None = None  # latent pixels a patch and side, in place of the named size's
-    patch_embedder: Literal["conv", "linear"] = "conv"  # a convolution or an equal matrix product
+    model_name: str | None = option(None, "Latte-{S,B,L,XL}/{2,4,8}; training also takes LatteT2V, text to video")
+    condition: Literal["class", "text"] | None = option(None, "what steers the network besides the time")
+    num_classes: int | None = option(None, "classes, without the null class of guidance")
+    image_size: int | None = option(None, "pixels a side, a multiple of 8")
+    num_frames: int | None = option(None, "frames a video")
+    hidden_size: int | None = option(None, "width of the tokens, in place of the named size's")
+    depth: int | None = option(None, "number of blocks, in place of the named size's")
+    num_heads: int | None = option(None, "attention heads, in place of the named size's")
+    patch_size: int | None = option(None, "latent pixels a patch and side, in place of the named size's")
+    patch_embedder: Literal["conv", "linear"] = option("conv", "a convolution or an equal matrix product")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,17 +60,21 @@ class ModelOptions(Options):
 class CheckpointOptions(Options):
     """Checkpoint"""
 
-    checkpoint: str | None = None  # weights of the network, as written by tools/latte_converter.py or train.py
+    checkpoint: str | None = option(None, "weights of the network, as written by tools/latte_converter.py or train.py")
 
 
 @dataclasses.dataclass(kw_only=True)
 class CodecOptions(Options):
     """Autoencoder"""
 
-    vae_checkpoint: str | None = None  # weights of the autoencoder, as written by tools/vae_converter.py
-    sd_scale_factor: float | None = None  # makes the variance of latents one; null = the autoencoder's, mostly 0.18215
-    vae_slice: int = 0  # frames that the autoencoder takes at once; 0 = what suits the device
-    vae_tile: int = 0  # pixels a side of the tiles that are decoded one by one, for little memory; 0 = whole frames
+    vae_checkpoint: str | None = option(None, "weights of the autoencoder, as written by tools/vae_converter.py")
+    sd_scale_factor: float | None = option(
+        None, "makes the variance of latents one; null = the autoencoder's, mostly 0.18215"
+    )
+    vae_slice: int = option(0, "frames that the autoencoder takes at once; 0 = what suits the device")
+    vae_tile: int = option(
+        0, "pixels a side of the tiles that are decoded one by one, for little memory; 0 = whole frames"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from latte.config.parser import OptionError, Options, in_range
+from latte.config.parser import OptionError, Options, in_range, option
 from latte.config.sample import SampleConfig
 
 
@@ -13,10 +13,10 @@ from latte.config.sample import SampleConfig
 class ExportOptions(Options):
     """Export"""
 
-    part: Literal["denoiser", "vae_encoder", "vae_decoder", "t5"] = "denoiser"  # denoiser: network and guidance
-    target: str | None = None  # the .mindir file to write; null = write none, for report
-    text_tokens: int = 120  # tokens of a text, of t5 and of what a text-to-video denoiser takes
-    report: bool = False  # say how many operations of each kind the graph has, block by block
+    part: Literal["denoiser", "vae_encoder", "vae_decoder", "t5"] = option("denoiser", "denoiser: network and guidance")
+    target: str | None = option(None, "the .mindir file to write; null = write none, for report")
+    text_tokens: int = option(120, "tokens of a text, of t5 and of what a text-to-video denoiser takes")
+    report: bool = option(False, "say how many operations of each kind the graph has, block by block")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,33 +1,33 @@
-"""Options as dataclasses: their checks, their --help, and reading them from YAML and the command line."""
+"""Options as dataclasses: their --help, and reading them from the command line and from YAML files.
+
+A field made with `option(default, text)` is an option, and its class is a group of --help.
+"""
 
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import difflib
+import importlib.metadata
 import inspect
-import io
-import json
-import re
 import sys
-import textwrap
-import tokenize
-import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, TypeVar
 
-import jsonargparse
 import yaml
 
+import latte
+from latte.config.values import allowed_by, fit, item_of, metavar, read_words, show
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 
 COMMAND_LINE = "command line"
-INCLUDE = "data_config"  # the option that names a second YAML file, whose options are the weakest
-_UNRECOGNIZED = "unrecognized arguments: "  # how argparse begins that message
+REQUIRED: Any = dataclasses.MISSING  # the default of an option that has none
+DATA_CONFIG = "data_config"  # the option that names a YAML file whose options are weaker than all others
+INCLUDE = "include"  # in a YAML file: files whose options are weaker than its own
+Layer = tuple[str, dict[str, Any]]  # where options stand, and their values
 
 
 class OptionError(UserError):
@@ -36,7 +36,7 @@ class OptionError(UserError):
     def __init__(self, key: str, value: object, allowed: str, source: str | None = None) -> None:
         self.key, self.value, self.allowed = key, value, allowed
         prefix = f"{source}: " if source else ""
-        super().__init__(f"{prefix}{key} is {_show(value)}, but must be {allowed}")
+        super().__init__(f"{prefix}{key} is {show(value)}, but must be {allowed}")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,6 +50,13 @@ class Options:
 Config = TypeVar("Config", bound=Options)
 
 
+def option(default: Any, text: str) -> Any:
+    """Return the field of an option with its default, or REQUIRED, and its text in --help."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata={"help": text})
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 def in_range(options: Options, key: str, low: float, high: float | None = None) -> None:
     """Raise OptionError unless the option is None or from `low` to `high`, both allowed."""
     value = getattr(options, key)
@@ -58,27 +65,27 @@ def in_range(options: Options, key: str, low: float, high: float | None = None) 
     raise OptionError(key, value, f"at least {low}" if high is None else f"from {low} to {high}")
 
 
-def parse_config(
-    cls: type[Config], argv: Sequence[str] | None = None, prog: str | None = None, description: str | None = None
-) -> Config:
-    """Return the options of a program: the command line over the YAML file of -c over its data file over the defaults.
+def parse_config(cls: type[Config], argv: Sequence[str] | None = None, description: str | None = None) -> Config:
+    """Return the options of a program: command line > YAML file of -c > its data_config > defaults.
 
-    `argv` is without the program's name; None means that of this process. --help prints every option and exits with 0.
+    `argv` is without the program's name; None means the process's own. `description` is the program's text in --help,
+    where indented paragraphs are kept as they are. --help and --version print and exit with 0.
     Raises UserError, naming the file and the option, for unknown options, wrong types and values out of range.
     """
-    parser = _make_parser(cls, prog, description)
-    known = [field.name for field in dataclasses.fields(cls)]
-    given = _read_arguments(parser, argv, known, _hints(cls))
+    hints = typing.get_type_hints(cls)
+    given = _read_arguments(_make_parser(cls, hints, description), argv, hints)
     path = given.pop("config", None)
-    from_file = _read_yaml(parser, path, known, _hints(cls)) if path else {}
-    if INCLUDE not in given and from_file.get(INCLUDE):
-        from_file[INCLUDE] = str(Path(path).parent / from_file[INCLUDE])
-    included = {**from_file, **given}.get(INCLUDE)
-    from_included = _read_yaml(parser, included, known, _hints(cls)) if included else {}
+    layers = [*(_read_file(path, hints) if path else ()), (COMMAND_LINE, given)]  # the weakest first
+    data = _merged(layers).get(DATA_CONFIG)
+    layers = [*(_read_file(data, hints) if data else ()), *layers]
+    values = _merged(layers)
+    for field in dataclasses.fields(cls):
+        if _default(field) is REQUIRED and field.name not in values:
+            raise UserError(f"--{field.name} is not given; it is the {field.metadata['help']}")
     try:
-        return cls(**{**from_included, **from_file, **given})
+        return cls(**values)
     except OptionError as error:
-        source = COMMAND_LINE if error.key in given else path if error.key in from_file else included
+        source = next((source for source, layer in reversed(layers) if error.key in layer), None)
         raise OptionError(error.key, error.value, error.allowed, source) from None
 
 
@@ -88,86 +95,99 @@ def save_config(config: Options, path: str | Path) -> None:
         temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
 
 
-def field_comments(source: str) -> dict[str, str]:
-    """Return the comment at the end of each annotated line, by the name it annotates, in the source of a class."""
-    source = textwrap.dedent(source)
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    fields = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.AnnAssign)]
-    return {ast.unparse(node.target): comments.get(node.end_lineno, "") for node in fields}
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known name that is spelled most like a word."""
+    return difflib.get_close_matches(word, list(known), n=1, cutoff=0)[0]
 
 
-class _Help(jsonargparse.DefaultHelpFormatter):
-    """Leave out what jsonargparse adds: the types, which the metavars say, and `--name+`, which appends to a list."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        return action.help or ""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        return re.sub(r", --\w+\+ .*", "", super()._format_action_invocation(action))
+def program_name() -> str:
+    """Return what was typed to call this program: `python tools/doctor.py`, or `latte doctor`."""
+    called = sys.argv[0]
+    return f"python {called}" if called.endswith(".py") else called
 
 
-def _make_parser(cls: type[Options], prog: str | None, description: str | None) -> jsonargparse.ArgumentParser:
-    """Make a parser with one group of arguments for each class that `cls` inherits from."""
-    parser = jsonargparse.ArgumentParser(
-        prog=prog,
-        description=description or inspect.getdoc(cls),
-        usage="%(prog)s -c CONFIG [--option VALUE ...]",
+def version() -> str:
+    """Return a line with the versions of this package and of MindSpore."""
+    try:
+        return f"latte {latte.__version__}, MindSpore {importlib.metadata.version('mindspore')}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"latte {latte.__version__}, MindSpore is not installed"
+
+
+class _Help(argparse.HelpFormatter):
+    """Fill each paragraph of a description, and keep the indented ones, which are command lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(part if part.startswith(" ") else fill(part, width, indent) for part in paragraphs)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{COMMAND_LINE}: {message}")
+
+
+def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | None) -> _Parser:
+    """Make a parser with one group of options for each class that `cls` inherits from."""
+    prog = program_name()
+    needed = [
+        f"--{field.name} {metavar(hints[field.name])}" for field in dataclasses.fields(cls) if _is_required(field)
+    ]
+    parser = _Parser(
+        usage=" ".join((prog, *needed, "[-c CONFIG] [--option VALUE ...]")),
+        description=inspect.cleandoc(description or cls.__doc__ or ""),
         formatter_class=_Help,
-        exit_on_error=False,
         allow_abbrev=False,  # or a new option could change what an old command means
     )
-    parser.add_argument("-c", "--config", type=str, help="YAML file with options; those of the command line go first")
-    hints = _hints(cls)
+    parser.add_argument("--version", action="version", version=version(), help="show the versions and exit")
+    parser.add_argument("-c", "--config", help="YAML file with options; the command line overrides it")
     for owner in reversed(cls.__mro__):
         own = [field for field in dataclasses.fields(cls) if field.name in owner.__dict__.get("__annotations__", ())]
-        if not own:
-            continue
-        group = parser.add_argument_group((inspect.getdoc(owner) or owner.__name__).splitlines()[0])
-        comments = field_comments(inspect.getsource(owner))
+        group = parser.add_argument_group((inspect.getdoc(owner) or owner.__name__).splitlines()[0]) if own else parser
         for field in own:
-            hint = hints[field.name]
-            group.add_argument(
-                f"--{field.name}",
-                type=_accepted(hint),
-                default=_default(field),
-                metavar=_metavar(hint),
-                help=f"{comments[field.name]} (default: {_show(_default(field))})",
-            )
+            hint, default = hints[field.name], _default(field)
+            end = "required" if default is REQUIRED else f"default: {show(default)}"
+            some: dict[str, Any] = {"nargs": "+"} if item_of(hint) else {}
+            alone = {"nargs": "?", "const": "true"} if hint is bool else {}  # `--dry_run` is `--dry_run true`
+            text = f"{field.metadata['help']} ({end})".replace("%", "%%")
+            group.add_argument(f"--{field.name}", metavar=metavar(hint), help=text, **some, **alone)
     return parser
 
 
-def _read_arguments(
-    parser: jsonargparse.ArgumentParser, argv: Sequence[str] | None, known: list[str], hints: dict[str, Any]
-) -> dict[str, Any]:
+def _read_arguments(parser: _Parser, argv: Sequence[str] | None, hints: dict[str, Any]) -> dict[str, Any]:
     """Return the options that the command line gives, without defaults."""
-    try:
-        given = parser.parse_args(_flags_spelled_out(argv, hints), defaults=False).as_dict()
-    except jsonargparse.ArgumentError as error:
-        text = str(error)
-        if text.startswith(_UNRECOGNIZED):
-            word = text.removeprefix(_UNRECOGNIZED).split()[0]
-            if word.startswith("--"):
-                raise UserError(_unknown(word[2:].split("=")[0], known, COMMAND_LINE)) from None
-            raise UserError(f"{COMMAND_LINE}: {word!r} is no option; write --name value, and lists as [1,2]") from None
-        raise _option_error(text, hints, COMMAND_LINE) from None
-    return _checked(given, hints, COMMAND_LINE)
+    found, rest = parser.parse_known_args(argv)
+    if rest and rest[0].startswith("--"):
+        raise UserError(_unknown(rest[0][2:].split("=")[0], hints, COMMAND_LINE))
+    if rest:
+        raise UserError(f"{COMMAND_LINE}: {rest[0]!r} is no option; write --name value")
+    given = {key: value for key, value in vars(found).items() if value is not None}
+    path = given.pop("config", None)
+    for key, words in given.items():
+        value = read_words([words] if isinstance(words, str) else words, hints[key])
+        given[key] = _fitted(key, value, hints, COMMAND_LINE)
+    return given | ({"config": path} if path else {})
 
 
-def _flags_spelled_out(argv: Sequence[str] | None, hints: dict[str, Any]) -> list[str]:
-    """Write `--dry_run` without a value as `--dry_run=true`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    alone = [following.startswith("-") for following in (*words[1:], "-")] if words else []
-    return [
-        f"{word}=true" if last and hints.get(word.removeprefix("--")) is bool and word.startswith("--") else word
-        for word, last in zip(words, alone, strict=True)
-    ]
+def _read_file(path: str, hints: dict[str, Any], above: tuple[str, ...] = ()) -> list[Layer]:
+    """Return the options of a YAML file after those of the files it includes; `above` include it."""
+    if path in above:
+        raise UserError(f"{above[-1]}: include names {path}, which includes it in turn")
+    values, layers = _read_yaml(path), []
+    names = _fitted(INCLUDE, values.pop(INCLUDE, []), {INCLUDE: list[str]}, path)
+    for name in names:
+        layers += _read_file(str(Path(path).parent / name), hints, (*above, path))
+    for key in values:
+        if key not in hints:
+            raise UserError(_unknown(str(key), hints, path))
+        values[key] = _fitted(key, values[key], hints, path)
+    if values.get(DATA_CONFIG):
+        values[DATA_CONFIG] = str(Path(path).parent / values[DATA_CONFIG])
+    return [*layers, (path, values)]
 
 
-def _read_yaml(
-    parser: jsonargparse.ArgumentParser, path: str, known: list[str], hints: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the options that a YAML file gives, without defaults."""
+def _read_yaml(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -176,106 +196,29 @@ def _read_yaml(
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise UserError(f"{path} must hold lines of the form `name: value`")
-    for key in values:
-        if key not in known:
-            raise UserError(_unknown(str(key), known, path))
+    return values or {}
+
+
+def _fitted(key: str, value: Any, hints: dict[str, Any], source: str) -> Any:
     try:
-        return _checked(parser.parse_object(values, defaults=False).as_dict(), hints, path)
-    except jsonargparse.ArgumentError as error:
-        raise _option_error(str(error), hints, path, values) from None
+        return fit(value, hints[key])
+    except ValueError:
+        raise OptionError(key, value, allowed_by(hints[key]), source) from None
 
 
-def _option_error(text: str, hints: dict[str, Any], source: str, values: dict[str, Any] | None = None) -> UserError:
-    """Turn jsonargparse's several lines into one sentence."""
-    key = re.search(r'Parser key "(\w+)"', text)
-    value = re.search(r"(?:Got|Given) value: (.*)", text)
-    if not key or key[1] not in hints:
-        return UserError(f"{source}: {' '.join(text.split())}")
-    text = value[1] if value else ""
-    shown = values[key[1]] if values else {"None": None, "True": True, "False": False}.get(text, text)
-    return OptionError(key[1], shown, _allowed(hints[key[1]]), source)
+def _merged(layers: Iterable[Layer]) -> dict[str, Any]:
+    return {key: value for _, layer in layers for key, value in layer.items()}
 
 
-def _unknown(key: str, known: list[str], source: str) -> str:
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)
-    return f"{source}: there is no option {key!r}; the nearest is {nearest[0]!r}, and --help lists all"
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _unknown(key: str, known: Iterable[str], source: str) -> str:
+    return f"{source}: there is no option {key!r}; the nearest is {nearest(key, known)!r}, and --help lists all"
 
 
 def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _options_of(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the hint alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _accepted(hint: Any) -> Any:
-    """Let one item stand for a list of one, so that `--output_format gif` works."""
-    items = [typing.get_args(option)[0] for option in _options_of(hint) if typing.get_origin(option) is list]
-    return Union[(hint, *items)] if items else hint  # noqa: UP007, the members are only known here
-
-
-def _checked(values: dict[str, Any], hints: dict[str, Any], source: str) -> dict[str, Any]:
-    """Refuse what jsonargparse lets through, and make a list of the single item that `_accepted` let through."""
-    result = {}
-    for key, value in values.items():
-        options = _options_of(hints.get(key, str | None))  # --config is the one that is not a field
-        if (value is None and type(None) not in options) or (isinstance(value, bool) and bool not in options):
-            raise OptionError(key, value, _allowed(hints[key]), source)
-        is_list = any(typing.get_origin(option) is list for option in options)
-        result[key] = _as_list(value) if is_list and value is not None and not isinstance(value, list) else value
-    return result
-
-
-def _as_list(item: Any) -> list[Any]:
-    """Return a list of one item; a list of texts comes as one text, because that is the type that fits first."""
-    if isinstance(item, str) and item.startswith("["):
-        try:
-            listed = yaml.safe_load(item)
-        except yaml.YAMLError:
-            return [item]
-        if isinstance(listed, list) and all(isinstance(text, str) for text in listed):
-            return listed
-    return [item]
-
-
-def _allowed(hint: Any) -> str:
-    """Say in words what values a type hint allows."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    alternatives = []
-    for option in _options_of(hint):
-        if typing.get_origin(option) is Literal:
-            alternatives.append("one of " + ", ".join(str(arg) for arg in typing.get_args(option)))
-        elif typing.get_origin(option) is list:
-            (item,) = typing.get_args(option)
-            alternatives.append(f"a list such as [{', '.join(map(str, typing.get_args(item) or (0, 1)))}]")
-        else:
-            alternatives.append(words[option])
-    return " or ".join(alternatives)
-
-
-def _metavar(hint: Any) -> str:
-    """A short form of `_allowed` for --help."""
-    names = {int: "INT", float: "FLOAT", bool: "BOOL", str: "TEXT", type(None): "null"}
-    parts = []
-    for option in _options_of(hint):
-        items = typing.get_args(option)
-        if typing.get_origin(option) is list:
-            parts.append(f"[{_metavar(items[0])},...]")
-        else:
-            parts.extend(map(str, items) if items else [names[option]])
-    return "|".join(parts)
-
-
-def _show(value: object) -> str:
-    """The value as YAML has it: null, true, "text", [1, 2]."""
-    return json.dumps(value, default=str)
+def _is_required(field: dataclasses.Field) -> bool:
+    return _default(field) is REQUIRED

@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from latte.config.common import CheckpointOptions, CodecOptions, DeviceOptions, ModelOptions
-from latte.config.parser import OptionError, Options, in_range
+from latte.config.parser import OptionError, Options, in_range, option
 from latte.errors import UserError
 
 # Those of latte.diffusion.solvers, which is not imported here so that --help is quick.
@@ -20,17 +20,23 @@ SolverName = Literal[
 class SamplingOptions(Options):
     """Sampling"""
 
-    sampling_steps: int = 250  # denoising steps, 1 to 1000
-    sampler: SolverName | None = None  # solver; null = ddpm, or ddim if ddim_sampling; for 20 steps dpmpp_2m or unipc
-    ddim_sampling: bool = False  # the same as sampler: ddim
-    eta: float = 0.0  # noise of ddim: 0 = none, 1 = as much as ddpm
-    guidance_scale: float | None = None  # classifier-free guidance; 1 = none; null = 7.5 for text to video, else 1
-    feature_cache: float = 0.0  # skip inner blocks while tokens change less than this part: 0.02 to 0.1; 0 = never
-    class_labels: list[int] | None = None  # one a video, again from the first if too few; null = from each seed
-    text_embeddings: str | None = None  # .npz of CLIP's `text` (N, 77, 768) and, for guidance, `null` (77, 768)
-    seed: int = 42  # random seed of the first video; the others count up from it
-    num_samples: int = 1  # videos to make; of text to video, of each prompt
-    batch_size: int = 1  # videos made at once
+    sampling_steps: int = option(250, "denoising steps, 1 to 1000")
+    sampler: SolverName | None = option(
+        None, "solver; null = ddpm, or ddim if ddim_sampling; for 20 steps dpmpp_2m or unipc"
+    )
+    ddim_sampling: bool = option(False, "the same as sampler: ddim")
+    eta: float = option(0.0, "noise of ddim: 0 = none, 1 = as much as ddpm")
+    guidance_scale: float | None = option(
+        None, "classifier-free guidance; 1 = none; null = 7.5 for text to video, else 1"
+    )
+    feature_cache: float = option(
+        0.0, "skip inner blocks while tokens change less than this part: 0.02 to 0.1; 0 = never"
+    )
+    class_labels: list[int] | None = option(None, "one a video, again from the first if too few; null = from each seed")
+    text_embeddings: str | None = option(None, ".npz of CLIP's `text` (N, 77, 768) and, for guidance, `null` (77, 768)")
+    seed: int = option(42, "random seed of the first video; the others count up from it")
+    num_samples: int = option(1, "videos to make; of text to video, of each prompt")
+    batch_size: int = option(1, "videos made at once")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,14 +65,14 @@ class SamplingOptions(Options):
 class TextToVideoOptions(Options):
     """Text to video: checkpoint names a diffusers folder, and vae_checkpoint is not needed"""
 
-    prompts: list[str] | None = None  # what the videos show
-    negative_prompt: str = ""  # what they are not to show, for guidance
-    height: int | None = None  # pixels; null = as trained
-    width: int | None = None  # pixels; null = as trained
-    mask_feature: bool = True  # attend to the words of the prompt only, not to what fills it up
-    enable_temporal_attentions: bool = True  # false = every frame by itself
-    enable_vae_temporal_decoder: bool = False  # decode with the folder's vae_temporal_decoder
-    quantize: Literal["int8"] | None = None  # keep the matrices of network and text encoder in 8 bits
+    prompts: list[str] | None = option(None, "what the videos show")
+    negative_prompt: str = option("", "what they are not to show, for guidance")
+    height: int | None = option(None, "pixels; null = as trained")
+    width: int | None = option(None, "pixels; null = as trained")
+    mask_feature: bool = option(True, "attend to the words of the prompt only, not to what fills it up")
+    enable_temporal_attentions: bool = option(True, "false = every frame by itself")
+    enable_vae_temporal_decoder: bool = option(False, "decode with the folder's vae_temporal_decoder")
+    quantize: Literal["int8"] | None = option(None, "keep the matrices of network and text encoder in 8 bits")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,9 +86,13 @@ class TextToVideoOptions(Options):
 class HoldingOptions(Options):
     """Beginning with given frames"""
 
-    init_frames: str | None = None  # picture, video, or folder of frames whose last frames the videos begin with
-    init_count: int = 1  # how many of them
-    init_strength: float = 0.6  # how far the other frames may leave the last given one: 0 = not at all, 1 = all the way
+    init_frames: str | None = option(
+        None, "picture, video, or folder of frames whose last frames the videos begin with"
+    )
+    init_count: int = option(1, "how many of them")
+    init_strength: float = option(
+        0.6, "how far the other frames may leave the last given one: 0 = not at all, 1 = all the way"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,10 +104,10 @@ class HoldingOptions(Options):
 class OutputOptions(Options):
     """Output"""
 
-    output_path: str = "outputs/samples"  # folder for the videos
-    output_format: list[Literal["mp4", "gif", "png"]] = dataclasses.field(default_factory=lambda: ["mp4"])  # per video
-    fps: int = 8  # frames a second
-    dry_run: bool = False  # check the options and files, say what would be done, and stop
+    output_path: str = option("outputs/samples", "folder for the videos")
+    output_format: list[Literal["mp4", "gif", "png"]] = option(["mp4"], "per video")
+    fps: int = option(8, "frames a second")
+    dry_run: bool = option(False, "check the options and files, say what would be done, and stop")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ import math
 from typing import Literal
 
 from latte.config.common import CodecOptions, DeviceOptions, ModelOptions
-from latte.config.parser import OptionError, Options, in_range
+from latte.config.parser import OptionError, Options, in_range, option
 
 TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
 
@@ -16,22 +16,34 @@ TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
 class DataOptions(Options):
     """Data"""
 
-    data_folder: str | None = None  # where the videos are
-    cache_folder: str | None = None  # latents of tools/embedding_cache.py, for data_folder; there, where they go
-    cache_dtype: Literal["fp16", "fp32"] | None = None  # of the latents; null = as the cache has, fp16 if new
-    data_layout: Literal["frame_folders", "video_files", "class_folders", "csv"] = "frame_folders"  # docs/train.md
-    csv_path: str | None = None  # csv: the table, with paths relative to data_folder
-    video_column: str = "video"  # csv: header of the column of paths
-    class_column: str | None = None  # csv: header of the column of classes, numbers or names
-    caption_column: str | None = None  # csv: header of the column of captions
-    frame_list: str | None = None  # lines `video/frame.jpg` with the images of joint training; null = from all videos
-    images_per_video: int = 0  # single images beside each video, for joint training; they skip temporal attention
-    sample_stride: int = 1  # every which frame is taken
-    transform: Literal["crop_resize", "resize_crop"] = "crop_resize"  # centre crop, then resize, or the other way
-    random_flip: bool = False  # mirror every other clip
-    demo_clips: int = 0  # tools/embedding_cache.py: if data_folder is missing, draw it, with this many clips a class
-    max_bad_fraction: float = 0.1  # stop when more than this part of the videos is broken or too short
-    num_workers: int = 2  # processes that decode videos
+    data_folder: str | None = option(None, "where the videos are")
+    cache_folder: str | None = option(
+        None, "latents of tools/embedding_cache.py, for data_folder; there, where they go"
+    )
+    cache_dtype: Literal["fp16", "fp32"] | None = option(None, "of the latents; null = as the cache has, fp16 if new")
+    data_layout: Literal["frame_folders", "video_files", "class_folders", "csv"] = option(
+        "frame_folders", "docs/train.md"
+    )
+    csv_path: str | None = option(None, "csv: the table, with paths relative to data_folder")
+    video_column: str = option("video", "csv: header of the column of paths")
+    class_column: str | None = option(None, "csv: header of the column of classes, numbers or names")
+    caption_column: str | None = option(None, "csv: header of the column of captions")
+    frame_list: str | None = option(
+        None, "lines `video/frame.jpg` with the images of joint training; null = from all videos"
+    )
+    images_per_video: int = option(
+        0, "single images beside each video, for joint training; they skip temporal attention"
+    )
+    sample_stride: int = option(1, "every which frame is taken")
+    transform: Literal["crop_resize", "resize_crop"] = option(
+        "crop_resize", "centre crop, then resize, or the other way"
+    )
+    random_flip: bool = option(False, "mirror every other clip")
+    demo_clips: int = option(
+        0, "tools/embedding_cache.py: if data_folder is missing, draw it, with this many clips a class"
+    )
+    max_bad_fraction: float = option(0.1, "stop when more than this part of the videos is broken or too short")
+    num_workers: int = option(2, "processes that decode videos")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,9 +58,13 @@ class DataOptions(Options):
 class ConditionOptions(Options):
     """Condition"""
 
-    class_dropout_prob: float = 0.1  # how often a condition is replaced by none, for guidance
-    text_embeddings: str | None = None  # .npz of CLIP's `text` (N, 77, 768), their `captions` (N,) and `null` (77, 768)
-    text_encoder_path: str | None = None  # LatteT2V: folder with tokenizer and text_encoder; null = as pretrained
+    class_dropout_prob: float = option(0.1, "how often a condition is replaced by none, for guidance")
+    text_embeddings: str | None = option(
+        None, ".npz of CLIP's `text` (N, 77, 768), their `captions` (N,) and `null` (77, 768)"
+    )
+    text_encoder_path: str | None = option(
+        None, "LatteT2V: folder with tokenizer and text_encoder; null = as pretrained"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,9 +75,9 @@ class ConditionOptions(Options):
 class TuningOptions(Options):
     """Fine-tuning of LatteT2V"""
 
-    trainable: Literal["all", "temporal", "lora"] = "all"  # all weights, blocks over frames, low-rank additions
-    lora_rank: int = 16  # lora: rank of what is added to the attention projections of all blocks
-    lora_alpha: float | None = None  # lora: what is added counts lora_alpha / lora_rank; null = lora_rank
+    trainable: Literal["all", "temporal", "lora"] = option("all", "all weights, blocks over frames, low-rank additions")
+    lora_rank: int = option(16, "lora: rank of what is added to the attention projections of all blocks")
+    lora_alpha: float | None = option(None, "lora: what is added counts lora_alpha / lora_rank; null = lora_rank")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,27 +95,27 @@ class TuningOptions(Options):
 class OptimizerOptions(Options):
     """Optimizer"""
 
-    train_batch_size: int = 5  # videos of a rank at once
-    gradient_accumulation_steps: int = 1  # batches whose gradients are averaged for one step
-    epochs: int = 3000  # passes over the data
-    max_steps: int | None = None  # end after this many steps; null = after the epochs
-    start_learning_rate: float = 1e-4  # after the warm-up
-    end_learning_rate: float = 0.0  # of the cosine and polynomial schedules, at the last step
-    scheduler: Literal["constant", "cosine", "polynomial"] = "constant"  # how the learning rate goes on
-    warmup_steps: int = 0  # steps over which the learning rate grows linearly from 0
-    betas: list[float] = dataclasses.field(default_factory=lambda: [0.9, 0.999])  # AdamW's
-    optim_eps: float = 1e-8  # AdamW's
-    weight_decay: float = 0.0  # AdamW's
-    clip_grad: bool = False  # scale gradients down to max_grad_norm
-    max_grad_norm: float = 0.1  # for clip_grad
-    start_clip_step: int = 0  # clip from this step on
-    use_ema: bool = True  # average the weights; the average is what is sampled from
-    ema_decay: float = 0.9999  # of that average, a step
-    loss_scaler_type: Literal["dynamic", "static"] = "dynamic"  # for fp16
-    init_loss_scale: float = 65536.0  # for fp16
-    loss_scale_window: int = 2000  # dynamic: double the scale after this many steps without an overflow
-    zero_stage: Literal[0, 1] = 0  # 1 = share AdamW's moments among the ranks
-    use_recompute: bool = False  # recompute each block in the backward pass, for less memory
+    train_batch_size: int = option(5, "videos of a rank at once")
+    gradient_accumulation_steps: int = option(1, "batches whose gradients are averaged for one step")
+    epochs: int = option(3000, "passes over the data")
+    max_steps: int | None = option(None, "end after this many steps; null = after the epochs")
+    start_learning_rate: float = option(1e-4, "after the warm-up")
+    end_learning_rate: float = option(0.0, "of the cosine and polynomial schedules, at the last step")
+    scheduler: Literal["constant", "cosine", "polynomial"] = option("constant", "how the learning rate goes on")
+    warmup_steps: int = option(0, "steps over which the learning rate grows linearly from 0")
+    betas: list[float] = option([0.9, 0.999], "AdamW's")
+    optim_eps: float = option(1e-8, "AdamW's")
+    weight_decay: float = option(0.0, "AdamW's")
+    clip_grad: bool = option(False, "scale gradients down to max_grad_norm")
+    max_grad_norm: float = option(0.1, "for clip_grad")
+    start_clip_step: int = option(0, "clip from this step on")
+    use_ema: bool = option(True, "average the weights; the average is what is sampled from")
+    ema_decay: float = option(0.9999, "of that average, a step")
+    loss_scaler_type: Literal["dynamic", "static"] = option("dynamic", "for fp16")
+    init_loss_scale: float = option(65536.0, "for fp16")
+    loss_scale_window: int = option(2000, "dynamic: double the scale after this many steps without an overflow")
+    zero_stage: Literal[0, 1] = option(0, "1 = share AdamW's moments among the ranks")
+    use_recompute: bool = option(False, "recompute each block in the backward pass, for less memory")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,22 +136,26 @@ class OptimizerOptions(Options):
 class RunOptions(Options):
     """Run"""
 
-    data_config: str | None = None  # YAML with options of the data, relative to the file that names it
-    pretrained_model_path: str | None = None  # to start from: a Latte, an ImageNet DiT's .pt, or Latte-1's folder
-    output_path: str = "outputs/train"  # a folder for each run is made in it
-    resume: str | None = None  # auto = go on with the newest run of output_path; or a run's folder
-    seed: int = 3407  # of the weights, the order of the data and all noise
-    dataset_sink_mode: bool = False  # let the device fetch the data itself; it then reports once in sink_size batches
-    sink_size: int = 100  # batches between two reports; logging and saving wait for them
-    log_interval: int = 100  # steps between two rows of metrics.csv
-    step_mode: bool = True  # count ckpt_save_interval in steps; False = in epochs
-    ckpt_save_interval: int = 1000  # steps or epochs between two checkpoints
-    ckpt_max_keep: int = 3  # newest checkpoints that are kept
-    ckpt_keep_every: int = 0  # also keep those whose step is a multiple of this; 0 = none
-    sample_videos: int = 4  # videos sampled at each checkpoint; 0 = none
-    sample_steps: int = 50  # DDIM steps of these
-    guidance_scale: float = 1.0  # guidance of these
-    dry_run: bool = False  # check options, files and one batch, say what would be done, and stop
+    data_config: str | None = option(None, "YAML with options of the data, relative to the file that names it")
+    pretrained_model_path: str | None = option(
+        None, "to start from: a Latte, an ImageNet DiT's .pt, or Latte-1's folder"
+    )
+    output_path: str = option("outputs/train", "a folder for each run is made in it")
+    resume: str | None = option(None, "auto = go on with the newest run of output_path; or a run's folder")
+    seed: int = option(3407, "of the weights, the order of the data and all noise")
+    dataset_sink_mode: bool = option(
+        False, "let the device fetch the data itself; it then reports once in sink_size batches"
+    )
+    sink_size: int = option(100, "batches between two reports; logging and saving wait for them")
+    log_interval: int = option(100, "steps between two rows of metrics.csv")
+    step_mode: bool = option(True, "count ckpt_save_interval in steps; False = in epochs")
+    ckpt_save_interval: int = option(1000, "steps or epochs between two checkpoints")
+    ckpt_max_keep: int = option(3, "newest checkpoints that are kept")
+    ckpt_keep_every: int = option(0, "also keep those whose step is a multiple of this; 0 = none")
+    sample_videos: int = option(4, "videos sampled at each checkpoint; 0 = none")
+    sample_steps: int = option(50, "DDIM steps of these")
+    guidance_scale: float = option(1.0, "guidance of these")
+    dry_run: bool = option(False, "check options, files and one batch, say what would be done, and stop")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,10 +171,14 @@ class RunOptions(Options):
 class CacheOptions(Options):
     """Cache"""
 
-    cache_file_type: Literal["numpy", "mindrecord"] = "numpy"  # one file a video, or files of MindSpore's record format
-    flip: bool = False  # store the mirrored video too, for random_flip
-    resume_cache_index: int = 0  # leave out the videos before this one; without it, those that are there already
-    verify: bool = False  # check every file of a cache, and write nothing
+    cache_file_type: Literal["numpy", "mindrecord"] = option(
+        "numpy", "one file a video, or files of MindSpore's record format"
+    )
+    flip: bool = option(False, "store the mirrored video too, for random_flip")
+    resume_cache_index: int = option(
+        0, "leave out the videos before this one; without it, those that are there already"
+    )
+    verify: bool = option(False, "check every file of a cache, and write nothing")
 
     def __post_init__(self) -> None:
         super().__post_init__()

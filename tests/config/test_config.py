@@ -26,7 +26,7 @@ def parse(tmp_path):
         if text is not None:
             (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
             words = (*words, "-c", str(tmp_path / "a.yaml"))
-        return parse_config(SampleConfig, [str(word) for word in words], "sample.py", "Sample videos.")
+        return parse_config(SampleConfig, [str(word) for word in words], "Sample videos.")
 
     return run
 
@@ -124,7 +124,7 @@ def test_mistake_in_yaml_names_the_file(parse, text, said):
         (["--seed", "a"], 'command line: seed is "a", but must be a whole number'),
         (["--seed", "null"], "seed is null, but must be a whole number"),
         (["--seed"], "--seed: expected one argument"),
-        (["--class_labels", "1", "2"], "'2' is no option; write --name value, and lists as [1,2]"),
+        (["--seed", "1", "2"], "'2' is no option; write --name value"),
         (["--dtype", "fp8"], 'dtype is "fp8", but must be one of fp32, fp16, bf16'),
         (["--fps", "0"], "command line: fps is 0, but must be from 1 to 100"),
         (["-c", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
@@ -214,7 +214,7 @@ import sys
 import typing
 from latte.config import SampleConfig, parse_config
 from latte.errors import run_main
-run_main(lambda: parse_config(SampleConfig, ["--sead", "3"], "sample.py", ""))
+run_main(lambda: parse_config(SampleConfig, ["--sead", "3"], ""))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2

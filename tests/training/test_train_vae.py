@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 import latte
-from latte.commands import train_vae
+from latte.commands import train_vae as command
+from latte.config import VaeTrainConfig
 from latte.data.demo import make_clip
 from latte.errors import run_main
 from latte.io.video import save_mp4
+from latte.training import autoencoder as train_vae
 from latte.weights.files import read_state_dict
 
 TINY = ["--block_out_channels", "[32]", "--crop", "8", "--batch_size", "1"]
@@ -22,7 +24,7 @@ TINY = ["--block_out_channels", "[32]", "--crop", "8", "--batch_size", "1"]
 def train(monkeypatch):
     def run(*argv):
         monkeypatch.setattr(sys, "argv", ["train_vae.py", *map(str, argv)])
-        run_main(train_vae.main)
+        run_main(command.main)
 
     return run
 
@@ -61,7 +63,7 @@ def trained(images, tmp_path_factory):
         patch.setattr(
             sys, "argv", ["train_vae.py", "--data_folder", str(images), "--target", str(target), *TINY, *steps]
         )
-        run_main(train_vae.main)
+        run_main(command.main)
     return target
 
 
@@ -107,7 +109,7 @@ def test_videos_are_read_where_there_are_no_images(tmp_path):
 
 
 def test_an_interrupt_saves_after_the_step(tmp_path):
-    settings = train_vae.Settings(target=str(tmp_path / "vae.safetensors"), crop=16)
+    settings = VaeTrainConfig(target=str(tmp_path / "vae.safetensors"), crop=16)
     config = train_vae.AutoencoderConfig(block_out_channels=(32,), layers_per_block=1, mid_block_add_attention=False)
     frames = make_clip(0, 0, 2, 16)
 
@@ -123,7 +125,7 @@ def test_an_interrupt_saves_after_the_step(tmp_path):
 
 def test_equal_seeds_draw_equal_crops():
     frames = np.random.default_rng(0).integers(0, 256, (5, 20, 20, 3), np.uint8)
-    settings = train_vae.Settings(crop=16, batch_size=3)
+    settings = VaeTrainConfig(crop=16, batch_size=3)
     first, again, other = (train_vae.crops(frames, settings, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert first.shape == (3, 3, 16, 16) and np.abs(first).max() <= 1 and np.any(first != other)

@@ -1,0 +1,49 @@
+"""The `latte` program: `latte COMMAND [--option VALUE ...]` calls the command of that name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from latte.config.parser import nearest, version
+from latte.errors import UserError, run_main
+
+COMMANDS = {  # a module of latte.commands each; only the one that is called is imported
+    "sample": "sample videos from a checkpoint, or from prompts",
+    "train": "train or fine-tune a network on videos",
+    "cache": "store the latents of a data set before training",
+    "convert": "convert weights between PyTorch, MindSpore and safetensors",
+    "merge_lora": "merge LoRA adapters, or put a fine-tuned transformer, into a text-to-video folder",
+    "export": "export a network as a MindIR file",
+    "doctor": "check this machine's devices and what is missing for them",
+    "demo_data": "draw a small data set of moving clouds",
+    "rank_table": "make the rank table of several Ascend devices",
+    "train_vae": "train a small autoencoder",
+}
+HELP = "\n".join(
+    (
+        "usage: latte COMMAND [--option VALUE ...]\n",
+        "Latte, the Latent Diffusion Transformer for video generation, on MindSpore.\n",
+        *(f"  {name:12}{text}" for name, text in COMMANDS.items()),
+        "\n`latte COMMAND --help` explains the options of a command, `latte --version` shows the versions.",
+    )
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Call a command and exit; `argv` is without the program's name, None means that of this process."""
+    run_main(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _dispatch(words: list[str]) -> None:
+    name, *rest = words or ["--help"]
+    if name in ("-h", "--help"):
+        print(HELP)
+    elif name == "--version":
+        print(version())
+    elif name in COMMANDS:
+        sys.argv = [f"latte {name}", *rest]  # as the command's own messages name it, and the processes it starts see it
+        importlib.import_module(f"latte.commands.{name}").main()
+    else:
+        raise UserError(f"there is no command {name!r}; the nearest is {nearest(name, COMMANDS)!r}, see latte --help")

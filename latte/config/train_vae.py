@@ -1,0 +1,43 @@
+"""The options of the train_vae command."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from latte.config.parser import OptionError, Options, in_range, option
+
+
+@dataclasses.dataclass(kw_only=True)
+class VaeTrainConfig(Options):
+    """Training of the autoencoder"""
+
+    data_folder: str = option("datasets/demo", "images anywhere below it; where there are none, videos")
+    target: str = option(
+        "outputs/vae/vae.safetensors", "file to write; beside it NAME.csv, a log, and NAME.png, pictures"
+    )
+    block_out_channels: list[int] = option([32, 64, 96], "widths; levels halve")
+    layers_per_block: int = option(1, "residual blocks a level")
+    latent_channels: int = option(4, "channels of the latents")
+    steps: int = option(2000, "optimizer steps")
+    batch_size: int = option(4, "crops a step")
+    crop: int = option(64, "pixels a side of a crop")
+    learning_rate: float = option(1e-3, "the highest; it falls along a cosine")
+    l1_weight: float = option(1.0, "weight of the absolute error")
+    mse_weight: float = option(1.0, "weight of the squared error")
+    kl_weight: float = option(1e-6, "weight of the divergence")
+    ema_decay: float = option(
+        0.99, "decay of the average of the weights, which is what is saved; 0 = the weights themselves"
+    )
+    save_interval: int = option(500, "steps between two saves")
+    half: bool = option(False, "store float16")
+    seed: int = option(0, "of weights, crops and noise")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("layers_per_block", "latent_channels", "steps", "batch_size", "crop", "save_interval"):
+            in_range(self, key, 1)
+        for key in ("learning_rate", "l1_weight", "mse_weight", "kl_weight", "seed"):
+            in_range(self, key, 0)
+        in_range(self, "ema_decay", 0, 1)
+        if not self.block_out_channels:
+            raise OptionError("block_out_channels", self.block_out_channels, "a list such as [32, 64, 96]")

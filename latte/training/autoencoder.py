@@ -1,0 +1,229 @@
+"""Training of a small AutoencoderKL on crops of frames: data, step, measures, and the loop."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+from PIL import Image
+from tqdm import tqdm
+
+from latte.components.codec import LOGVAR_RANGE
+from latte.config import VaeTrainConfig
+from latte.errors import UserError
+from latte.io.atomic import atomic_path
+from latte.io.video import FRAME_SUFFIXES, read_video, to_uint8
+from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from latte.runtime import graphs
+from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_average
+from latte.training.stopping import StopSignal
+from latte.weights.files import CONFIG, check_suffix, write_state_dict
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".gif")
+HELD_OUT = 20  # every so manieth clip is kept for measuring
+MEASURED = 48  # frames of those clips, evenly spread
+SHOWN = 12  # of these, in the picture
+REPORT = 100  # steps between two lines of the log
+MAX_NORM = 1.0
+COLUMNS = ("step", "loss", "psnr", "held_out_psnr", "scaling_factor", "seconds")
+
+
+class VaeStep(nn.Cell):
+    """One step: reconstruct crops, and change the weights and their average."""
+
+    def __init__(self, vae: AutoencoderKL, average: AutoencoderKL, rates: np.ndarray, settings: VaeTrainConfig):
+        super().__init__()
+        self.vae = vae
+        self.l1_weight, self.mse_weight = settings.l1_weight, settings.mse_weight
+        self.kl_weight, self.ema_decay = settings.kl_weight, settings.ema_decay
+        self.rates = ms.Tensor(rates, ms.float32)
+        weights = dict(vae.parameters_and_names())
+        averages = dict(average.parameters_and_names())
+        self.weights = ms.ParameterTuple(list(weights.values()))
+        self.averages = ms.ParameterTuple([averages[name] for name in weights])
+        self.optimizer = AdamW(list(self.weights), (0.9, 0.99), 1e-8, 0.0)
+        self.step = ms.Parameter(ms.Tensor(0, ms.int32), name="step", requires_grad=False)
+        self.value_and_grad = ms.value_and_grad(self.loss, None, self.weights, has_aux=True)
+
+    def loss(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        """Return the loss and the mean squared error of pixels (N, 3, H, W) in [-1, 1]."""
+        mean, logvar = ops.chunk(self.vae.encode(x), 2, 1)  # (N, L, h, w)
+        logvar = ops.clamp(logvar, *LOGVAR_RANGE)
+        error = self.vae.decode(mean + ops.exp(0.5 * logvar) * noise) - x
+        squared = ops.square(error).mean()
+        kl = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1 - logvar).sum() / x.shape[0]
+        loss = self.l1_weight * ops.abs(error).mean() + self.mse_weight * squared + self.kl_weight * kl
+        return loss, squared
+
+    def construct(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        """Train on crops and return the loss and their mean squared error."""
+        (loss, squared), gradients = self.value_and_grad(x, noise)
+        norm = global_norm(gradients)
+        self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), self.rates[self.step])
+        update_average(self.averages, self.weights, self.ema_decay)
+        ops.assign(self.step, self.step + 1)
+        return loss, squared
+
+
+def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return all frames below a folder, uint8 (N, H, W, 3), and the number of the clip that each is from, (N,).
+
+    A folder of images is a clip. Videos are read where there are no images, which are the better copy.
+    Raises UserError if there is nothing, something is broken, or sizes differ.
+    """
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    paths = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES]
+    read = _read_image
+    if not paths:
+        paths, read = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES], read_video
+    if not paths:
+        suffixes = ", ".join((*FRAME_SUFFIXES, *VIDEO_SUFFIXES))
+        raise UserError(f"data_folder {folder} holds no images or videos ({suffixes}); name the folder of a data set")
+    parts, clips, numbers = [], [], {}
+    for path in tqdm(paths, desc="reading", unit="file", delay=2):
+        parts.append(read(path))
+        if parts[-1].shape[1:] != parts[0].shape[1:]:
+            raise UserError(f"{path} has another size than {paths[0].name}; data_folder must hold one size only")
+        clip = path.parent if read is _read_image else path
+        clips += [numbers.setdefault(clip, len(numbers))] * len(parts[-1])
+    return np.concatenate(parts), np.array(clips)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """Return an image as a video of one frame, uint8 (1, H, W, 3)."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))[None]
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
+        raise UserError(f"cannot read the image {path}; it is broken or not an image") from error
+
+
+def split(frames: np.ndarray, clips: np.ndarray, folder: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames to train on and a few of whole other clips to measure on; raises UserError for one clip."""
+    held_out = clips % HELD_OUT == 0
+    if held_out.all():
+        raise UserError(f"data_folder {folder} holds one clip, but one to train on and one to measure on are needed")
+    chosen = np.flatnonzero(held_out)
+    chosen = chosen[np.linspace(0, len(chosen) - 1, min(MEASURED, len(chosen))).astype(int)]
+    return frames[~held_out], frames[chosen]
+
+
+def pixels_of(images: np.ndarray) -> np.ndarray:
+    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [-1, 1]."""
+    return np.moveaxis(images.astype(np.float32) / 127.5 - 1, -1, 1)
+
+
+def crops(frames: np.ndarray, settings: VaeTrainConfig, rng: np.random.Generator) -> np.ndarray:
+    """Return random, randomly mirrored crops as pixels."""
+    size, chosen = settings.crop, []
+    for number in rng.integers(len(frames), size=settings.batch_size):
+        top, left = (rng.integers(side - size + 1) for side in frames.shape[1:3])
+        crop = frames[number, top : top + size, left : left + size]
+        chosen.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    return pixels_of(np.stack(chosen))
+
+
+def measure(vae: AutoencoderKL, held_out: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """Return PSNR in decibels, the deviation of the posterior's samples, and the reconstructions as uint8."""
+    moments = np.concatenate([vae.encode(ms.Tensor(pixels_of(frame[None]))).asnumpy() for frame in held_out])
+    mean, logvar = np.split(moments, 2, axis=1)
+    z = mean + np.exp(0.5 * np.clip(logvar, *LOGVAR_RANGE)) * np.random.default_rng(0).normal(size=mean.shape)
+    decoded = np.concatenate([vae.decode(ms.Tensor(part[None], ms.float32)).asnumpy() for part in mean])
+    return decibels(np.square(decoded - pixels_of(held_out)).mean()), float(z.std()), to_uint8(decoded)
+
+
+def decibels(squared: float) -> float:
+    """Return the PSNR that a mean squared error of pixels in [-1, 1] is."""
+    return float(-10 * np.log10(squared / 4))
+
+
+def save(vae: AutoencoderKL, held_out: np.ndarray, settings: VaeTrainConfig) -> tuple[float, float]:
+    """Write the weights and a picture of held-out frames over their reconstructions; return PSNR and latent scale."""
+    psnr, deviation, decoded = measure(vae, held_out)
+    tensors = {name: weight.asnumpy() for name, weight in vae.parameters_and_names()}
+    if settings.half:
+        tensors = {name: values.astype(np.float16) for name, values in tensors.items()}
+    config = dataclasses.replace(vae.config, scaling_factor=round(1 / deviation, 5))
+    metadata = {CONFIG: json.dumps(dataclasses.asdict(config))}
+    write_state_dict(settings.target, tensors, metadata)
+    shown = np.linspace(0, len(held_out) - 1, min(SHOWN, len(held_out))).astype(int)
+    picture = np.concatenate([np.concatenate(list(rows[shown]), axis=1) for rows in (held_out, decoded)])
+    with atomic_path(Path(settings.target).with_suffix(".png")) as temporary:
+        Image.fromarray(picture).save(temporary)
+    return psnr, 1 / deviation
+
+
+def write_log(rows: list[tuple], settings: VaeTrainConfig) -> None:
+    """Write the log beside the weights."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    with atomic_path(Path(settings.target).with_suffix(".csv")) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def fit(
+    step: Callable, average: AutoencoderKL, frames: np.ndarray, held_out: np.ndarray, settings: VaeTrainConfig
+) -> tuple[float, float]:
+    """Train, save at every interval, at the end and when asked to stop; return the last PSNR and latent scale."""
+    rng = np.random.default_rng(settings.seed)
+    side = settings.crop // average.config.downsampling
+    shape = (settings.batch_size, settings.latent_channels, side, side)
+    rows, recent, start = [], deque(maxlen=REPORT), time.time()
+    psnr = scale = 0.0
+    with StopSignal() as stop, tqdm(total=settings.steps, desc="training", unit="step") as bar:
+        for number in range(1, settings.steps + 1):
+            noise = rng.standard_normal(shape, np.float32)
+            outputs = step(ms.Tensor(crops(frames, settings, rng)), ms.Tensor(noise))
+            recent.append([float(value) for value in outputs])
+            loss, squared = np.mean(recent, axis=0)
+            bar.set_postfix(loss=f"{loss:.4f}", psnr=f"{decibels(squared):.2f}", refresh=False)
+            bar.update()
+            last = number == settings.steps or stop.requested
+            row = [number, f"{loss:.5f}", f"{decibels(squared):.3f}", "", "", round(time.time() - start)]
+            if last or number % settings.save_interval == 0:
+                psnr, scale = save(average, held_out, settings)
+                row[3:5] = f"{psnr:.3f}", f"{scale:.5f}"
+                write_log([*rows, row], settings)
+            if last or number % settings.save_interval == 0 or number % REPORT == 0:
+                rows.append(row)
+            if last:
+                break
+    return psnr, scale
+
+
+def train(settings: VaeTrainConfig) -> str:
+    """Train an autoencoder, save it, and return a line about it; raises UserError if data or sizes do not fit."""
+    check_suffix(settings.target)
+    config = AutoencoderConfig(
+        latent_channels=settings.latent_channels,
+        block_out_channels=tuple(settings.block_out_channels),
+        layers_per_block=settings.layers_per_block,
+        mid_block_add_attention=False,  # so that crops train for whole images
+    )
+    all_frames, clips = read_clips(settings.data_folder)
+    sides = all_frames.shape[1:3]
+    if settings.crop % config.downsampling or settings.crop > min(sides):
+        raise UserError(
+            f"crop is {settings.crop}, but must be a multiple of {config.downsampling} and at most {min(sides)}, "
+            f"the smaller side of the images"
+        )
+    if any(side % config.downsampling for side in sides):
+        raise UserError(
+            f"data_folder {settings.data_folder} holds images of {sides[1]} x {sides[0]} pixels, "
+            f"but their sides must be multiples of {config.downsampling}; resize them, or use fewer block_out_channels"
+        )
+    frames, held_out = split(all_frames, clips, settings.data_folder)
+    vae, average = (AutoencoderKL(config, settings.seed) for _ in range(2))
+    rates = learning_rates("cosine", settings.learning_rate, 0.0, min(100, settings.steps // 10), settings.steps)
+    step = graphs.compile_training(VaeStep(vae, average, rates, settings).construct)
+    psnr, scale = fit(step, average, frames, held_out, settings)
+    return f"{settings.target}: PSNR {psnr:.2f} dB on held-out clips, scaling factor {scale:.5f}"
