@@ -57,7 +57,7 @@ def read_t5(folder: str | Path) -> tuple[dict[str, np.ndarray], T5Config]:
 def t5_bytes(config: T5Config, compute: ms.Type, as_int8: bool) -> int:
     """Return about how much memory the weights take in a dtype; those of float16's last products stay float32."""
     size = 4 if compute == ms.float32 else 2
-    return (config.parameters - config.matrices) * size + config.matrices * (1 if as_int8 else size)
+    return (config.parameter_count - config.matrices) * size + config.matrices * (1 if as_int8 else size)
 
 
 def _warn_of_memory(needed: int) -> None:

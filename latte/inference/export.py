@@ -220,7 +220,7 @@ def dry_run(cfg: ExportConfig) -> str:
     parts, compute = find_parts(cfg.checkpoint, _vae(cfg), cfg.enable_vae_temporal_decoder), device.DTYPES[cfg.dtype]
     if cfg.part == "t5":
         config = read_t5(_text_encoder(cfg))[1]
-        signature, size = t5_signature(cfg, config.d_model), config.parameters * (4 if compute == ms.float32 else 2)
+        signature, size = t5_signature(cfg, config.d_model), config.parameter_count * (4 if compute == ms.float32 else 2)
     elif cfg.part == "denoiser":
         vae, t2v = check_vae(parts.vae), is_t2v_folder(cfg.checkpoint)
         config = check_t2v(parts.network) if t2v else check_model(parts.network, **model_options(cfg, vae))

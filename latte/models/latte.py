@@ -7,6 +7,8 @@ frames, patches of a frame, width. Even blocks attend over T, odd ones over F.
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import ClassVar
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -27,7 +29,11 @@ FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 
 @dataclasses.dataclass(frozen=True)
 class LatteConfig:
-    """Everything that fixes the shape of a Latte network."""
+    """Everything that fixes the shape of a Latte network, and what is sampled with it by default."""
+
+    default_steps: ClassVar[int] = 250
+    default_guidance: ClassVar[float] = 1.0  # none
+    default_solver: ClassVar[str | None] = "ddpm"
 
     hidden_size: int = 1152
     depth: int = 28
@@ -64,6 +70,51 @@ class LatteConfig:
     def out_channels(self) -> int:
         """Channels of the output: the noise, then the interpolation of its variance."""
         return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def conditioning(self) -> str:
+        """What the videos are conditioned on: "none", "class" or "text" (embeddings of CLIP)."""
+        return self.condition or "none"
+
+    @property
+    def default_frames(self) -> int:
+        """Frames of a video."""
+        return self.num_frames
+
+    def latent_shape(
+        self, frames: int | None = None, height: int | None = None, width: int | None = None, side: int = 8
+    ) -> tuple[int, int, int, int]:
+        """Return the shape (F, C, h, w) of a video's latents; height and width in pixels, `side` pixels per latent.
+
+        Raises UserError if another size than the network's own is asked for.
+        """
+        h, w = self.latent_size
+        own = {"height": h * side, "width": w * side, "video_length": self.num_frames}
+        for (name, value), asked in zip(own.items(), (height, width, frames), strict=True):
+            if asked not in (None, value):
+                raise UserError(f"{name} is {value} in this network, but {asked} is asked for; load it for other sizes")
+        return self.num_frames, self.in_channels, h, w
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of all weights of the network, the two position embeddings included."""
+        d, p = self.hidden_size, self.patch_size**2
+        count = d * (self.in_channels * p + 1)  # patches
+        count += d * (FREQUENCIES + d + 2)  # time
+        count += d * (math.prod(self.grid) + self.num_frames)  # positions
+        if self.condition == "class":
+            count += d * (self.num_classes + 1)
+        if self.condition == "text":
+            count += d * (math.prod(CLIP_TEXT) + 1)
+        count += self.depth * d * (18 * d + 15)
+        return count + p * self.out_channels * (d + 1) + 2 * d * (d + 1)  # the final layer
+
+    def describe(self) -> str:
+        """Return the sizes in words."""
+        return (
+            f"depth {self.depth}, width {self.hidden_size}, {self.num_heads} heads, patch {self.patch_size}, "
+            f"condition {self.conditioning}"
+        )
 
 
 def transformer_block(  # the weights are arguments, so that all blocks share one compiled graph

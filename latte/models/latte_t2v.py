@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import mindspore as ms
 from mindspore import nn
@@ -35,6 +35,11 @@ DISCARD = -1e9  # added to the score of a token that is none
 @dataclasses.dataclass(frozen=True)
 class LatteT2VConfig:
     """Everything that fixes the shape of a LatteT2V network; diffusers' names, with the sizes of Latte-1."""
+
+    default_steps: ClassVar[int] = 50
+    default_guidance: ClassVar[float] = 7.5
+    default_solver: ClassVar[str | None] = None  # the folder's
+    conditioning: ClassVar[str] = "prompt"  # what the videos are conditioned on
 
     num_attention_heads: int = 16
     attention_head_dim: int = 72
@@ -62,6 +67,49 @@ class LatteT2VConfig:
     def num_heads(self) -> int:
         """Attention heads, under the name that all networks here have for them."""
         return self.num_attention_heads
+
+    @property
+    def depth(self) -> int:
+        """Blocks over patches and blocks over frames together."""
+        return 2 * self.num_layers
+
+    @property
+    def default_frames(self) -> int:
+        """Frames of a video of which no length is asked for."""
+        return self.video_length
+
+    def latent_shape(
+        self, frames: int | None = None, height: int | None = None, width: int | None = None, side: int = 8
+    ) -> tuple[int, int, int, int]:
+        """Return the shape (F, C, h, w) of a video's latents; height and width in pixels, `side` pixels per latent.
+
+        Raises UserError if the sizes are not whole patches.
+        """
+        unit, own = side * self.patch_size, self.sample_size * side
+        height, width, frames = height or own, width or own, frames or self.video_length
+        if frames < 1 or any(size < unit or size % unit for size in (height, width)):
+            raise UserError(
+                f"height and width must be multiples of {unit}, video_length 1 or more; "
+                f"asked for are {height}, {width} and {frames}"
+            )
+        return frames, self.in_channels, height // side, width // side
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of all weights of the network."""
+        d, p = self.hidden_size, self.patch_size**2
+        count = d * (self.in_channels * p + 1)  # patches
+        count += d * (FREQUENCIES + d + 2) + 6 * d * (d + 1)  # time
+        count += d * (self.caption_channels + d + 2)  # text
+        count += self.num_layers * d * (28 * d + 34)
+        return count + 2 * d + p * self.out_channels * (d + 1)  # the final layer
+
+    def describe(self) -> str:
+        """Return the sizes in words."""
+        return (
+            f"depth {self.depth}, width {self.hidden_size}, {self.num_heads} heads, patch {self.patch_size}, "
+            f"condition {self.conditioning}"
+        )
 
 
 def config_from_json(values: Mapping[str, Any], source: str) -> LatteT2VConfig:

@@ -70,15 +70,15 @@ class T5Config:
         return cls(**found)
 
     @property
-    def parameters(self) -> int:
-        """How many numbers the encoder's weights have."""
+    def parameter_count(self) -> int:
+        """Elements of all weights of the encoder."""
         norms = (2 * self.num_layers + 1) * self.d_model
         bias = self.relative_attention_num_buckets * self.num_heads
         return self.vocab_size * self.d_model + self.matrices + norms + bias
 
     @property
     def matrices(self) -> int:
-        """How many of them are in the matrices of the blocks."""
+        """Elements of the matrices of the blocks alone."""
         return self.num_layers * self.d_model * (4 * self.d_kv * self.num_heads + 3 * self.d_ff)
 
 

@@ -120,7 +120,7 @@ def test_memory_is_about_a_quarter():
     for net, share in ((LatteT2V(video, seed=None), 0.3), (T5Encoder(text), 0.26)):
         before = size(net)
         assert 0.25 < size(empty_int8(net)) / before < share
-    assert T5Config().matrices == 4_630_511_616 and T5Config().parameters == 4_762_310_656
+    assert T5Config().matrices == 4_630_511_616 and T5Config().parameter_count == 4_762_310_656
 
 
 def test_the_video_network():
