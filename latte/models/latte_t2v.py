@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
@@ -21,6 +22,7 @@ from latte.models.block import Block, Network
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
 from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
+from latte.weights.match import check_asked, read_config
 
 FIXED = {  # what every LatteTransformer3DModel has and this one computes; another value is another network
     "activation_fn": "gelu-approximate",
@@ -29,6 +31,8 @@ FIXED = {  # what every LatteTransformer3DModel has and this one computes; anoth
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,
 }
+# Of files of older versions: a null text that is not used, and embeddings that are computed.
+UNUSED = ("caption_projection.y_embedding", "pos_embed.pos_embed", "temp_pos_embed")
 DISCARD = -1e9  # added to the score of a token that is none
 
 
@@ -57,6 +61,35 @@ class LatteT2VConfig:
             raise UserError(f"cross_attention_dim {self.cross_attention_dim} is not the width {self.hidden_size}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels) or self.hidden_size % 4:
             raise UserError(f"out_channels {self.out_channels} or width {self.hidden_size} is none of a LatteT2V")
+
+    @classmethod
+    def from_weights(
+        cls, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: str, **asked: Any
+    ) -> LatteT2VConfig:
+        """Return the configuration in the config.json that lies beside weights; None asks for nothing.
+
+        Raises UserError if there is none, it is of a network of another kind, or has settings that this one does not
+        compute or that are not those asked for.
+        """
+        values, where = read_config(metadata, source), f"the config.json of {source}"
+        name = values.get("_class_name", "LatteTransformer3DModel")
+        if name not in ("LatteTransformer3DModel", "LatteT2V"):
+            raise UserError(f"{where} describes a {name}, not a LatteTransformer3DModel")
+        other = [f"{key} {values[key]!r}" for key, value in FIXED.items() if values.get(key, value) != value]
+        if other:
+            raise UserError(f"{where} asks for {', '.join(other)}, which no Latte has and is not supported")
+        sizes = {
+            field.name: values[field.name] for field in dataclasses.fields(cls) if values.get(field.name) is not None
+        }
+        if wrong := [key for key, value in sizes.items() if type(value) is not int or value < 1]:
+            raise UserError(f"{where}: {', '.join(wrong)} must be whole numbers from 1 on")
+        config = cls(**sizes)
+        check_asked(vars(config), asked, source)
+        return config
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config.json of diffusers."""
+        return {"_class_name": "LatteTransformer3DModel", **FIXED, **dataclasses.asdict(self)}
 
     @property
     def hidden_size(self) -> int:
@@ -112,22 +145,9 @@ class LatteT2VConfig:
         )
 
 
-def config_from_json(values: Mapping[str, Any], source: str) -> LatteT2VConfig:
-    """Return the configuration that a transformer's config.json holds.
-
-    Raises UserError for a network of another kind, or settings that this one does not compute.
-    """
-    name = values.get("_class_name", "LatteTransformer3DModel")
-    if name not in ("LatteTransformer3DModel", "LatteT2V"):
-        raise UserError(f"{source} describes a {name}, not a LatteTransformer3DModel")
-    other = [f"{key} {values[key]!r}" for key, value in FIXED.items() if values.get(key, value) != value]
-    if other:
-        raise UserError(f"{source} asks for {', '.join(other)}, which no Latte has and is not supported")
-    fields = {field.name: field.type for field in dataclasses.fields(LatteT2VConfig)}
-    sizes = {key: values[key] for key in fields if values.get(key) is not None}
-    if wrong := [key for key, value in sizes.items() if type(value) is not int or value < 1]:
-        raise UserError(f"{source}: {', '.join(wrong)} must be whole numbers from 1 on")
-    return LatteT2VConfig(**sizes)
+def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the weights without those that older versions of LatteTransformer3DModel store and never use."""
+    return {name: values for name, values in tensors.items() if name not in UNUSED}
 
 
 def video_block(  # the weights are arguments, so that all blocks share one compiled graph
@@ -296,6 +316,8 @@ class CaptionProjection(nn.Cell):
 
 class LatteT2V(Network):
     """The network: noisy latents, timesteps and text to the noise and the interpolation of its variance."""
+
+    fresh = ()  # weights that a training need not start from
 
     def __init__(
         self,

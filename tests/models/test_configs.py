@@ -44,7 +44,9 @@ def test_defaults_differ_by_network():
 
 def test_shapes_of_latents():
     latte = LatteConfig(**SMALL)
-    assert latte.latent_shape() == latte.latent_shape(3, 32, 64) == latte.latent_shape(height=16, side=4) == (3, 4, 4, 8)
+    assert (
+        latte.latent_shape() == latte.latent_shape(3, 32, 64) == latte.latent_shape(height=16, side=4) == (3, 4, 4, 8)
+    )
     assert T2V.latent_shape() == (5, 4, 4, 4) and T2V.latent_shape(1, 16, 48) == (1, 4, 2, 6)
     for asked, said in (
         ({"frames": 4}, "video_length is 3 in this network, but 4"),
