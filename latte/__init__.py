@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 # Loaded on first use, so that `sample.py --help` and the file tools do not wait for MindSpore.
 _HOMES = {
     "create_model": "latte.models",
+    "load": "latte.components.loading",
     "load_model": "latte.components.loading",
     "load_vae": "latte.components.loading",
     "load_weights": "latte.components.loading",

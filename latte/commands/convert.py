@@ -5,12 +5,8 @@ from __future__ import annotations
 import jsonargparse
 
 from latte.components.convert import FORMS, check_target, convert, convert_folder, converter_parser
+from latte.components.loading import read
 from latte.components.quantize import KINDS
-from latte.errors import UserError
-from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from latte.models.latte import Latte, LatteConfig
-from latte.weights.files import read_state_dict
-from latte.weights.match import infer_latte_config, infer_vae_config
 
 NETWORK = """Convert the weights of a Latte network between PyTorch, MindSpore and safetensors, in any direction.
 
@@ -40,12 +36,8 @@ def main_network() -> None:
     parser.add_argument("--num_heads", type=int, help="attention heads, if the width is not an official one's")
     options = parser.parse_args()
     check_target(options.source, options.target)
-    state = read_state_dict(options.source, options.weights)
-    config = infer_latte_config(state.tensors, state.metadata, options.num_heads, options.source)
-    if options.num_heads not in (None, config["num_heads"]):
-        raise UserError(f"{options.source} says that it has {config['num_heads']} heads; leave --num_heads out")
-    net = Latte(LatteConfig(**config), seed=None)  # memory that is never touched
-    print(convert(state, config, net, options.source, options.target, options.dry_run))
+    found = read(options.source, "latte", weights=options.weights, num_heads=options.num_heads)
+    print(convert(found, options.target, options.dry_run))
 
 
 def main_vae() -> None:
@@ -54,10 +46,8 @@ def main_vae() -> None:
     parser.add_argument("--norm_num_groups", type=int, help="groups of the norms, if not 32 and no config.json says it")
     options = parser.parse_args()
     check_target(options.source, options.target)
-    state = read_state_dict(options.source)
-    config = infer_vae_config(state.tensors, state.metadata, options.norm_num_groups, options.source)
-    net = AutoencoderKL(AutoencoderConfig(**config), seed=None)  # memory that is never touched
-    print(convert(state, config, net, options.source, options.target, options.dry_run))
+    found = read(options.source, "autoencoder", norm_num_groups=options.norm_num_groups)
+    print(convert(found, options.target, options.dry_run))
 
 
 def main_folder() -> None:

@@ -20,14 +20,13 @@ from tqdm import tqdm
 
 from latte.components.convert import summary
 from latte.components.folders import INDEX
-from latte.components.loading import check_t2v
+from latte.components.loading import Weights, read
+from latte.components.quantize import is_quantized
 from latte.errors import UserError
 from latte.io.atomic import atomic_folder, check_new_folder, sync
-from latte.models.latte_t2v import LatteT2V, LatteT2VConfig, config_from_json
 from latte.weights import lora
 from latte.weights.files import StateFile, read_state_dict
 from latte.weights.fingerprint import base_fingerprint
-from latte.weights.match import check_state, read_config
 from latte.weights.safetensors_file import write_safetensors
 
 TRANSFORMER = "transformer"
@@ -49,9 +48,7 @@ def main() -> None:
         raise UserError(f"{base} has no {INDEX}; name the diffusers folder of the pretrained network")
     if target.is_relative_to(base.resolve()):
         raise UserError(f"{target} lies in {base}; name a folder elsewhere")
-    config = check_t2v(base / TRANSFORMER)
-    original = read_state_dict(base / TRANSFORMER).tensors
-    tensors = _merged(state, original, config, options.source, options.base)
+    tensors = _merged(state, read(base / TRANSFORMER, "latte_t2v"), options.base)
     if not options.dry_run:
         with atomic_folder(target) as folder:
             _write_folder(folder, base, tensors, target)
@@ -69,22 +66,21 @@ def _options() -> jsonargparse.Namespace:
     return parser.parse_args()
 
 
-def _merged(
-    state: StateFile, original: Mapping[str, np.ndarray], config: LatteT2VConfig, source: str, base: str
-) -> dict[str, np.ndarray]:
+def _merged(state: StateFile, original: Weights, base: str) -> dict[str, np.ndarray]:
     """Return the transformer of the source, in the dtypes of the base; raises UserError if the two do not fit."""
-    if any(values.dtype == np.int8 for values in original.values()):
+    source = state.path
+    if is_quantized(original.tensors):
         raise UserError(f"{base} is quantized; name the network before that, and quantize what comes out")
-    if lora.BASE in state.metadata and state.metadata[lora.BASE] != base_fingerprint(original):
+    if lora.BASE in state.metadata and state.metadata[lora.BASE] != base_fingerprint(original.tensors):
         raise UserError(f"{source} was trained on another network than {base}; name the one it started from")
     if lora.is_low_rank(state.tensors):
-        return lora.merged(original, state.tensors, lora.factor_of(state.metadata, source), source)
-    if config_from_json(read_config(state.metadata, source), source) != config:
+        return lora.merged(original.tensors, state.tensors, lora.factor_of(state.metadata, source), source)
+    whole = read(state, "latte_t2v")
+    if whole.config != original.config:
         raise UserError(f"{source} is of another configuration than {base}; name the one it started from")
-    check_state(LatteT2V(config, seed=None), state.tensors, source)
     tensors = {}
-    for name, values in original.items():
-        tensors[name] = state.tensors[name].astype(values.dtype)
+    for name, values in original.tensors.items():
+        tensors[name] = whole.tensors[name].astype(values.dtype)
         if not np.isfinite(tensors[name].astype(np.float32)).all():
             raise UserError(f"{source}: {name} does not fit {values.dtype.name}, the dtype of {base}")
     return tensors

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import numpy as np
-from mindspore import nn
 from tqdm import tqdm
 
 from latte.components.folders import INDEX, read_json
-from latte.components.loading import empty_vae
-from latte.components.quantize import check_int8, check_kind, is_quantized, matrices, quantized_state
+from latte.components.loading import KINDS, Weights, read
+from latte.components.quantize import check_kind, matrices, quantized_state
 from latte.components.text_encoder import VOCABULARIES
 from latte.errors import UserError
 from latte.io.atomic import atomic_folder, check_new_folder, sync
-from latte.models.latte_t2v import LatteT2V, config_from_json
-from latte.models.t5 import T5Config, T5Encoder, own_names
-from latte.weights.files import CONFIG, SUFFIXES, StateFile, check_suffix, read_state_dict, write_state_dict
-from latte.weights.match import check_state, read_config
-from latte.weights.names import T2V_KIND, kind_of
+from latte.weights.files import CONFIG, SUFFIXES, check_suffix, read_state_dict, write_state_dict
+from latte.weights.match import read_config
 
-Config = dict[str, Any]
 FORMS = ("ckpt", "safetensors", "bin")
-KINDS = {  # of the components that have weights, as `names.kind_of` calls them
-    "transformer": T2V_KIND,
-    "vae": "an autoencoder",
-    "vae_temporal_decoder": "a temporal video decoder",
-    "text_encoder": "a T5 text encoder",
+COMPONENTS = {  # that have weights
+    kind.folder: kind for kind in map(KINDS.get, ("latte_t2v", "autoencoder", "temporal_decoder", "t5"))
 }
 FILES = {"tokenizer": VOCABULARIES, "scheduler": ("scheduler_config.json",)}  # of the others, one that must be there
 OPTIONAL = ("vae_temporal_decoder",)
@@ -41,7 +33,7 @@ QUANTIZABLE = ("transformer", "text_encoder")
 SPARE = 1 << 20  # bytes that the headers of files take
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Component:
     """A part of the folder: its weights, if it has any, and the files beside them that are copied."""
 
@@ -113,7 +105,7 @@ def _read_index(source: Path) -> Path:
 
 def _names(source: Path, asked: str | None) -> list[str]:
     """Return the components to convert; raises UserError if one is missing or not known."""
-    known = [*KINDS, *FILES]
+    known = [*COMPONENTS, *FILES]
     if asked is None:
         names = [name for name in known if name not in OPTIONAL or (source / name).is_dir()]
     else:
@@ -136,23 +128,12 @@ def _component(folder: Path, as_int8: bool) -> Component:
             raise UserError(f"{folder} holds no {' or '.join(FILES[name])}; download the whole folder")
         return Component(name, {}, files)
     state = read_state_dict(folder)
-    kind = kind_of(state.tensors)
-    if kind is None or kind[0] != KINDS[name]:
-        raise UserError(f"{folder} holds {kind[0] if kind else 'something else'}, not {KINDS[name]}")
-    tensors = own_names(state.tensors) if name == "text_encoder" else state.tensors
-    net = _network(name, state, folder)
-    (check_int8 if is_quantized(tensors) else check_state)(net, tensors, str(folder))
-    return Component(name, tensors, [folder / "config.json"], list(matrices(net)) if as_int8 else ())
-
-
-def _network(name: str, state: StateFile, folder: Path) -> nn.Cell:
-    """Return the network of a component's config.json; its memory is never touched."""
-    described, source = read_config(state.metadata, folder), f"the config.json of {folder}"
-    if name == "transformer":
-        return LatteT2V(config_from_json(described, source), seed=None)
-    if name == "text_encoder":
-        return T5Encoder(T5Config.from_json(described, source))
-    return empty_vae(state, folder)
+    read_config(state.metadata, folder)  # diffusers cannot do without
+    found = read(state, COMPONENTS[name].name)
+    if found.kind is not COMPONENTS[name]:
+        raise UserError(f"{folder} holds {found.kind.description}, not {COMPONENTS[name].description}")
+    layers = list(matrices(found.kind.build(found.config))) if as_int8 else ()
+    return Component(name, found.tensors, [folder / "config.json"], layers)
 
 
 def _check_space(target: Path, needed: int) -> None:
@@ -168,9 +149,7 @@ def _write(component: Component, folder: Path, form: str, bar: tqdm) -> None:
     for file in component.files:
         _copy(file, folder)
     if component.tensors:
-        stem = "diffusion_pytorch_model"
-        if component.name == "text_encoder":  # transformers has other names than diffusers
-            stem = "pytorch_model" if form == "bin" else "model"
+        stem = COMPONENTS[component.name].stems[form == "bin"]
         write_state_dict(folder / f"{stem}.{form}", component.written(), {}, bar.update)
 
 
@@ -198,17 +177,17 @@ def check_target(source: str, target: str) -> None:
         raise UserError(f"{target} is the source itself; name another target")
 
 
-def convert(state: StateFile, config: Config, net: nn.Cell, source: str, target: str, dry_run: bool = False) -> str:
+def convert(found: Weights, target: str, dry_run: bool = False) -> str:
     """Write weights with the configuration of their network, and return a line that says what they are.
 
-    Raises UserError if they are not exactly the weights of `net`, or the file cannot be written.
+    Raises UserError if the file cannot be written.
     """
-    check_state(net, state.tensors, source)
-    size = sum(array.nbytes for array in state.tensors.values())
+    tensors, config = found.tensors, dataclasses.asdict(found.config)
+    size = sum(array.nbytes for array in tensors.values())
     if not dry_run:
         with tqdm(total=size, unit="B", unit_scale=True, desc=target, delay=5) as bar:  # only if it takes longer
-            write_state_dict(target, state.tensors, {CONFIG: json.dumps(config)}, bar.update)
-    return f"{source} -> {target}{' (not written)' if dry_run else ''}: {summary(state.tensors)}; {_describe(config)}"
+            write_state_dict(target, tensors, {CONFIG: json.dumps(config)}, bar.update)
+    return f"{found.path} -> {target}{' (not written)' if dry_run else ''}: {summary(tensors)}; {_describe(config)}"
 
 
 def summary(tensors: Mapping[str, np.ndarray]) -> str:
@@ -219,5 +198,5 @@ def summary(tensors: Mapping[str, np.ndarray]) -> str:
     return f"{len(tensors)} tensors, {numbers:,} numbers, {dtypes}, {size / 1e6:,.1f} MB"
 
 
-def _describe(config: Config) -> str:
+def _describe(config: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in config.items() if value is not None)

@@ -1,107 +1,214 @@
-"""From weight files to networks: what a converted or official checkpoint holds is enough to rebuild its network."""
+"""From weight files to networks, one protocol for all: `read` and `check` look at a file, `load` builds its network.
+
+What differs between networks is in the table `KINDS`, and beside each of them: their configurations know how to tell
+sizes from weights (`from_weights`), and their modules what weights are called elsewhere (`own_names`).
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from latte.components.quantize import check_int8, check_kind, is_quantized, load_int8
 from latte.errors import UserError
-from latte.models import AutoencoderKL, Latte
-from latte.models.autoencoder import AutoencoderConfig
-from latte.models.embeddings import frame_embedding
-from latte.models.latte import LatteConfig, named_sizes
-from latte.models.latte_t2v import LatteT2V, LatteT2VConfig, config_from_json
+from latte.models import autoencoder, latte_t2v, t5
+from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from latte.models.latte import Latte, LatteConfig
+from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
 from latte.models.precision import pad_heads, prepare
+from latte.models.t5 import T5Config, T5Encoder
 from latte.models.temporal_decoder import AutoencoderKLTemporalDecoder
 from latte.runtime import device
 from latte.weights.files import StateFile, read_state_dict
 from latte.weights.lora import is_low_rank
-from latte.weights.match import (
-    adapt_latte,
-    check_state,
-    infer_latte_config,
-    infer_vae_config,
-    load_state,
-    read_config,
-)
-from latte.weights.names import T2V_KIND, kind_of
+from latte.weights.match import check_state, load_state
 
-log = logging.getLogger("latte")
+Config = LatteConfig | LatteT2VConfig | AutoencoderConfig | T5Config
 Net = TypeVar("Net", Latte, LatteT2V)
-RESIZABLE = ("input_size", "num_frames")  # what position embeddings can be adapted to
 
 
-def load_model(
-    path: str | Path,
+@dataclass(frozen=True)
+class Kind:
+    """What is to be known of one sort of network to read, check, load and convert it."""
+
+    name: str
+    description: str
+    sign: str  # the name of a weight, maybe with *, by which its files are told from those that follow in the table
+    config: type[Config]
+    network: type[nn.Cell]
+    converter: str  # the program that converts its files
+    own_names: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = dict  # weights by the network's own names
+    adapt: Callable[..., dict[str, np.ndarray]] | None = None  # a method of the configuration that fits other weights
+    folder: str | None = None  # its component in a folder of text to video
+    stems: tuple[str, str] = ("diffusion_pytorch_model",) * 2  # of the weights there, and of those that end in .bin
+    takes: tuple[str, ...] = ()  # options of `load` that only some networks have
+
+    def build(
+        self,
+        config: Config,
+        dtype: ms.Type = ms.float32,
+        flash: bool = False,
+        patch_embedder: str = "conv",
+        seed: int | None = None,
+    ) -> nn.Cell:
+        """Return the network of a configuration; without a seed, in memory that is not touched before it is loaded."""
+        if "flash" in self.takes:
+            return self.network(config, patch_embedder, flash, seed=seed, dtype=dtype)
+        return self.network(config, dtype) if "dtype" in self.takes else self.network(config, seed=seed)
+
+
+DENOISER = ("dtype", "flash", "patch_embedder")
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            name="latte",
+            description="a Latte network",
+            sign="x_embedder.proj.weight",
+            config=LatteConfig,
+            network=Latte,
+            converter="tools/latte_converter.py",
+            adapt=LatteConfig.adapt,
+            takes=DENOISER,
+        ),
+        Kind(
+            name="temporal_decoder",
+            description="a temporal video decoder",
+            sign="decoder.*temporal_res_block.*",
+            config=AutoencoderConfig,
+            network=AutoencoderKLTemporalDecoder,
+            converter="tools/t2v_converter.py",
+            own_names=autoencoder.own_names,
+            folder="vae_temporal_decoder",
+        ),
+        Kind(
+            name="autoencoder",
+            description="an autoencoder",
+            sign="*decoder.conv_in.weight",
+            config=AutoencoderConfig,
+            network=AutoencoderKL,
+            converter="tools/vae_converter.py",
+            own_names=autoencoder.own_names,
+            folder="vae",
+        ),
+        Kind(
+            name="latte_t2v",
+            description="the transformer of the text-to-video Latte-1",
+            sign="temporal_transformer_blocks.*",
+            config=LatteT2VConfig,
+            network=LatteT2V,
+            converter="tools/t2v_converter.py",
+            own_names=latte_t2v.own_names,
+            folder="transformer",
+            takes=DENOISER,
+        ),
+        Kind(
+            name="t5",
+            description="a T5 text encoder",
+            sign="encoder.block.0.layer.*",
+            config=T5Config,
+            network=T5Encoder,
+            converter="tools/t2v_converter.py",
+            own_names=t5.own_names,
+            folder="text_encoder",
+            stems=("model", "pytorch_model"),
+            takes=("dtype",),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Weights(StateFile):
+    """The weights of one network, by its own names and with its shapes, as views into their files."""
+
+    config: Config
+    kind: Kind
+
+
+Source = str | Path | StateFile  # a file, a folder, or what was read from one before
+
+
+def kind_of(names: Iterable[str]) -> Kind | None:
+    """Return what sort of network weights of these names are of, None for what is not known here."""
+    names = list(names)
+    return next((kind for kind in KINDS.values() if any(fnmatchcase(name, kind.sign) for name in names)), None)
+
+
+def read(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Weights:
+    """Read the weights of a network: names, shapes and configuration, and the numbers only when they are used.
+
+    What network it is, is read off the names; `kind` (of `KINDS`) says which it must be, where "autoencoder" admits
+    both decoders. `weights` is "ema" or "model"; None takes "ema" where there is one. `asked` are fields of the
+    configuration: another input_size or num_frames than a Latte's adapts its position embeddings, a size that the file
+    does not tell is taken; anything else must agree with the file, and None asks for nothing.
+    Raises UserError if there is no such file, it is not the whole of such a network, or of another than is asked for.
+    """
+    found = _interpret(path, kind, weights, asked)
+    if found is path:
+        return found
+    check_fit = check_int8 if is_quantized(found.tensors) else check_state
+    check_fit(found.kind.build(found.config), found.tensors, found.path)
+    return found
+
+
+def check(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Config:
+    """Return the configuration of the network that `load` would build; raises UserError as it does, loads nothing."""
+    return read(path, kind, weights=weights, **asked).config
+
+
+def load(
+    path: Source,
+    kind: str | None = None,
     *,
-    dtype: str = "fp32",
-    patch_embedder: str = "conv",
-    enable_flash_attention: bool = False,
     weights: str | None = None,
-    **asked: int | str | tuple[int, int] | None,
-) -> Latte:
-    """Rebuild the Latte network that a checkpoint holds (.ckpt, .safetensors, or an official .pt).
-
-    `weights` is "ema" or "model"; None takes "ema" where there is one. `asked` are fields of LatteConfig: another
-    input_size or num_frames than the file's adapts its position embeddings; num_heads is taken where the file does not
-    tell; anything else must agree with the file.
-    Raises UserError if the file cannot be read, is not a whole Latte, or is another network than the one asked for.
-    """
-    compute = device.compute_dtype(dtype)
-    tensors, config = _read_latte(path, weights, asked)
-    flash = device.use_flash_attention(enable_flash_attention, compute)
-    net = Latte(config, patch_embedder, flash, seed=None, dtype=compute)
-    net.set_train(False)
-    return _load(net, tensors, path)
-
-
-def load_t2v(
-    path: str | Path,
-    *,
     dtype: str = "fp32",
-    patch_embedder: str = "conv",
-    enable_flash_attention: bool = False,
+    flash: bool = False,
     quantize: str | None = None,
-) -> LatteT2V:
-    """Rebuild the text-to-video network in a diffusers folder, or in a file with its config.json beside it.
+    patch_embedder: str = "conv",
+    **asked: Any,
+) -> nn.Cell:
+    """Rebuild the network that a file or folder holds; `path`, `kind`, `weights` and `asked` are those of `read`.
 
-    With `quantize` "int8" the matrices of its blocks are held as int8, as those of a quantized file are anyway.
-    Raises UserError if it cannot be read, or is not a whole LatteTransformer3DModel.
+    Denoisers and T5 compute in `dtype` (fp32, fp16, bf16); denoisers may use the fused attention kernel (`flash`) and
+    another `patch_embedder`. With `quantize` "int8" the matrices of the blocks are held as int8, as those of a
+    quantized file are anyway. Memory for one weight more than the network's is needed.
+    Raises UserError as `read` does, and for options that the network does not have.
     """
-    kind, compute = check_kind(quantize), device.compute_dtype(dtype)
-    tensors, config = read_t2v(path)
-    flash = device.use_flash_attention(enable_flash_attention, compute)
-    net = LatteT2V(config, patch_embedder, flash, seed=None, dtype=compute)
-    if kind or is_quantized(tensors):
-        return prepare(load_int8(net, tensors, path))
-    return _load(net, tensors, path)
+    as_int8, compute = check_kind(quantize) is not None, device.compute_dtype(dtype)
+    found = _interpret(path, kind, weights, asked)
+    given = {"dtype": dtype != "fp32", "flash": flash, "patch_embedder": patch_embedder != "conv"}
+    if wrong := [name for name, is_given in given.items() if is_given and name not in found.kind.takes]:
+        raise UserError(
+            f"{found.path} is {found.kind.description}, which has no option {', '.join(wrong)}; leave it out"
+        )
+    net = found.kind.build(found.config, compute, device.use_flash_attention(flash, compute), patch_embedder)
+    net.set_train(False)
+    fill = load_int8 if as_int8 or is_quantized(found.tensors) else load_state
+    fill(net, found.tensors, found.path)
+    return prepare(net) if found.kind.takes == DENOISER else net
 
 
-def check_t2v(path: str | Path) -> LatteT2VConfig:
-    """Return the configuration of the network that `load_t2v` would build; raises UserError as it does."""
-    tensors, config = read_t2v(path)
-    check = check_int8 if is_quantized(tensors) else check_state
-    check(LatteT2V(config, seed=None), tensors, str(path))
-    return config
+def load_model(path: str | Path, *, enable_flash_attention: bool = False, **options: Any) -> Latte:
+    """Return the Latte network of a checkpoint (.ckpt, .safetensors, an official .pt); options are those of `load`."""
+    return load(path, "latte", flash=enable_flash_attention, **options)
 
 
-def read_t2v(path: str | Path) -> tuple[dict[str, np.ndarray], LatteT2VConfig]:
-    """Return the tensors of a text-to-video network, as views into its files, and its configuration.
+def load_t2v(path: str | Path, *, enable_flash_attention: bool = False, **options: Any) -> LatteT2V:
+    """Return the text-to-video network of a diffusers folder, or of a file with its config.json; see `load`."""
+    return load(path, "latte_t2v", flash=enable_flash_attention, **options)
 
-    Raises UserError if they are another network's or only additions to one, or have no configuration beside them.
-    """
-    state = read_state_dict(path)
-    if is_low_rank(state.tensors):
-        raise UserError(f"{path} holds low-rank additions to a network; tools/t2v_export.py puts them together")
-    kind = kind_of(state.tensors)
-    if kind is None or kind[0] != T2V_KIND:
-        raise UserError(f"{path} holds {kind[0] if kind else 'something else'}, not {T2V_KIND}")
-    described = read_config(state.metadata, path)
-    return state.tensors, config_from_json(described, f"the config.json of {path}")
+
+def load_vae(path: str | Path) -> AutoencoderKL:
+    """Return the autoencoder, of either decoder, that a checkpoint or a diffusers folder holds; see `load`."""
+    return load(path, "autoencoder")
 
 
 def load_weights(net: Latte, path: str | Path, weights: str | None = None, interpolate: bool = False) -> Latte:
@@ -111,74 +218,52 @@ def load_weights(net: Latte, path: str | Path, weights: str | None = None, inter
     Raises UserError that lists missing, unexpected and mis-shaped names; then nothing is loaded.
     """
     if interpolate:
-        asked = {key: getattr(net.config, key) for key in (*RESIZABLE, "num_heads")}
-        tensors, _ = _read_latte(path, weights, asked)
-    else:
-        tensors = read_state_dict(path, weights).tensors
-    return _load(net, tensors, path)
+        asked = {key: getattr(net.config, key) for key in ("input_size", "num_frames", "num_heads")}
+        return fill(net, read(path, "latte", weights=weights, **asked))
+    return fill(net, open_weights(path, "latte", weights)[0])
 
 
-def _load(net: Net, tensors: dict[str, np.ndarray], path: str | Path) -> Net:
-    """Load official weights strictly into a network as it was built, or as it was already prepared."""
+def fill(net: Net, state: StateFile) -> Net:
+    """Load weights strictly into a network as it was built, or as it was already prepared, and return it."""
+    tensors = state.tensors
     if net.prepared and net.flash:
         tensors = {name: pad_heads(name, values, net.config.num_heads) for name, values in tensors.items()}
-    load_state(net, tensors, str(path))
+    load_state(net, tensors, state.path)
     return net if net.prepared else prepare(net)
 
 
-def load_vae(path: str | Path) -> AutoencoderKL:
-    """Rebuild the AutoencoderKL that a checkpoint or a diffusers folder holds.
+def open_weights(path: Source, kind: str | None = None, weights: str | None = None) -> tuple[StateFile, Kind]:
+    """Return the weights in a file by the names of their network, which they may be only part of, and its kind.
 
-    Raises UserError if the file cannot be read or is not a whole autoencoder.
+    Raises UserError if there is no such file, or its weights are of another kind.
     """
-    vae, tensors = _read_vae(path)
-    load_state(vae, tensors, str(path))
-    return vae
+    if isinstance(path, StateFile) and weights:
+        raise ValueError("which of two sets of weights to take must be said when the file is read")
+    state = path if isinstance(path, StateFile) else read_state_dict(path, weights)
+    found = _as_asked(state.tensors, kind, state.path)
+    return StateFile(found.own_names(state.tensors), state.metadata, state.path), found
 
 
-def check_vae(path: str | Path) -> AutoencoderConfig:
-    """Return the configuration of the autoencoder that `load_vae` would build; raises UserError as it does."""
-    vae, tensors = _read_vae(path)
-    check_state(vae, tensors, str(path))
-    return vae.config
+def _as_asked(tensors: Mapping[str, np.ndarray], asked: str | None, source: str) -> Kind:
+    """Return the kind of weights; raises UserError if it is not the one asked for, or none that is known."""
+    if is_low_rank(tensors):
+        raise UserError(f"{source} holds low-rank additions to a network; tools/t2v_export.py puts them together")
+    found, wanted = kind_of(tensors), KINDS[asked] if asked else None
+    if found is None:
+        what = f"{wanted.description}: it has no weight {wanted.sign}" if wanted else "a network that is known here"
+        raise UserError(f"{source} is not {what}; name another file")
+    if wanted and not issubclass(found.network, wanted.network):
+        raise UserError(f"{source} holds {found.description}, not {wanted.description}; {found.converter} converts it")
+    return found
 
 
-def _read_vae(path: str | Path) -> tuple[AutoencoderKL, dict[str, np.ndarray]]:
-    state = read_state_dict(path)
-    return empty_vae(state, path), state.tensors
-
-
-def empty_vae(state: StateFile, path: str | Path) -> AutoencoderKL:
-    """Return the autoencoder that weights are for, in memory that is not touched; raises UserError if they are none."""
-    config = infer_vae_config(state.tensors, state.metadata, source=str(path))
-    kind = AutoencoderKLTemporalDecoder if config["temporal_decoder"] else AutoencoderKL
-    return kind(AutoencoderConfig(**config), seed=None)
-
-
-def check_model(path: str | Path, weights: str | None = None, **asked: int | str | None) -> LatteConfig:
-    """Return the configuration of the network that `load_model` would build, having read names and shapes only.
-
-    Raises UserError as `load_model` does.
-    """
-    tensors, config = _read_latte(path, weights, asked)
-    check_state(Latte(config, seed=None), tensors, str(path))  # its memory is never touched
-    return config
-
-
-def _read_latte(path: str | Path, weights: str | None, asked: dict) -> tuple[dict[str, np.ndarray], LatteConfig]:
-    """Return the tensors of a file and the configuration they are for, both fitted to the sizes that are asked for."""
-    asked = {key: value for key, value in asked.items() if value is not None}
-    if name := asked.pop("model_name", None):
-        asked = named_sizes(name) | asked
-    state = read_state_dict(path, weights)
-    found = infer_latte_config(state.tensors, state.metadata, asked.get("num_heads"), str(path))
-    wrong = [key for key in asked if key not in RESIZABLE and asked[key] != found.get(key)]
-    if wrong:
-        has, wants = (", ".join(f"{key} {config.get(key)}" for key in wrong) for config in (found, asked))
-        raise UserError(f"{path} holds a network with {has}, but {wants} is asked for; correct the one or the other")
-    for key in RESIZABLE:
-        if key in asked and asked[key] != found[key]:
-            log.warning("%s: position embeddings adapted from %s %s to %s", path, key, found[key], asked[key])
-    stored, config = LatteConfig(**found), LatteConfig(**(found | asked))
-    frames = frame_embedding(config.hidden_size, config.num_frames)
-    return adapt_latte(state.tensors, config.grid, frames, stored.grid), config
+def _interpret(path: Source, kind: str | None, weights: str | None, asked: Mapping[str, Any]) -> Weights:
+    """Return weights with the configuration that fits them and what is asked for; not yet compared with a network."""
+    state, found = open_weights(path, kind, weights)
+    if isinstance(path, Weights) and not asked:
+        return path
+    config = found.config.from_weights(state.tensors, state.metadata, state.path, **asked)
+    tensors = state.tensors
+    if found.adapt:
+        tensors = found.adapt(config, tensors, state.metadata, state.path)
+    return Weights(tensors, state.metadata, state.path, config, found)

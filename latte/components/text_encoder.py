@@ -13,12 +13,11 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from latte.components.quantize import check_kind, empty_int8, holds_int8, is_quantized, load_int8
+from latte.components.loading import load, read
+from latte.components.quantize import check_kind, empty_int8, holds_int8, is_quantized
 from latte.errors import UserError
-from latte.models.t5 import T5Config, T5Encoder, own_names
+from latte.models.t5 import T5Config, T5Encoder
 from latte.runtime import device
-from latte.weights.files import read_state_dict
-from latte.weights.match import load_state, read_config
 
 log = logging.getLogger("latte")
 MAX_LENGTH = 120  # tokens of a prompt that Latte-1 was trained with
@@ -27,37 +26,21 @@ VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is a whole tokenizer
 
 
 def load_t5(folder: str | Path, dtype: str = "fp32", quantize: str | None = None) -> T5Encoder:
-    """Rebuild the T5 encoder in a folder (config.json beside its weights, in shards or not) or in a file.
+    """Return the T5 encoder in a folder (config.json beside its weights, in shards or not) or in a file.
 
-    Its weights are kept in `dtype` (fp32, fp16 or bf16), which halves their memory with fp16 and bf16 (on CPU, bf16
-    keeps float32); with `quantize` "int8", or if the file is a quantized one, the matrices of its blocks are int8.
-    Memory for one weight more is needed while they are read.
-    Raises UserError if the folder cannot be read, or is not a whole T5 encoder of version 1.1.
+    Its weights are kept in `dtype`, which halves their memory with fp16 and bf16 (on CPU, bf16 keeps float32). Too
+    little memory is warned of. Options and errors are those of `loading.load`.
     """
-    kind, compute = check_kind(quantize), device.compute_dtype(dtype)
-    tensors, config = read_t5(folder)
-    as_int8 = bool(kind) or is_quantized(tensors)
-    _warn_of_memory(t5_bytes(config, compute, as_int8))
-    net = T5Encoder(config, compute)
-    net.set_train(False)
-    (load_int8 if as_int8 else load_state)(net, tensors, str(folder))
-    return net
-
-
-def read_t5(folder: str | Path) -> tuple[dict[str, np.ndarray], T5Config]:
-    """Return the weights of the T5 encoder in a folder or file, and its configuration.
-
-    Raises UserError if it cannot be read, or the configuration is not that of a T5 of version 1.1.
-    """
-    state = read_state_dict(folder)
-    described = read_config(state.metadata, folder)
-    return own_names(state.tensors), T5Config.from_json(described, f"the config.json of {folder}")
+    as_int8, found = check_kind(quantize) is not None, read(folder, "t5")
+    as_int8 = as_int8 or is_quantized(found.tensors)
+    _warn_of_memory(t5_bytes(found.config, device.compute_dtype(dtype), as_int8))
+    return load(found, "t5", dtype=dtype, quantize=quantize)
 
 
 def t5_bytes(config: T5Config, compute: ms.Type, as_int8: bool) -> int:
     """Return about how much memory the weights take in a dtype; those of float16's last products stay float32."""
     size = 4 if compute == ms.float32 else 2
-    return (config.parameters - config.matrices) * size + config.matrices * (1 if as_int8 else size)
+    return (config.parameter_count - config.matrices) * size + config.matrices * (1 if as_int8 else size)
 
 
 def _warn_of_memory(needed: int) -> None:

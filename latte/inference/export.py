@@ -17,8 +17,8 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 
 from latte.components.codec import LOGVAR_RANGE
 from latte.components.folders import INDEX, find_parts, is_t2v_folder
-from latte.components.loading import check_model, check_t2v, check_vae, load_model, load_t2v, load_vae
-from latte.components.text_encoder import load_t5, read_t5
+from latte.components.loading import check, load_model, load_t2v, load_vae
+from latte.components.text_encoder import load_t5
 from latte.config import ExportConfig
 from latte.diffusion.denoiser import make_denoiser
 from latte.errors import UserError
@@ -202,9 +202,9 @@ def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
         if is_t2v_folder(cfg.checkpoint):
             net = load_t2v(parts.network, quantize=cfg.quantize, **flash)
         else:
-            asked = model_options(cfg, check_vae(parts.vae))
+            asked = model_options(cfg, check(parts.vae, "autoencoder"))
             net = load_model(parts.network, patch_embedder=cfg.patch_embedder, **flash, **asked)
-        signature = denoiser_signature(cfg, net.config, check_vae(parts.vae))
+        signature = denoiser_signature(cfg, net.config, check(parts.vae, "autoencoder"))
         settings = (signature.fixed["temporal"],) if "temporal" in signature.fixed else ()
         return Denoiser(net, guidance(cfg, net.config), settings), signature
     vae = load_vae(parts.vae)
@@ -219,16 +219,19 @@ def dry_run(cfg: ExportConfig) -> str:
         check_free(Path(cfg.target))
     parts, compute = find_parts(cfg.checkpoint, _vae(cfg), cfg.enable_vae_temporal_decoder), device.DTYPES[cfg.dtype]
     if cfg.part == "t5":
-        config = read_t5(_text_encoder(cfg))[1]
-        signature, size = t5_signature(cfg, config.d_model), config.parameters * (4 if compute == ms.float32 else 2)
+        config = check(_text_encoder(cfg), "t5")
+        signature, size = (
+            t5_signature(cfg, config.d_model),
+            config.parameter_count * (4 if compute == ms.float32 else 2),
+        )
     elif cfg.part == "denoiser":
-        vae, t2v = check_vae(parts.vae), is_t2v_folder(cfg.checkpoint)
-        config = check_t2v(parts.network) if t2v else check_model(parts.network, **model_options(cfg, vae))
+        vae, t2v = check(parts.vae, "autoencoder"), is_t2v_folder(cfg.checkpoint)
+        config = check(parts.network, "latte_t2v") if t2v else check(parts.network, "latte", **model_options(cfg, vae))
         signature = denoiser_signature(cfg, config, vae)
         blocks = 28 * config.num_layers if t2v else 18 * config.depth
         size = blocks * config.hidden_size**2 * (4 if compute == ms.float32 else 2)
     else:
-        signature, size = vae_signature(cfg, check_vae(parts.vae)), Path(parts.vae)
+        signature, size = vae_signature(cfg, check(parts.vae, "autoencoder")), Path(parts.vae)
         size = sum(file.stat().st_size for file in ([size] if size.is_file() else size.glob("*.safetensors"))) // 2
     lines = [
         f"{kind} {field.name}: {field.dtype} {list(field.shape)}, {field.meaning}" for kind, field in _all(signature)

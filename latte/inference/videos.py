@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from latte.components.codec import Codec
 from latte.components.folders import INDEX, find_parts, is_t2v_folder
-from latte.components.loading import check_model, check_t2v, check_vae, load_model, load_vae
+from latte.components.loading import check, load_model, load_vae, read
 from latte.components.quantize import is_quantized
-from latte.components.text_encoder import load_tokenizer, read_t5, t5_bytes
+from latte.components.text_encoder import load_tokenizer, t5_bytes
 from latte.config import SampleConfig
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
@@ -263,14 +263,14 @@ def dry_run(cfg: SampleConfig) -> str:
     if is_t2v_folder(cfg.checkpoint):
         check_text_to_video(cfg)
         parts = find_parts(cfg.checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
-        vae, config = check_vae(parts.vae), check_t2v(parts.network)
+        vae, config = check(parts.vae, "autoencoder"), check(parts.network, "latte_t2v")
         load_tokenizer(parts.prompts / "tokenizer")
-        tensors, t5 = read_t5(parts.prompts / "text_encoder")
-        encoder = t5_bytes(t5, compute, bool(cfg.quantize) or is_quantized(tensors))
+        t5 = read(parts.prompts / "text_encoder", "t5")
+        encoder = t5_bytes(t5.config, compute, bool(cfg.quantize) or is_quantized(t5.tensors))
     else:
         check_classes(cfg)
-        vae = check_vae(cfg.vae_checkpoint)
-        config = check_model(cfg.checkpoint, **model_options(cfg, vae))
+        vae = check(cfg.vae_checkpoint, "autoencoder")
+        config = check(cfg.checkpoint, "latte", **model_options(cfg, vae))
         check_fit(cfg, config, vae)
     conditions(cfg, config, video_numbers(cfg))
     size = sizes(cfg, config, vae.downsampling)

@@ -6,16 +6,46 @@ Layer names are those of diffusers. Images are in the native layout of `latte.op
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 
 from latte.errors import UserError
 from latte.models.block import Block
 from latte.models.layers import Conv2d, Initializers, Linear, Norm, parameter, zeros
 from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to_nchw, upsample_nearest
+from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
 
 EPS = 1e-6
+NORM_GROUPS = 32  # of every released autoencoder
+SCALING_FACTOR = 0.18215  # of the Stable Diffusion 1 and 2 autoencoders
+LDM_VAE = "first_stage_model."  # where a whole Stable Diffusion checkpoint keeps its autoencoder
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+VAE_RULES = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
+        (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+        (r"\.up\.(\d+)\.block\.", r".up_blocks.\1.resnets."),
+        (r"\.up\.(\d+)\.upsample\.", r".up_blocks.\1.upsamplers.0."),
+        (r"\.mid\.block_1\.", ".mid_block.resnets.0."),
+        (r"\.mid\.block_2\.", ".mid_block.resnets.1."),
+        (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
+        (r"\.nin_shortcut\.", ".conv_shortcut."),
+        (r"coder\.norm_out\.", "coder.conv_norm_out."),
+        (r"(\.attentions\.0)\.norm\.", r"\1.group_norm."),
+        (r"(\.attentions\.0)\.(query|q)\.", r"\1.to_q."),
+        (r"(\.attentions\.0)\.(key|k)\.", r"\1.to_k."),
+        (r"(\.attentions\.0)\.(value|v)\.", r"\1.to_v."),
+        (r"(\.attentions\.0)\.(proj_attn|proj_out)\.", r"\1.to_out.0."),
+    )
+)
+LDM_UP = re.compile(r"^decoder\.up\.(\d+)\.")
+ATTENTION = re.compile(r"\.attentions\.\d+\.to_\w+(\.0)?\.weight$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +71,75 @@ class AutoencoderConfig:
                 f"norm_num_groups {self.norm_num_groups}"
             )
 
+    @classmethod
+    def from_weights(
+        cls, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: str, **asked: Any
+    ) -> AutoencoderConfig:
+        """Return the configuration of the autoencoder that weights are of, read off their shapes.
+
+        The number of groups is the one asked for, that of metadata["config"], or 32; the scaling factor is that of the
+        latter, or Stable Diffusion's. None asks for nothing.
+        Raises UserError if the tensors are not the whole of an autoencoder, are another one than is asked for, or the
+        groups do not divide its channels.
+        """
+        temporal, beside = "decoder.time_conv_out.weight" in tensors, sizes_beside(metadata)
+        first, last, latent = "encoder.conv_in.weight", "decoder.conv_out.weight", "decoder.conv_in.weight"
+        levels = count_of(tensors, r"encoder\.down_blocks\.(\d+)\.")
+        blocks = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
+        what = "a temporal video decoder" if temporal else "an autoencoder"
+        shapes = shapes_of(tensors, source, what, dict.fromkeys((first, last, latent, *blocks), 4))
+        channels = tuple(shapes[key][0] for key in blocks)
+        groups = asked.get("norm_num_groups") or beside.get("norm_num_groups") or NORM_GROUPS
+        if any(count % groups for count in channels):
+            raise UserError(
+                f"{source} has channels {channels}, which {groups} groups do not divide; give the number of groups "
+                "with --norm_num_groups, or put its config.json beside it under the file's name"
+            )
+        config = cls(
+            in_channels=shapes[first][1],
+            out_channels=shapes[last][0],
+            latent_channels=shapes[latent][1],
+            block_out_channels=channels,
+            layers_per_block=count_of(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+            norm_num_groups=int(groups),
+            mid_block_add_attention="encoder.mid_block.attentions.0.to_q.weight" in tensors,
+            use_quant_conv="quant_conv.weight" in tensors,
+            use_post_quant_conv="post_quant_conv.weight" in tensors,
+            temporal_decoder=temporal,
+            scaling_factor=float(beside.get("scaling_factor") or SCALING_FACTOR),
+        )
+        check_asked(vars(config), asked, source)
+        return config
+
     @property
     def downsampling(self) -> int:
         """Pixels a latent spans in height and width."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+
+def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the weights of an autoencoder under the names of diffusers, whose present ones ours are.
+
+    They may have diffusers' older names (`query`, `proj_attn`) or those of latent-diffusion (`encoder.down.0.block.0`,
+    1 x 1 convolutions for attention), also inside a whole Stable Diffusion checkpoint, of which the rest is left out.
+    Raises UserError if a weight is there under two names.
+    """
+    inside = {key.removeprefix(LDM_VAE): value for key, value in tensors.items() if key.startswith(LDM_VAE)}
+    vae = inside or dict(tensors)
+    levels = [int(match[1]) for key in vae if (match := LDM_UP.match(key))]
+    if levels:  # such files also hold the discriminator of their training
+        vae = {key: value for key, value in vae.items() if key.startswith(VAE_PARTS)}
+    renamed = {}
+    for key, value in vae.items():
+        # latent-diffusion counts resolutions from the finest up in both directions, diffusers in order of use.
+        key = LDM_UP.sub(lambda match: f"decoder.up.{max(levels) - int(match[1])}.", key)
+        for pattern, name in VAE_RULES:
+            key = pattern.sub(name, key)
+        is_matrix = ATTENTION.search(key) and value.shape[2:] == (1, 1)
+        renamed[key] = value.reshape(value.shape[:2]) if is_matrix else value
+    if len(renamed) < len(vae):
+        raise UserError("the checkpoint has some weights of its autoencoder twice, under old and new names; keep one")
+    return renamed
 
 
 def resnet_block(

@@ -1,4 +1,4 @@
-"""Fixed sine-cosine embeddings of positions (float64 tables) and of timesteps."""
+"""Fixed sine-cosine embeddings of positions (float64 tables), also for other grids, and of timesteps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import mindspore as ms
 import numpy as np
 from mindspore import ops
+
+from latte.errors import UserError
 
 
 def sincos_1d(width: int, positions: np.ndarray) -> np.ndarray:
@@ -33,6 +35,36 @@ def patch_embedding(width: int, grid: tuple[int, int], span: float | None = None
     rows, columns = np.meshgrid(*sides, indexing="ij")
     halves = [sincos_1d(width // 2, columns), sincos_1d(width // 2, rows)]
     return np.concatenate(halves, axis=1)[None].astype(np.float32)
+
+
+def interpolate_pos_embed(
+    pos_embed: np.ndarray, grid: tuple[int, int], stored: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Return the position embedding (1, T, D) of one patch grid for another as (1, rows * columns, D) float32.
+
+    Bicubic, as vision transformers do it: pixel centres aligned (not corners), borders repeated, no antialiasing.
+    Raises UserError if `stored` is None and T is no square.
+    """
+    _, patches, width = pos_embed.shape
+    stored = stored or (math.isqrt(patches),) * 2
+    if math.prod(stored) != patches:
+        raise UserError(f"pos_embed has {patches} patches, which are no square; it can only be used at its own size")
+    image = pos_embed.astype(np.float64).reshape(*stored, width)
+    rows, columns = (_bicubic(old, new) for old, new in zip(stored, grid, strict=True))
+    return np.einsum("yi,xj,ijd->yxd", rows, columns, image, optimize=True).reshape(1, -1, width).astype(np.float32)
+
+
+def _bicubic(old: int, new: int, a: float = -0.75) -> np.ndarray:
+    """Return the matrix (new, old) that resamples a line by Keys' kernel; a = -0.75 is the choice of PyTorch."""
+    position = (np.arange(new) + 0.5) * old / new - 0.5
+    matrix = np.zeros((new, old))
+    for tap in (-1, 0, 1, 2):
+        index = np.floor(position).astype(int) + tap
+        d = np.abs(position - index)
+        near = ((a + 2) * d - (a + 3)) * d**2 + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        np.add.at(matrix, (np.arange(new), index.clip(0, old - 1)), np.where(d <= 1, near, far))
+    return matrix
 
 
 def timestep_frequencies(width: int) -> np.ndarray:

@@ -7,8 +7,13 @@ frames, patches of a frame, width. Even blocks attend over T, odd ones over F.
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn, ops
 
 from latte.errors import UserError
@@ -18,16 +23,25 @@ from latte.models.layers import Embedding, Initializers, Linear, PatchEmbed, SiL
 from latte.models.precision import prepare
 from latte.ops import chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
 from latte.runtime import device
+from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
+
+log = logging.getLogger("latte")
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
 PATCHES = (2, 4, 8)
 CLIP_TEXT = (77, 768)  # tokens and width of the text condition
+HEADS = {width: heads for _, width, heads in SIZES.values()}
+RESIZABLE = ("input_size", "num_frames")  # what position embeddings can be adapted to
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 
 
 @dataclasses.dataclass(frozen=True)
 class LatteConfig:
-    """Everything that fixes the shape of a Latte network."""
+    """Everything that fixes the shape of a Latte network, and what is sampled with it by default."""
+
+    default_steps: ClassVar[int] = 250
+    default_guidance: ClassVar[float] = 1.0  # none
+    default_solver: ClassVar[str | None] = "ddpm"
 
     hidden_size: int = 1152
     depth: int = 28
@@ -50,6 +64,36 @@ class LatteConfig:
         if any(size % self.patch_size for size in self.latent_size):
             raise UserError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
 
+    @classmethod
+    def from_weights(
+        cls, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: str, **asked: Any
+    ) -> LatteConfig:
+        """Return the configuration of the network that weights are of, read off their shapes.
+
+        metadata["config"] adds a latent size that is not square, and the number of heads, which `asked` gives where it
+        does not and the official widths imply. Of what is asked for, input_size and num_frames may differ (`adapt` then
+        fits the weights), `model_name` stands for its sizes, and None asks for nothing.
+        Raises UserError if the tensors are not the whole of a Latte, are another one than is asked for, or the number
+        of heads is not known.
+        """
+        asked = {key: value for key, value in asked.items() if value is not None}
+        if name := asked.pop("model_name", None):
+            asked = named_sizes(name) | asked
+        found = _stored(tensors, metadata, source, asked.get("num_heads"))
+        check_asked(found, {key: value for key, value in asked.items() if key not in RESIZABLE}, source)
+        return cls(**(found | asked))
+
+    def adapt(
+        self, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: str
+    ) -> dict[str, np.ndarray]:
+        """Return the weights of a network of another size or length with position embeddings for this one."""
+        stored = LatteConfig(**_stored(tensors, metadata, source, self.num_heads))
+        for key in RESIZABLE:
+            old, new = getattr(stored, key), getattr(self, key)
+            if old != new:
+                log.warning("%s: position embeddings adapted from %s %s to %s", source, key, old, new)
+        return adapt_positions(tensors, self, stored.grid)
+
     @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the latents."""
@@ -64,6 +108,112 @@ class LatteConfig:
     def out_channels(self) -> int:
         """Channels of the output: the noise, then the interpolation of its variance."""
         return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def conditioning(self) -> str:
+        """What the videos are conditioned on: "none", "class" or "text" (embeddings of CLIP)."""
+        return self.condition or "none"
+
+    @property
+    def default_frames(self) -> int:
+        """Frames of a video."""
+        return self.num_frames
+
+    def latent_shape(
+        self, frames: int | None = None, height: int | None = None, width: int | None = None, side: int = 8
+    ) -> tuple[int, int, int, int]:
+        """Return the shape (F, C, h, w) of a video's latents; height and width in pixels, `side` pixels per latent.
+
+        Raises UserError if another size than the network's own is asked for.
+        """
+        h, w = self.latent_size
+        own = {"height": h * side, "width": w * side, "video_length": self.num_frames}
+        for (name, value), asked in zip(own.items(), (height, width, frames), strict=True):
+            if asked not in (None, value):
+                raise UserError(f"{name} is {value} in this network, but {asked} is asked for; load it for other sizes")
+        return self.num_frames, self.in_channels, h, w
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of all weights of the network, the two position embeddings included."""
+        d, p = self.hidden_size, self.patch_size**2
+        count = d * (self.in_channels * p + 1)  # patches
+        count += d * (FREQUENCIES + d + 2)  # time
+        count += d * (math.prod(self.grid) + self.num_frames)  # positions
+        if self.condition == "class":
+            count += d * (self.num_classes + 1)
+        if self.condition == "text":
+            count += d * (math.prod(CLIP_TEXT) + 1)
+        count += self.depth * d * (18 * d + 15)
+        return count + p * self.out_channels * (d + 1) + 2 * d * (d + 1)  # the final layer
+
+    def describe(self) -> str:
+        """Return the sizes in words."""
+        return (
+            f"depth {self.depth}, width {self.hidden_size}, {self.num_heads} heads, patch {self.patch_size}, "
+            f"condition {self.conditioning}"
+        )
+
+
+def _stored(
+    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: str, num_heads: int | None
+) -> dict[str, Any]:
+    """Return the fields of the configuration of a Latte's weights; `num_heads` is taken where nothing else tells."""
+    label = "y_embedder.embedding_table.weight"
+    ranks = {"x_embedder.proj.weight": 4, "pos_embed": 3, "temp_embed": 3, "final_layer.linear.bias": 1}
+    shapes = shapes_of(tensors, source, "a Latte network", ranks | ({label: 2} if label in tensors else {}))
+    width, channels, patch, _ = shapes["x_embedder.proj.weight"]
+    beside = sizes_beside(metadata)
+    heads = beside.get("num_heads") or num_heads or HEADS.get(width)
+    if not heads:
+        raise UserError(
+            f"{source} has width {width}, of which the number of heads is not known; give it with --num_heads"
+        )
+    condition = "class" if label in tensors else None
+    if "text_embedding_projection.1.weight" in tensors:
+        condition = "text"
+    return {
+        "hidden_size": width,
+        "depth": count_of(tensors, r"blocks\.(\d+)\."),
+        "num_heads": int(heads),
+        "patch_size": patch,
+        "input_size": _stored_size(beside.get("input_size"), shapes["pos_embed"][1], patch, source),
+        "num_frames": shapes["temp_embed"][1],
+        "in_channels": channels,
+        "learn_sigma": shapes["final_layer.linear.bias"][0] == 2 * channels * patch**2,
+        "condition": condition,
+        "num_classes": shapes[label][0] - 1 if condition == "class" else None,
+    }
+
+
+def _stored_size(beside: Any, patches: int, patch: int, source: str) -> int | tuple[int, int]:
+    """Return the latent size of so many patches: what is written beside the weights if it fits, else a square."""
+    height, width = beside if isinstance(beside, list) and len(beside) == 2 else (beside, beside)
+    if not isinstance(height, int) or height * width != patches * patch**2:
+        height = width = math.isqrt(patches) * patch
+    if height * width != patches * patch**2:
+        raise UserError(
+            f"{source} has {patches} patches, which are no square; convert it with its configuration beside it"
+        )
+    return height if height == width else (height, width)
+
+
+def adapt_positions(
+    tensors: Mapping[str, np.ndarray], config: LatteConfig, stored: tuple[int, int] | None = None
+) -> dict[str, np.ndarray]:
+    """Return weights with position embeddings for the patches and the frames of a configuration.
+
+    pos_embed is interpolated; temp_embed of another length is replaced. `stored` is the patch grid of the tensors; None
+    takes the configuration's if it has as many patches, else a square. What fits already, or is not there, stays.
+    Raises UserError if the stored embedding is no square and `stored` is None.
+    """
+    adapted, grid = dict(tensors), config.grid
+    pos, temp = tensors.get("pos_embed"), tensors.get("temp_embed")
+    if pos is not None and pos.ndim == 3 and (stored != grid if stored else pos.shape[1] != math.prod(grid)):
+        adapted["pos_embed"] = embeddings.interpolate_pos_embed(pos, grid, stored)
+    if temp is not None and temp.ndim == 3 and temp.shape[1] != config.num_frames:
+        adapted["temp_embed"] = embeddings.frame_embedding(config.hidden_size, config.num_frames)
+    return adapted
 
 
 def transformer_block(  # the weights are arguments, so that all blocks share one compiled graph
@@ -211,6 +361,8 @@ class LabelEmbedder(nn.Cell):
 
 class Latte(Network):
     """The network: noisy latents, timesteps and a condition to the noise and the interpolation of its variance."""
+
+    fresh = ("temp_embed", "y_embedder.", "text_embedding_projection.")  # weights that a training need not start from
 
     def __init__(
         self,

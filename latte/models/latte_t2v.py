@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
@@ -21,6 +22,7 @@ from latte.models.block import Block, Network
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
 from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
+from latte.weights.match import check_asked, read_config
 
 FIXED = {  # what every LatteTransformer3DModel has and this one computes; another value is another network
     "activation_fn": "gelu-approximate",
@@ -29,12 +31,19 @@ FIXED = {  # what every LatteTransformer3DModel has and this one computes; anoth
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,
 }
+# Of files of older versions: a null text that is not used, and embeddings that are computed.
+UNUSED = ("caption_projection.y_embedding", "pos_embed.pos_embed", "temp_pos_embed")
 DISCARD = -1e9  # added to the score of a token that is none
 
 
 @dataclasses.dataclass(frozen=True)
 class LatteT2VConfig:
     """Everything that fixes the shape of a LatteT2V network; diffusers' names, with the sizes of Latte-1."""
+
+    default_steps: ClassVar[int] = 50
+    default_guidance: ClassVar[float] = 7.5
+    default_solver: ClassVar[str | None] = None  # the folder's
+    conditioning: ClassVar[str] = "prompt"  # what the videos are conditioned on
 
     num_attention_heads: int = 16
     attention_head_dim: int = 72
@@ -53,6 +62,35 @@ class LatteT2VConfig:
         if self.out_channels not in (self.in_channels, 2 * self.in_channels) or self.hidden_size % 4:
             raise UserError(f"out_channels {self.out_channels} or width {self.hidden_size} is none of a LatteT2V")
 
+    @classmethod
+    def from_weights(
+        cls, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: str, **asked: Any
+    ) -> LatteT2VConfig:
+        """Return the configuration in the config.json that lies beside weights; None asks for nothing.
+
+        Raises UserError if there is none, it is of a network of another kind, or has settings that this one does not
+        compute or that are not those asked for.
+        """
+        values, where = read_config(metadata, source), f"the config.json of {source}"
+        name = values.get("_class_name", "LatteTransformer3DModel")
+        if name not in ("LatteTransformer3DModel", "LatteT2V"):
+            raise UserError(f"{where} describes a {name}, not a LatteTransformer3DModel")
+        other = [f"{key} {values[key]!r}" for key, value in FIXED.items() if values.get(key, value) != value]
+        if other:
+            raise UserError(f"{where} asks for {', '.join(other)}, which no Latte has and is not supported")
+        sizes = {
+            field.name: values[field.name] for field in dataclasses.fields(cls) if values.get(field.name) is not None
+        }
+        if wrong := [key for key, value in sizes.items() if type(value) is not int or value < 1]:
+            raise UserError(f"{where}: {', '.join(wrong)} must be whole numbers from 1 on")
+        config = cls(**sizes)
+        check_asked(vars(config), asked, source)
+        return config
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the config.json of diffusers."""
+        return {"_class_name": "LatteTransformer3DModel", **FIXED, **dataclasses.asdict(self)}
+
     @property
     def hidden_size(self) -> int:
         """Width of the tokens."""
@@ -63,23 +101,53 @@ class LatteT2VConfig:
         """Attention heads, under the name that all networks here have for them."""
         return self.num_attention_heads
 
+    @property
+    def depth(self) -> int:
+        """Blocks over patches and blocks over frames together."""
+        return 2 * self.num_layers
 
-def config_from_json(values: Mapping[str, Any], source: str) -> LatteT2VConfig:
-    """Return the configuration that a transformer's config.json holds.
+    @property
+    def default_frames(self) -> int:
+        """Frames of a video of which no length is asked for."""
+        return self.video_length
 
-    Raises UserError for a network of another kind, or settings that this one does not compute.
-    """
-    name = values.get("_class_name", "LatteTransformer3DModel")
-    if name not in ("LatteTransformer3DModel", "LatteT2V"):
-        raise UserError(f"{source} describes a {name}, not a LatteTransformer3DModel")
-    other = [f"{key} {values[key]!r}" for key, value in FIXED.items() if values.get(key, value) != value]
-    if other:
-        raise UserError(f"{source} asks for {', '.join(other)}, which no Latte has and is not supported")
-    fields = {field.name: field.type for field in dataclasses.fields(LatteT2VConfig)}
-    sizes = {key: values[key] for key in fields if values.get(key) is not None}
-    if wrong := [key for key, value in sizes.items() if type(value) is not int or value < 1]:
-        raise UserError(f"{source}: {', '.join(wrong)} must be whole numbers from 1 on")
-    return LatteT2VConfig(**sizes)
+    def latent_shape(
+        self, frames: int | None = None, height: int | None = None, width: int | None = None, side: int = 8
+    ) -> tuple[int, int, int, int]:
+        """Return the shape (F, C, h, w) of a video's latents; height and width in pixels, `side` pixels per latent.
+
+        Raises UserError if the sizes are not whole patches.
+        """
+        unit, own = side * self.patch_size, self.sample_size * side
+        height, width, frames = height or own, width or own, frames or self.video_length
+        if frames < 1 or any(size < unit or size % unit for size in (height, width)):
+            raise UserError(
+                f"height and width must be multiples of {unit}, video_length 1 or more; "
+                f"asked for are {height}, {width} and {frames}"
+            )
+        return frames, self.in_channels, height // side, width // side
+
+    @property
+    def parameter_count(self) -> int:
+        """Elements of all weights of the network."""
+        d, p = self.hidden_size, self.patch_size**2
+        count = d * (self.in_channels * p + 1)  # patches
+        count += d * (FREQUENCIES + d + 2) + 6 * d * (d + 1)  # time
+        count += d * (self.caption_channels + d + 2)  # text
+        count += self.num_layers * d * (28 * d + 34)
+        return count + 2 * d + p * self.out_channels * (d + 1)  # the final layer
+
+    def describe(self) -> str:
+        """Return the sizes in words."""
+        return (
+            f"depth {self.depth}, width {self.hidden_size}, {self.num_heads} heads, patch {self.patch_size}, "
+            f"condition {self.conditioning}"
+        )
+
+
+def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the weights without those that older versions of LatteTransformer3DModel store and never use."""
+    return {name: values for name, values in tensors.items() if name not in UNUSED}
 
 
 def video_block(  # the weights are arguments, so that all blocks share one compiled graph
@@ -248,6 +316,8 @@ class CaptionProjection(nn.Cell):
 
 class LatteT2V(Network):
     """The network: noisy latents, timesteps and text to the noise and the interpolation of its variance."""
+
+    fresh = ()  # weights that a training need not start from
 
     def __init__(
         self,

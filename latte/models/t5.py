@@ -22,6 +22,7 @@ from latte.errors import UserError
 from latte.models.block import Block, Network
 from latte.models.layers import parameter
 from latte.ops import attention, gelu, linear, lookup, rms_norm
+from latte.weights.match import check_asked, read_config
 
 MASKED = float(np.finfo(np.float32).min)  # what a mask adds to the scores of padding
 NUMPY = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: bfloat16}
@@ -43,13 +44,15 @@ class T5Config:
     layer_norm_epsilon: float = 1e-6
 
     @classmethod
-    def from_json(cls, described: Mapping[str, Any], source: str = "config.json") -> T5Config:
-        """Return the configuration in a config.json of transformers; what an encoder does not need is left out.
+    def from_weights(
+        cls, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: str, **asked: Any
+    ) -> T5Config:
+        """Return the configuration in the config.json of transformers that lies beside weights; None asks for nothing.
 
-        Raises UserError if a size is missing or not a number, or the feed-forward part is not version 1.1's.
+        Raises UserError if there is none, a size is missing or no number or not as asked for, or the feed-forward part
+        is not version 1.1's.
         """
-        if not isinstance(described, Mapping):
-            raise UserError(f"{source} does not describe a network; download it again")
+        described, where = read_config(metadata, source), f"the config.json of {source}"
         projection = str(described.get("feed_forward_proj", "relu"))
         gated = described.get("is_gated_act", projection.startswith("gated-"))
         # "gated-gelu" has always meant the tanh form.
@@ -57,28 +60,30 @@ class T5Config:
         activation = described.get("dense_act_fn", meant)
         if not gated or activation != "gelu_new":
             raise UserError(
-                f"{source} is of a T5 whose feed-forward part is {projection} with {activation}; only the gated-gelu "
+                f"{where} is of a T5 whose feed-forward part is {projection} with {activation}; only the gated-gelu "
                 "with gelu_new of version 1.1 is supported"
             )
         if missing := [name for name in SIZES if name not in described]:
-            raise UserError(f"{source} lacks {', '.join(missing)}; it is not that of a T5 encoder")
+            raise UserError(f"{where} lacks {', '.join(missing)}; it is not that of a T5 encoder")
         found = {field.name: described[field.name] for field in dataclasses.fields(cls) if field.name in described}
         for name, value in found.items():
             kinds = (int, float) if name == "layer_norm_epsilon" else int
             if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-                raise UserError(f"{source} has {name} {value!r}, which is not a positive number; download it again")
-        return cls(**found)
+                raise UserError(f"{where} has {name} {value!r}, which is not a positive number; download it again")
+        config = cls(**found)
+        check_asked(vars(config), asked, source)
+        return config
 
     @property
-    def parameters(self) -> int:
-        """How many numbers the encoder's weights have."""
+    def parameter_count(self) -> int:
+        """Elements of all weights of the encoder."""
         norms = (2 * self.num_layers + 1) * self.d_model
         bias = self.relative_attention_num_buckets * self.num_heads
         return self.vocab_size * self.d_model + self.matrices + norms + bias
 
     @property
     def matrices(self) -> int:
-        """How many of them are in the matrices of the blocks."""
+        """Elements of the matrices of the blocks alone."""
         return self.num_layers * self.d_model * (4 * self.d_kv * self.num_heads + 3 * self.d_ff)
 
 

@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 
 from latte.components.codec import Codec
-from latte.components.loading import load_vae
+from latte.components.loading import load_vae, open_weights
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.data.cache import TEXT, Cache, read_cache
 from latte.data.dataset import PixelStore, VideoDataset
@@ -22,16 +22,15 @@ from latte.data.index import list_records
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
 from latte.models.autoencoder import AutoencoderConfig
-from latte.models.embeddings import frame_embedding
-from latte.models.latte import Latte, LatteConfig, named_sizes
+from latte.models.latte import Latte, LatteConfig, adapt_positions, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
 from latte.models.precision import prepare
 from latte.runtime import device, graphs
 from latte.training import text_to_video
 from latte.training.optim import learning_rates
 from latte.training.step import StepOptions, TrainStep
-from latte.weights.files import CONFIG, read_state_dict
-from latte.weights.match import adapt_latte, load_state
+from latte.weights.files import CONFIG
+from latte.weights.match import load_state
 
 log = logging.getLogger("latte")
 DEFAULTS = {"model_name": "Latte-XL/2", "image_size": 256, "num_frames": 16}
@@ -192,8 +191,7 @@ def start_from(net: Latte, path: str) -> None:
     fits, which is said once. Raises UserError for anything else that does not fit.
     """
     own = dict(net.parameters_and_names())
-    tensors = read_state_dict(path).tensors
-    tensors = adapt_latte(tensors, net.config.grid, frame_embedding(net.config.hidden_size, net.config.num_frames))
+    tensors = adapt_positions(open_weights(path, "latte")[0].tensors, net.config)
     fresh = ["temp_embed"] if "temp_embed" not in tensors else []  # an image model
     for name, weight in own.items():
         if name.startswith(CONDITION_PARTS) and (name not in tensors or tensors[name].shape != weight.shape):

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from latte.components.folders import is_t2v_folder
-from latte.components.loading import check_t2v, check_vae, read_t2v
+from latte.components.loading import check, read
 from latte.components.text_encoder import MAX_LENGTH, VOCABULARIES, load_text_encoder
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.data.cache import TEXT
@@ -53,8 +53,8 @@ def fill_from_folder(cfg: Config) -> Config:
     vae = cfg.vae_checkpoint or home / VAE
     if not cfg.vae_checkpoint and not vae.is_dir():
         raise UserError(f"vae_checkpoint is not set, and {home} has no folder {VAE}; name the autoencoder")
-    config = check_t2v(transformer)
-    downsampling = check_vae(vae).downsampling
+    config = check(transformer, "latte_t2v")
+    downsampling = check(vae, "autoencoder").downsampling
     size = cfg.image_size or config.sample_size * downsampling
     if size % (downsampling * config.patch_size):
         pixels = downsampling * config.patch_size
@@ -77,7 +77,8 @@ def networks(cfg: TrainConfig, compute: ms.Type, flash: bool) -> tuple[LatteT2V,
     The options are those of `complete`. Frozen weights are in memory once.
     """
     path = cfg.pretrained_model_path
-    tensors, config = read_t2v(path)
+    found = read(path, "latte_t2v")
+    tensors, config = found.tensors, found.config
 
     net = LatteT2V(config, cfg.patch_embedder, flash, seed=None, dtype=compute)
     load_state(net, tensors, path)
@@ -102,7 +103,7 @@ def captions_for(cfg: TrainConfig, captions: Sequence[str]) -> Captions:
     A dry run makes none. Raises UserError if there are no captions, or the embeddings do not fit the network.
     """
     _check_any(captions)
-    width = read_t2v(cfg.pretrained_model_path)[1].caption_channels  # `complete` has checked the weights
+    width = check(cfg.pretrained_model_path, "latte_t2v").caption_channels  # `complete` has checked the weights
     file = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
     if file:
         found, _ = read_captions(file)
@@ -142,7 +143,7 @@ def store_captions(cfg: TrainConfig, captions: Sequence[str], stored: type) -> N
     Raises UserError as `captions_for` does.
     """
     _check_any(captions)
-    check_encoder(cfg.text_encoder_path, read_t2v(cfg.pretrained_model_path)[1].caption_channels)
+    check_encoder(cfg.text_encoder_path, check(cfg.pretrained_model_path, "latte_t2v").caption_channels)
     path, encoder = Path(cfg.cache_folder) / TEXT, encoder_fingerprint(cfg.text_encoder_path)
     if path.exists():
         there, made_by = read_captions(path)

@@ -14,7 +14,7 @@ from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.weights.mapped import map_file, not_a_checkpoint, sniff
 from latte.weights.mindspore_file import read_mindspore, write_mindspore
-from latte.weights.names import canonical, unnest
+from latte.weights.names import unnest
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
 from latte.weights.torch_file import read_torch_file, write_torch_file
 
@@ -24,10 +24,11 @@ SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True)
 class StateFile:
-    """The weights in a file, by the names of our networks, and what it says about them."""
+    """The weights in a file, by the names that it has for them, and what it says about them."""
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
+    path: str
 
 
 def read_state_dict(path: str | Path, which: str | None = None) -> StateFile:
@@ -47,7 +48,7 @@ def read_state_dict(path: str | Path, which: str | None = None) -> StateFile:
             obj |= unnest(_read_file(shard)[0], None, str(shard))
     if CONFIG not in metadata and (config := _config_beside(path)):
         metadata = {**metadata, CONFIG: config}
-    return StateFile(canonical(unnest(obj, which, str(path))), metadata)
+    return StateFile(unnest(obj, which, str(path)), metadata, str(path))
 
 
 def write_state_dict(

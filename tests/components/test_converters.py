@@ -10,9 +10,9 @@ import pytest
 from support.weights import FIXTURES, LATTE, same
 
 from latte.commands.convert import main_network, main_vae
+from latte.components.loading import read
 from latte.errors import run_main
 from latte.weights.files import CONFIG, read_state_dict, write_state_dict
-from latte.weights.match import infer_vae_config
 from latte.weights.torch_file import read_torch_file
 
 ROOT = FIXTURES.parents[1]
@@ -52,9 +52,9 @@ def test_vae_converter(tmp_path, convert, source, groups, suffix):
     target = tmp_path / f"x{suffix}"
     argv = ["--source", FIXTURES / source, "--target", target]
     convert("vae_converter", *argv, *(["--norm_num_groups", 2] if groups == 2 else []))
-    state = read_state_dict(target)
-    same(state.tensors, read_state_dict(FIXTURES / source).tensors)
-    assert infer_vae_config(state.tensors, state.metadata)["norm_num_groups"] == groups
+    found = read(target)
+    same(read_state_dict(target).tensors, read(FIXTURES / source, norm_num_groups=groups).tensors)
+    assert found.config.norm_num_groups == groups
 
 
 def test_dry_run(tmp_path, convert, capsys):
@@ -120,7 +120,7 @@ def test_missing_number_of_heads_and_weights(tmp_path, convert, capsys):
     again = ("--source", tmp_path / "x.ckpt", "--target", tmp_path / "y.ckpt", "--num_heads", "4")
     with pytest.raises(SystemExit, match="2"):
         convert("latte_converter", *again)
-    assert "8 heads" in capsys.readouterr().err and not (tmp_path / "y.ckpt").exists()
+    assert "num_heads 8, but num_heads 4 is asked for" in capsys.readouterr().err and not (tmp_path / "y.ckpt").exists()
     state = read_torch_file(source)
     del state["ema"]["blocks.2.mlp.fc1.bias"]
     write_state_dict(tmp_path / "less.pt", state["ema"], {CONFIG: '{"num_heads": 4}'})

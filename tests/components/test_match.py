@@ -1,45 +1,50 @@
 """Sizes read off weights, position embeddings for other sizes, and loading that fits or says what does not."""
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn
 from support.weights import FIXTURES, LATTE, WEIGHTS, kinds, same
 
+from latte.components.loading import check, read
 from latte.errors import UserError
+from latte.models.autoencoder import AutoencoderConfig
+from latte.models.embeddings import interpolate_pos_embed
+from latte.models.latte import LatteConfig, adapt_positions
 from latte.weights.files import CONFIG, read_state_dict, write_state_dict
-from latte.weights.match import (
-    adapt_latte,
-    check_state,
-    infer_latte_config,
-    infer_vae_config,
-    interpolate_pos_embed,
-    load_state,
-)
+from latte.weights.match import check_state, load_state
+
+
+def latte_config(tensors, beside="{}", num_heads=None):
+    return dataclasses.asdict(LatteConfig.from_weights(tensors, {CONFIG: beside}, "x", num_heads=num_heads))
 
 
 def test_sizes_of_latte():
     tensors = read_state_dict(FIXTURES / "latte_class.pt").tensors
-    assert infer_latte_config(tensors, {}, 4) == LATTE
-    assert infer_latte_config(tensors, {CONFIG: '{"num_heads": 8, "depth": 9}'})["num_heads"] == 8
-    assert infer_latte_config(tensors, {CONFIG: '{"num_heads": 8, "input_size": [4, 16]}'})["input_size"] == (4, 16)
-    assert infer_latte_config(tensors, {CONFIG: '{"num_heads": 8, "input_size": [4, 4]}'})["input_size"] == 8
-    for config in ("", "[1]", '{"num_heads": "4"}', '{"input_size": {}}'):
+    assert latte_config(tensors, num_heads=4) == LATTE
+    assert latte_config(tensors, '{"num_heads": 8, "depth": 9}')["num_heads"] == 8
+    assert latte_config(tensors, '{"num_heads": 8, "input_size": [4, 16]}')["input_size"] == (4, 16)
+    assert latte_config(tensors, '{"num_heads": 8, "input_size": [4, 4]}')["input_size"] == 8
+    for beside in ("", "[1]", '{"num_heads": "4"}', '{"input_size": {}}'):
         with pytest.raises(UserError, match="--num_heads"):
-            infer_latte_config(tensors, {CONFIG: config})
+            latte_config(tensors, beside)
+    with pytest.raises(UserError, match="x holds a network with num_heads 8, but num_heads 4 is asked for"):
+        latte_config(tensors, '{"num_heads": 8}', 4)
     uncond = read_state_dict(FIXTURES / "latte_uncond.pt").tensors
-    assert infer_latte_config(uncond, {}, 4) == LATTE | {"condition": None, "num_classes": None}
+    assert latte_config(uncond, num_heads=4) == LATTE | {"condition": None, "num_classes": None}
     text = uncond | {"text_embedding_projection.1.weight": np.zeros((64, 77 * 768), np.float16)}
-    assert infer_latte_config(text, {}, 4)["condition"] == "text"
+    assert latte_config(text, num_heads=4)["condition"] == "text"
     narrow = uncond | {"final_layer.linear.bias": np.zeros(16)}
-    assert infer_latte_config(narrow, {}, 4)["learn_sigma"] is False
+    assert latte_config(narrow, num_heads=4)["learn_sigma"] is False
     with pytest.raises(UserError, match="no square"):
-        infer_latte_config(uncond | {"pos_embed": np.zeros((1, 15, 64))}, {}, 4)
+        latte_config(uncond | {"pos_embed": np.zeros((1, 15, 64))}, num_heads=4)
     del uncond["temp_embed"]
     with pytest.raises(UserError, match="temp_embed"):
-        infer_latte_config(uncond, {}, 4)
+        latte_config(uncond, num_heads=4)
     with pytest.raises(UserError, match="holds an autoencoder, not a Latte network; tools/vae_converter.py"):
-        infer_latte_config(read_state_dict(FIXTURES / "vae.bin").tensors, {})
+        check(FIXTURES / "vae.bin", "latte")
 
 
 @pytest.mark.parametrize("width, heads", [(384, 6), (768, 12), (1024, 16), (1152, 16)])
@@ -50,27 +55,22 @@ def test_heads_of_official_widths(width, heads):
         "temp_embed": np.zeros((1, 16, width)),
         "final_layer.linear.bias": np.zeros(128),
     }
-    config = infer_latte_config(tensors, {})
-    assert (config["num_heads"], config["patch_size"], config["input_size"]) == (heads, 4, 32)
+    config = LatteConfig.from_weights(tensors, {}, "x")
+    assert (config.num_heads, config.patch_size, config.input_size) == (heads, 4, 32)
 
 
-def test_sizes_of_autoencoders(tmp_path):
-    expected = {"in_channels": 3, "out_channels": 3, "latent_channels": 4, "scaling_factor": 0.18215}
-    expected |= dict.fromkeys(("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv"), True)
-    expected["temporal_decoder"] = False
-    small = expected | {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8}
+def test_sizes_of_autoencoders():
+    small = AutoencoderConfig(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8)
     for name in ("vae.bin", "vae", "vae/diffusion_pytorch_model.safetensors"):
-        state = read_state_dict(FIXTURES / name)
-        assert infer_vae_config(state.tensors, state.metadata) == small
-    state = read_state_dict(FIXTURES / "latte_t2v" / "vae_temporal_decoder")
-    assert infer_vae_config(state.tensors, state.metadata)["temporal_decoder"]
+        assert check(FIXTURES / name) == small
+    assert check(FIXTURES / "latte_t2v" / "vae_temporal_decoder", "autoencoder").temporal_decoder
     state = read_state_dict(WEIGHTS / "sd_full.ckpt")
-    described = {"config": '{"norm_num_groups": 2, "scaling_factor": 0.5}'}
-    assert infer_vae_config(state.tensors, described)["scaling_factor"] == 0.5
-    other = expected | {"block_out_channels": (4, 8, 8), "layers_per_block": 2, "norm_num_groups": 2}
-    assert infer_vae_config(state.tensors, state.metadata, 2) == other
+    described = dataclasses.replace(state, metadata={"config": '{"norm_num_groups": 2, "scaling_factor": 0.5}'})
+    assert check(described).scaling_factor == 0.5
+    other = AutoencoderConfig(block_out_channels=(4, 8, 8), layers_per_block=2, norm_num_groups=2)
+    assert check(state, norm_num_groups=2) == other
     with pytest.raises(UserError, match=r"32 groups do not divide.*--norm_num_groups"):
-        infer_vae_config(state.tensors, state.metadata)
+        check(state)
 
 
 class Net(nn.Cell):
@@ -135,13 +135,12 @@ def test_interpolation_is_pytorchs(grid):
 
 
 def test_adapting():
-    tensors = read_state_dict(FIXTURES / "latte_uncond.pt").tensors
-    temp = np.zeros((1, 6, 64), np.float32)
-    kept = adapt_latte(tensors, (4, 4), np.zeros((1, 4, 64), np.float32))
-    same(kept, tensors)
-    adapted = adapt_latte(tensors, (2, 8), temp, stored=(4, 4))
-    assert adapted["temp_embed"] is temp and list(adapted) == list(tensors)
+    found = read(FIXTURES / "latte_uncond.pt")
+    tensors, longer = found.tensors, dataclasses.replace(found.config, input_size=(4, 16), num_frames=6)
+    same(adapt_positions(tensors, found.config), tensors)
+    adapted = adapt_positions(tensors, longer, stored=(4, 4))
+    assert adapted["temp_embed"].shape == (1, 6, 64) and list(adapted) == list(tensors)
     assert np.array_equal(adapted["pos_embed"], interpolate_pos_embed(tensors["pos_embed"], (2, 8)))
-    assert adapt_latte(tensors, (2, 8), temp)["pos_embed"] is tensors["pos_embed"]
+    assert adapt_positions(tensors, longer)["pos_embed"] is tensors["pos_embed"]
     with pytest.raises(UserError, match="no square"):
         interpolate_pos_embed(tensors["pos_embed"][:, :15], (4, 4))

@@ -10,7 +10,7 @@ from mindspore.common.np_dtype import bfloat16
 from support.golden_values import FIXTURES, error, recorded
 
 from latte.components.convert import convert_folder
-from latte.components.loading import check_t2v, load_t2v
+from latte.components.loading import check, load_t2v
 from latte.components.quantize import (
     empty_int8,
     holds_int8,
@@ -120,7 +120,7 @@ def test_memory_is_about_a_quarter():
     for net, share in ((LatteT2V(video, seed=None), 0.3), (T5Encoder(text), 0.26)):
         before = size(net)
         assert 0.25 < size(empty_int8(net)) / before < share
-    assert T5Config().matrices == 4_630_511_616 and T5Config().parameters == 4_762_310_656
+    assert T5Config().matrices == 4_630_511_616 and T5Config().parameter_count == 4_762_310_656
 
 
 def test_the_video_network():
@@ -188,7 +188,7 @@ def test_small_files_are_what_loading_makes(tmp_path, form):
     assert "float32, int8" in lines[0] and "float32, int8" in lines[1]
     convert_folder(tmp_path / "a", tmp_path / "b", "safetensors", "int8", "transformer,text_encoder")
     for folder in (tmp_path / "a", tmp_path / "b"):
-        assert check_t2v(folder / "transformer") == check_t2v(FOLDER / "transformer")
+        assert check(folder / "transformer") == check(FOLDER / "transformer")
         for kind in (None, "int8"):
             equal(load_t2v(folder / "transformer", quantize=kind), load_t2v(FOLDER / "transformer", quantize="int8"))
             equal(load_t5(folder / "text_encoder", quantize=kind), load_t5(FOLDER / "text_encoder", quantize="int8"))
@@ -233,7 +233,7 @@ def test_broken_small_files(tmp_path, how, words):
     (file,) = (tmp_path / "x" / "transformer").glob("*.safetensors")
     tensors = {key: values.copy() for key, values in read_state_dict(file).tensors.items()}
     write_state_dict(file, broken(tensors, how), {})
-    for load in (load_t2v, check_t2v):
+    for load in (load_t2v, check):
         with pytest.raises(UserError, match=words):
             load(file.parent)
 

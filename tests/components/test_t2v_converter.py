@@ -12,7 +12,7 @@ from support.weights import FIXTURES, same
 
 from latte.commands.convert import main_folder
 from latte.components import convert as conversion
-from latte.components.loading import check_t2v, check_vae
+from latte.components.loading import check
 from latte.components.text_encoder import load_t5, load_tokenizer
 from latte.errors import run_main
 from latte.weights.files import read_state_dict, write_state_dict
@@ -87,9 +87,9 @@ def tmp_path_mode(tmp_path):
 
 def test_a_converted_folder_is_loaded(tmp_path, convert):
     convert(FOLDER, tmp_path / "x")
-    assert check_t2v(tmp_path / "x" / "transformer") == check_t2v(FOLDER / "transformer")
+    assert check(tmp_path / "x" / "transformer") == check(FOLDER / "transformer")
     for name in ("vae", "vae_temporal_decoder"):
-        assert check_vae(tmp_path / "x" / name) == check_vae(FOLDER / name)
+        assert check(tmp_path / "x" / name) == check(FOLDER / name)
     nets = [load_t5(folder / "text_encoder") for folder in (FOLDER, tmp_path / "x")]
     for left, right in zip(*(net.get_parameters() for net in nets), strict=True):
         assert left.name == right.name and np.array_equal(left.asnumpy(), right.asnumpy())

@@ -8,7 +8,7 @@ import pytest
 from support.golden_values import FIXTURES, error, recorded, tiny
 
 from latte import create_model, load_weights
-from latte.components.loading import _load
+from latte.components.loading import fill
 from latte.diffusion.denoiser import guided
 from latte.diffusion.loss import DiffusionLoss
 from latte.diffusion.schedule import create_schedule
@@ -16,6 +16,7 @@ from latte.errors import UserError
 from latte.models.latte import SIZES, Latte, LatteConfig
 from latte.models.precision import pad_block, prepare
 from latte.runtime import device
+from latte.weights.files import StateFile
 
 PARAMETERS = {  # of the released and the published sizes, counted in the official code
     ("Latte-XL/2", None): 673_994_912,
@@ -257,7 +258,7 @@ def test_create_then_load_weights():
             net = create_model(
                 **sizes | {"hidden_size": 48, "depth": 1}, seed=seed, dtype="fp16", enable_flash_attention=True
             )
-            _load(net, official, "here")
+            fill(net, StateFile(official, {}, "here"))
         qkv = net.blocks[0].attn.qkv.weight.asnumpy().reshape(3, 4, 16, 48)
         expected = official["blocks.0.attn.qkv.weight"].reshape(3, 4, 12, 48).astype(np.float16)
         assert np.array_equal(qkv[:, :, :12], expected) and not qkv[:, :, 12:].any()

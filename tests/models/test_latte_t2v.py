@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from support.golden_values import FIXTURES, error, recorded
 
-from latte.components.loading import check_t2v, load_t2v, load_vae
+from latte.components.loading import check, load_t2v, load_vae
 from latte.errors import UserError
-from latte.models.latte_t2v import LatteT2V, LatteT2VConfig, config_from_json
+from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
 from latte.models.precision import pad_block
 from latte.runtime import device, graphs
-from latte.weights.files import read_state_dict, write_state_dict
+from latte.weights.files import CONFIG, read_state_dict, write_state_dict
 from latte.weights.match import load_state
 
 FOLDER = FIXTURES / "latte_t2v"
@@ -128,7 +128,7 @@ def test_files_of_older_versions(tmp_path):
     state = read_state_dict(FOLDER / "transformer")
     extra = {"caption_projection.y_embedding": np.zeros((120, 32), np.float32)}
     write_state_dict(tmp_path / "old.safetensors", state.tensors | extra, state.metadata)
-    assert check_t2v(tmp_path / "old.safetensors") == check_t2v(FOLDER / "transformer")
+    assert check(tmp_path / "old.safetensors") == check(FOLDER / "transformer")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_files_of_older_versions(tmp_path):
 )
 def test_configurations_that_are_no_latte(values, words):
     with pytest.raises(UserError, match=words):
-        config_from_json(values, "config.json")
+        LatteT2VConfig.from_weights({}, {CONFIG: json.dumps(values)}, "x")
 
 
 def broken(folder, how):

@@ -83,8 +83,8 @@ def test_names_and_size():
     names = [name for name, _ in net.parameters_and_names()]
     assert set(names) == set(own_names(tensors)) and len(names) == len(set(names))
     assert all(parameter.name == name for name, parameter in net.parameters_and_names())
-    assert net.config.parameters == sum(np.prod(p.shape) for p in net.get_parameters())
-    assert T5Config().parameters == 4_762_310_656  # of version 1.1 XXL's encoder
+    assert net.config.parameter_count == sum(np.prod(p.shape) for p in net.get_parameters())
+    assert T5Config().parameter_count == 4_762_310_656  # of version 1.1 XXL's encoder
 
 
 def test_weights_of_a_whole_t5_and_a_table_under_its_other_name():
@@ -229,7 +229,7 @@ def test_release_gives_the_memory_back(encoder):
     large.encode(["a dog"], max_length=20)
     before = process.memory_info().rss
     large.release()
-    assert before - process.memory_info().rss > 0.97 * config.parameters * 4
+    assert before - process.memory_info().rss > 0.97 * config.parameter_count * 4
     large.release()
     with pytest.raises(RuntimeError, match="was released"):
         large.encode(["a dog"])
