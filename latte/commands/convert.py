@@ -1,65 +1,162 @@
-"""Convert weights between PyTorch, MindSpore and safetensors, in any direction."""
+"""Convert weights between PyTorch, MindSpore and safetensors, in any direction.
+
+    latte convert --source models/skytimelapse.pt --target models/skytimelapse.ckpt
+    latte convert --source models/sd-vae-ft-mse --target models/sd-vae-ft-mse.ckpt
+    latte convert --source models/Latte-1 --target models/Latte-1-int8 --quantize int8
+
+What the source holds is recognised: a Latte network, an autoencoder, or a folder of text to video.
+"""
 
 from __future__ import annotations
 
-import jsonargparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
-from latte.components.convert import FORMS, check_target, convert, convert_folder, converter_parser
-from latte.components.loading import read
-from latte.components.quantize import KINDS
+from latte.config import Options, option, parse_config
+from latte.config.parser import REQUIRED
+from latte.errors import UserError
 
-NETWORK = """Convert the weights of a Latte network between PyTorch, MindSpore and safetensors, in any direction.
+LATTE = """Convert the weights of a Latte network between PyTorch, MindSpore and safetensors, in any direction.
 
-python tools/latte_converter.py --source models/skytimelapse.pt --target models/skytimelapse.ckpt
+    python tools/latte_converter.py --source models/skytimelapse.pt --target models/skytimelapse.ckpt
 """
 VAE = """Convert an autoencoder (VAE) between PyTorch, MindSpore and safetensors, in any direction.
 
+    python tools/vae_converter.py --source models/sd-vae-ft-mse --target models/sd-vae-ft-mse.ckpt
+
 The source is a file with the names of diffusers or of latent-diffusion, a diffusers folder, or a whole Stable Diffusion
 checkpoint; the target has the names of diffusers.
-
-python tools/vae_converter.py --source models/sd-vae-ft-mse --target models/sd-vae-ft-mse.ckpt
 """
 FOLDER = """Convert a text-to-video folder of diffusers between safetensors, MindSpore and PyTorch, or to int8.
 
-The folder holds model_index.json, transformer, vae, text_encoder, tokenizer, scheduler, and maybe vae_temporal_decoder.
+    python tools/t2v_converter.py --source models/Latte-1 --target models/Latte-1-ckpt --format ckpt
 
-python tools/t2v_converter.py --source models/Latte-1 --target models/Latte-1-ckpt --format ckpt
+The folder holds model_index.json, transformer, vae, text_encoder, tokenizer, scheduler, and maybe vae_temporal_decoder.
 """
 
 
-def main_network() -> None:
+@dataclasses.dataclass(kw_only=True)
+class FileOptions(Options):
+    """Files"""
+
+    source: str = option(REQUIRED, "file or folder to read")
+    target: str = option(REQUIRED, "file to write, ending in .ckpt, .safetensors, .pt, ...; of a folder, a new folder")
+    dry_run: bool = option(False, "check the source, say what would be written, and stop")
+
+
+@dataclasses.dataclass(kw_only=True)
+class LatteOptions(Options):
+    """Latte network"""
+
+    weights: Literal["ema", "model"] | None = option(None, "which of two sets to take; null = ema where there is one")
+    num_heads: int | None = option(None, "attention heads, if the width is not that of an official size")
+
+
+@dataclasses.dataclass(kw_only=True)
+class VaeOptions(Options):
+    """Autoencoder"""
+
+    norm_num_groups: int | None = option(None, "groups of the norms, if they are not 32 and no config.json tells them")
+
+
+@dataclasses.dataclass(kw_only=True)
+class FolderOptions(Options):
+    """Text-to-video folder"""
+
+    format: Literal["ckpt", "safetensors", "bin"] | None = option(None, "form of the weights; null = MindSpore's ckpt")
+    quantize: Literal["int8"] | None = option(None, "store the matrices of transformer and text_encoder as int8")
+    components: str | None = option(None, "components to convert, such as transformer,vae; null = all")
+
+
+@dataclasses.dataclass(kw_only=True)
+class ConvertLatteConfig(LatteOptions, FileOptions):
+    """Options of tools/latte_converter.py."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class ConvertVaeConfig(VaeOptions, FileOptions):
+    """Options of tools/vae_converter.py."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class ConvertFolderConfig(FolderOptions, FileOptions):
+    """Options of tools/t2v_converter.py."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class ConvertConfig(FolderOptions, VaeOptions, LatteOptions, FileOptions):
+    """Options of all three."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Recognise what the source holds and convert it; raises UserError for options of another kind of source."""
+    options = parse_config(ConvertConfig, argv, __doc__)
+
+    from latte.components.folders import INDEX  # after the options: MindSpore takes seconds to import
+    from latte.components.loading import kind_of, read
+    from latte.weights.files import read_state_dict
+
+    if (Path(options.source) / INDEX).is_file():
+        _refuse_others(options, FolderOptions, "a folder of text to video")
+        _convert_folder(options)
+        return
+    state = read_state_dict(options.source, options.weights)
+    kind = kind_of(state.tensors) or read(state).kind  # which says what is wrong with weights that are not known
+    if kind.name == "latte":
+        _refuse_others(options, LatteOptions, kind.description)
+        _convert_latte(options)
+    elif kind.name == "autoencoder":
+        _refuse_others(options, VaeOptions, kind.description)
+        _convert_vae(options)
+    else:
+        raise UserError(f"{options.source} holds {kind.description}; name its folder with a {INDEX}")
+
+
+def main_latte(argv: Sequence[str] | None = None) -> None:
+    """Convert a Latte network."""
+    _convert_latte(parse_config(ConvertLatteConfig, argv, LATTE))
+
+
+def main_vae(argv: Sequence[str] | None = None) -> None:
+    """Convert an autoencoder."""
+    _convert_vae(parse_config(ConvertVaeConfig, argv, VAE))
+
+
+def main_folder(argv: Sequence[str] | None = None) -> None:
+    """Convert the components of a folder of text to video."""
+    _convert_folder(parse_config(ConvertFolderConfig, argv, FOLDER))
+
+
+def _convert_latte(options: ConvertLatteConfig | ConvertConfig) -> None:
+    _convert_file(options, "latte", weights=options.weights, num_heads=options.num_heads)
+
+
+def _convert_vae(options: ConvertVaeConfig | ConvertConfig) -> None:
+    _convert_file(options, "autoencoder", norm_num_groups=options.norm_num_groups)
+
+
+def _convert_file(options: FileOptions, kind: str, **asked: str | int | None) -> None:
     """Read, check against the network of the sizes found, write."""
-    parser = converter_parser(NETWORK)
-    parser.add_argument(
-        "--weights", choices=("ema", "model"), help="which of two sets; without it, ema where there is one"
-    )
-    parser.add_argument("--num_heads", type=int, help="attention heads, if the width is not an official one's")
-    options = parser.parse_args()
+    from latte.components.convert import check_target, convert
+    from latte.components.loading import read
+
     check_target(options.source, options.target)
-    found = read(options.source, "latte", weights=options.weights, num_heads=options.num_heads)
-    print(convert(found, options.target, options.dry_run))
+    print(convert(read(options.source, kind, **asked), options.target, options.dry_run))
 
 
-def main_vae() -> None:
-    """Read, check against the autoencoder of the sizes found, write."""
-    parser = converter_parser(VAE)
-    parser.add_argument("--norm_num_groups", type=int, help="groups of the norms, if not 32 and no config.json says it")
-    options = parser.parse_args()
-    check_target(options.source, options.target)
-    found = read(options.source, "autoencoder", norm_num_groups=options.norm_num_groups)
-    print(convert(found, options.target, options.dry_run))
-
-
-def main_folder() -> None:
+def _convert_folder(options: ConvertFolderConfig | ConvertConfig) -> None:
     """Read and check every component, write them into a new folder."""
-    text, _, example = FOLDER.strip().rpartition("\n\n")
-    parser = jsonargparse.ArgumentParser(description=text, epilog=f"Example: {example}")
-    parser.add_argument("--source", type=str, required=True, help="folder with a model_index.json")
-    parser.add_argument("--target", type=str, required=True, help="folder to write; must not be there, or be empty")
-    parser.add_argument("--format", choices=FORMS, default="ckpt", help="of the weights; ckpt is MindSpore's")
-    parser.add_argument("--quantize", choices=KINDS, help="hold the matrices of transformer and text_encoder as int8")
-    parser.add_argument("--components", type=str, help="only these, such as transformer,vae; without it, all")
-    parser.add_argument("--dry_run", action="store_true", help="check the source, say what would be written, and stop")
-    options = parser.parse_args()
-    chosen = (options.source, options.target, options.format, options.quantize, options.components, options.dry_run)
-    print("\n".join(convert_folder(*chosen)))
+    from latte.components.convert import convert_folder
+
+    form, as_int8, components = options.format or "ckpt", options.quantize, options.components
+    print("\n".join(convert_folder(options.source, options.target, form, as_int8, components, options.dry_run)))
+
+
+def _refuse_others(options: ConvertConfig, group: type[Options], what: str) -> None:
+    """Raise UserError if an option is given that neither all sources nor this kind of source have."""
+    fits = {field.name for cls in (FileOptions, group) for field in dataclasses.fields(cls)}
+    for key, value in vars(options).items():
+        if key not in fits and value is not None:
+            raise UserError(f"--{key} does not go with {options.source}, which is {what}; leave it out")

@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import numpy as np
 from tqdm import tqdm
 
@@ -20,7 +19,7 @@ from latte.components.quantize import check_kind, matrices, quantized_state
 from latte.components.text_encoder import VOCABULARIES
 from latte.errors import UserError
 from latte.io.atomic import atomic_folder, check_new_folder, sync
-from latte.weights.files import CONFIG, SUFFIXES, check_suffix, read_state_dict, write_state_dict
+from latte.weights.files import CONFIG, check_suffix, read_state_dict, write_state_dict
 from latte.weights.match import read_config
 
 FORMS = ("ckpt", "safetensors", "bin")
@@ -156,16 +155,6 @@ def _write(component: Component, folder: Path, form: str, bar: tqdm) -> None:
 def _copy(file: Path, folder: Path) -> None:
     shutil.copyfile(file, folder / file.name)
     sync(folder / file.name)
-
-
-def converter_parser(description: str) -> jsonargparse.ArgumentParser:
-    """Return a parser with the options that every converter has; the description ends with a paragraph of example."""
-    text, _, example = description.strip().rpartition("\n\n")
-    parser = jsonargparse.ArgumentParser(description=text, epilog=f"Example: {example}")
-    parser.add_argument("--source", type=str, required=True, help="file or folder to read; what it is, is read off it")
-    parser.add_argument("--target", type=str, required=True, help=f"file to write, ending in {', '.join(SUFFIXES)}")
-    parser.add_argument("--dry_run", action="store_true", help="check the source, say what would be written, and stop")
-    return parser
 
 
 def check_target(source: str, target: str) -> None:

@@ -136,7 +136,7 @@ def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | N
     ]
     parser = _Parser(
         usage=" ".join((prog, *needed, "[-c CONFIG] [--option VALUE ...]")),
-        description=inspect.cleandoc(description or cls.__doc__ or ""),
+        description=(description or cls.__doc__ or "").strip(),
         formatter_class=_Help,
         allow_abbrev=False,  # or a new option could change what an old command means
     )

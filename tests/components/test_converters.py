@@ -9,14 +9,14 @@ import sys
 import pytest
 from support.weights import FIXTURES, LATTE, same
 
-from latte.commands.convert import main_network, main_vae
+from latte.commands.convert import main_latte, main_vae
 from latte.components.loading import read
 from latte.errors import run_main
 from latte.weights.files import CONFIG, read_state_dict, write_state_dict
 from latte.weights.torch_file import read_torch_file
 
 ROOT = FIXTURES.parents[1]
-MAINS = {"latte_converter": main_network, "vae_converter": main_vae}
+MAINS = {"latte_converter": main_latte, "vae_converter": main_vae}
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_bad_sources_of_latte(tmp_path, convert, capsys, name):
         ("vae_converter", ["--source", "{f}/vae.bin", "--target", "{f}/vae.bin/x.ckpt"], "cannot write"),
         ("latte_converter", ["--source", "{f}/weights/bare.pt", "--target", "{t}/x.ckpt"], "x_embedder.proj.weight"),
         ("latte_converter", ["--source", "{f}/latte_uncond.pt", "--target", "{t}/x.ckpt", "--weights", "e"], "ema"),
-        ("latte_converter", ["--sorce", "x"], "--sorce"),
+        ("latte_converter", ["--sorce", "x"], "sorce"),
     ],
 )
 def test_errors_of_use(tmp_path, convert, capsys, name, argv, said):
