@@ -1,36 +1,38 @@
 """Measure beside official PyTorch: same machine, same run, same weights and inputs, each in its own process.
 
-Parts: step, a denoising step; vae, encoding and decoding a frame; train, a training step from latents, with AdamW and
-the average of weights, and how long the data loader alone takes for a video; cache, encoding frames into a cache of
-latents, and reading windows of 128 frames from both kinds of cache; t2v, a call of the network of the text-to-video
-Latte-1 in its full size, beside diffusers.
-
-The official code is not part of this project. Put a checkout of it and a Python with torch and diffusers anywhere:
-
     python tools/benchmark.py --official ../Latte --torch_python ../torch-venv/bin/python
 
-Each side is a process of its own, so that peak memory is its own. The two wait for each other and call in turn, and
-the speed is the median over pairs of calls: a machine whose speed drifts slows both.
+The official code is not part of this project: put a checkout of it, and a Python with torch and diffusers, anywhere.
+
+Parts: step, a denoising step; vae, encoding and decoding a frame; train, a training step from latents with AdamW and
+the EMA weights, and how long the data loader alone takes per video; cache, encoding frames into a cache of latents, and
+reading windows of 128 frames from both kinds of cache; t2v, a call of the network of the text-to-video Latte-1 in its
+full size, beside diffusers.
+
+Each side is a process of its own, so that peak memory is its own. The two wait for each other and call in turn, and the
+speed is the median over pairs of calls: a machine whose speed drifts slows both.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmark_common import LATENT_SCALE, WAITING
 from tqdm import tqdm
 
-LATENT_SCALE = 8  # pixels a latent
-WEIGHTS = {"step": "latte.pt", "vae": "vae.bin", "train": "train.pt", "cache": "vae.bin", "t2v": "t2v"}
+from latte.config import Options, in_range, option, parse_config
+from latte.config.parser import REQUIRED
+from latte.errors import UserError, run_main
+
 PARTS = ("step", "vae", "train", "cache", "t2v")
 NAMES = {
     "step": "denoising step {dtype}",
@@ -38,57 +40,53 @@ NAMES = {
     "cache": "caching a frame {dtype}",
     "t2v": "text to video, 512 px, {dtype}",
 }
-T2V_PIXELS, TOKENS, CAPTION = 512, 120, 4096  # of Latte-1
-CLIPS, CLIP_FRAMES = 8, 40  # of the loader's data
-LEARNING_RATE, EMA_DECAY = 1e-4, 0.9999
-WAITING = "waiting for its turn"  # what a measurement says before each call
+T2V_PIXELS = 512  # of Latte-1
 
 
-def main(
-    official: str,
-    torch_python: str,
-    parts: list[Literal["step", "vae", "train", "cache", "t2v"]] | None = None,
-    model_name: str | None = None,
-    image_size: int = 256,
-    num_frames: int = 16,
-    dtypes: list[Literal["fp32", "bf16"]] | None = None,
-    steps: int = 3,
-    torch_bf16_steps: int = 1,
-    warm_up: int = 30,
-    threads: int = 2,
-) -> None:
-    """Measure and print a table.
+@dataclasses.dataclass(kw_only=True)
+class Settings(Options):
+    """Benchmark"""
 
-    Args:
-        official: checkout of the official PyTorch repository.
-        torch_python: Python interpreter that has torch and diffusers.
-        parts: what to measure; all by default.
-        model_name: network to measure; Latte-XL/2 by default, and Latte-S/2 in training.
-        image_size: pixels a side.
-        num_frames: frames a video.
-        dtypes: arithmetic to measure; both by default.
-        steps: calls that count: denoising steps, frames, training steps.
-        torch_bf16_steps: the same for PyTorch's bf16 autocast; 0 times the first step, where a step takes minutes.
-        warm_up: training steps before those that count. MindSpore's CPU kernels try out, in the first 30 calls at
-            most, among how many threads they share their work; a training has thousands.
-        threads: CPU threads for both sides.
-    """
-    job = {"official": official, "frames": num_frames}
+    official: str = option(REQUIRED, "checkout of the official PyTorch repository")
+    torch_python: str = option(REQUIRED, "Python interpreter that has torch and diffusers")
+    parts: list[Literal["step", "vae", "train", "cache", "t2v"]] = option(list(PARTS), "what to measure")
+    model_name: str | None = option(None, "network to measure; null = Latte-XL/2, and Latte-S/2 in training")
+    image_size: int = option(256, "width and height of the frames in pixels")
+    num_frames: int = option(16, "frames per video")
+    dtypes: list[Literal["fp32", "bf16"]] = option(["fp32", "bf16"], "arithmetic of step and cache; others use fp32")
+    steps: int = option(3, "calls that count: denoising steps, frames, training steps")
+    torch_bf16_steps: int = option(1, "steps of PyTorch's bf16 autocast; 0 = only the first, where one takes minutes")
+    warm_up: int = option(30, "training steps before those that count; MindSpore tunes its CPU threads in the first 30")
+    threads: int = option(2, "CPU threads of each side")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("image_size", "num_frames", "steps", "threads"):
+            in_range(self, key, 1)
+        for key in ("torch_bf16_steps", "warm_up"):
+            in_range(self, key, 0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print a table."""
+    settings = parse_config(Settings, argv, __doc__)
+    torch_python, threads = settings.torch_python, settings.threads
+    job = {"official": settings.official, "frames": settings.num_frames}
     rows, notes = [], []
     with tempfile.TemporaryDirectory() as folder:
         job["folder"] = folder
-        for part in parts or PARTS:
-            job["size"] = (T2V_PIXELS if part == "t2v" else image_size) // LATENT_SCALE
-            job["model_name"] = model_name or ("Latte-S/2" if part == "train" else "Latte-XL/2")
-            for dtype in ["fp32"] if part in ("vae", "train", "t2v") else dtypes or ["fp32", "bf16"]:
+        for part in settings.parts:
+            job["size"] = (T2V_PIXELS if part == "t2v" else settings.image_size) // LATENT_SCALE
+            job["model_name"] = settings.model_name or ("Latte-S/2" if part == "train" else "Latte-XL/2")
+            for dtype in ["fp32"] if part in ("vae", "train", "t2v") else settings.dtypes:
                 here = {
                     **job,
                     "part": part,
                     "dtype": dtype,
-                    "steps": steps,
-                    "warm_up": warm_up if part == "train" else 0,
+                    "steps": settings.steps,
+                    "warm_up": settings.warm_up if part == "train" else 0,
                 }
-                few = torch_bf16_steps if dtype == "bf16" else steps
+                few = settings.torch_bf16_steps if dtype == "bf16" else settings.steps
                 pair = ({**here, "side": "torch", "steps": few}, {**here, "side": "ours"})
                 rows.append(_measure(pair, torch_python, threads))
                 if part == "train":
@@ -140,67 +138,7 @@ def _next_line(process: subprocess.Popen, job: dict[str, Any]) -> str:
     for line in process.stdout:
         if line.startswith((WAITING, "{")):
             return line.strip()
-    raise SystemExit(f"error: the measurement {job['part']} {job['dtype']} {job['side']} failed, see above")
-
-
-def timed(call: Callable[[int], Any], count: int, warm_up: int = 0) -> dict[str, Any]:
-    """Time a first call and, after some more, those that count, each when it is this process's turn."""
-    seconds = []
-    for i in range(1 + warm_up + count):
-        print(WAITING, flush=True)
-        sys.stdin.readline()
-        start = time.perf_counter()
-        call(i)
-        seconds.append(time.perf_counter() - start)
-    counted = seconds[1 + warm_up :] or seconds
-    return {"first": seconds[0], "all": counted, "seconds": statistics.median(counted)}
-
-
-def inputs(job: dict[str, Any]) -> dict[str, Any]:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    size, frames = job["size"], job["frames"]
-    pixels = size * LATENT_SCALE
-    draw = {"x": (1, frames, 4, size, size), "noise": (1, frames, 4, size, size)}
-    draw |= {"image": (1, 3, pixels, pixels), "z": (1, 4, size, size), "text": (1, TOKENS, CAPTION)}
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in draw.items()}
-
-
-def save(job: dict[str, Any], name: str, value: Any) -> None:
-    import numpy as np
-
-    np.save(Path(job["folder"]) / f"{name}.npy", value)
-
-
-def deviation(job: dict[str, Any], name: str, value: Any) -> float:
-    """Return the largest deviation from PyTorch's float32 result, relative to its largest number."""
-    import numpy as np
-
-    expected = np.load(Path(job["folder"]) / f"{name}.npy")
-    return float(np.abs(value - expected).max() / np.abs(expected).max())
-
-
-def work(measurements: dict[str, Callable[[dict[str, Any]], dict[str, Any]]], job: dict[str, Any]) -> None:
-    """Make one measurement of those there are, and print it as a line of JSON."""
-    result = measurements[job["part"]](job)
-    print(json.dumps(result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
-
-
-def clips(job: dict[str, Any]) -> Path:
-    """Return the folder of the loader's data, which is made the first time."""
-    import numpy as np
-    from PIL import Image
-
-    root, side = Path(job["folder"]) / "clips", job["size"] * LATENT_SCALE
-    if not root.exists():
-        for clip in range(CLIPS):
-            (root / str(clip)).mkdir(parents=True)
-            small = np.random.default_rng(clip).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            for frame in range(CLIP_FRAMES):
-                image = Image.fromarray(np.roll(small, frame, 1)).resize((side * 3 // 2, side))
-                image.save(root / str(clip) / f"f_{frame}.jpg", quality=95)
-    return root
+    raise UserError(f"the measurement {job['part']} {job['dtype']} {job['side']} failed, see above")
 
 
 def _machine(threads: int) -> str:
@@ -238,6 +176,4 @@ def _speed(peer: dict[str, Any], ours: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    auto_cli(main, as_positional=False)
+    run_main(main)

@@ -1,52 +1,59 @@
 """Measure a training step on long videos: attention by blocks beside attention at once, with and without recomputation.
 
-Each row is a process of its own, so that its peak memory is its own; a row that does not fit says so. The gradients of
-all rows are compared with those of the first: as a part of the largest number of each weight.
+    python tools/benchmark_attention.py --num_frames 128 --rows "blocks recompute" "at once recompute" blocks
 
-    python tools/benchmark_attention.py --num_frames 128 --rows "[blocks recompute,at once recompute,blocks]"
+Each row is a process of its own, so that its peak memory is its own; a row that does not fit is reported as such. The
+gradients of all rows are compared with those of the first: the deviation is relative to the largest of each weight.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmark_ours import step_inputs
 
-ROWS = ("blocks recompute", "at once recompute", "blocks", "at once")
+from latte.config import Options, in_range, option, parse_config
+from latte.errors import run_main
 
 
-def main(
-    num_frames: int = 128,
-    model_name: str = "Latte-S/2",
-    image_size: int = 256,
-    steps: int = 1,
-    threads: int = 2,
-    rows: list[str] | None = None,
-) -> None:
-    """Measure and print a table.
+@dataclasses.dataclass(kw_only=True)
+class Settings(Options):
+    """Benchmark"""
 
-    Args:
-        num_frames: frames of the video.
-        model_name: network to train.
-        image_size: pixels a side.
-        steps: steps after the first one, which compiles; the last one counts.
-        threads: CPU threads.
-        rows: which of "blocks recompute", "at once recompute", "blocks", "at once"; all by default.
-    """
+    num_frames: int = option(128, "frames of the video")
+    model_name: str = option("Latte-S/2", "network to train")
+    image_size: int = option(256, "width and height of the frames in pixels")
+    steps: int = option(1, "steps after the first one, which compiles; the last one counts")
+    threads: int = option(2, "CPU threads")
+    rows: list[Literal["blocks recompute", "at once recompute", "blocks", "at once"]] = option(
+        ["blocks recompute", "at once recompute", "blocks", "at once"], "rows of the table"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("num_frames", "image_size", "steps", "threads"):
+            in_range(self, key, 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print a table."""
+    settings = parse_config(Settings, argv, __doc__)
     print("| attention | seconds a step | first step s | peak memory GB | loss | gradients differ by |")
     print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows or ROWS:
-            job = {"row": row, "frames": num_frames, "model_name": model_name, "size": image_size // 8}
-            job |= {"steps": steps, "folder": folder}
-            env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        for row in settings.rows:
+            job = {"row": row, "frames": settings.num_frames, "model_name": settings.model_name}
+            job |= {"size": settings.image_size // 8, "steps": settings.steps, "folder": folder}
+            env = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
             command = [sys.executable, __file__, "--job", json.dumps(job)]
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=False, text=True)
             if done.returncode:
@@ -111,6 +118,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         print(json.dumps(measure(json.loads(sys.argv[2]))))
     else:
-        from jsonargparse import auto_cli
-
-        auto_cli(main, as_positional=False)
+        run_main(main)

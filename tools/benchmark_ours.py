@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmark import CLIPS, EMA_DECAY, LATENT_SCALE, LEARNING_RATE, WEIGHTS, clips, deviation, inputs, timed, work
+from benchmark_common import (
+    CLIPS,
+    EMA_DECAY,
+    LATENT_SCALE,
+    LEARNING_RATE,
+    WEIGHTS,
+    clips,
+    deviation,
+    inputs,
+    timed,
+    work,
+)
 
 WINDOW, STORED = 128, 300  # frames of a window, and of each video of the cache it is read from
 LOADED = 24  # videos
@@ -194,4 +203,4 @@ def _our_t2v(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     measurements = {"step": _our_step, "vae": _our_vae, "train": _our_train, "loader": _our_loader}
-    work(measurements | {"cache": _our_cache, "t2v": _our_t2v}, json.loads(sys.argv[1]))
+    work(measurements | {"cache": _our_cache, "t2v": _our_t2v})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import types
@@ -11,9 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from benchmark import CAPTION, EMA_DECAY, LATENT_SCALE, LEARNING_RATE, WEIGHTS, clips, inputs, save, timed, work
+from benchmark_common import (
+    CAPTION,
+    EMA_DECAY,
+    LATENT_SCALE,
+    LEARNING_RATE,
+    WEIGHTS,
+    clips,
+    inputs,
+    refuse,
+    save,
+    timed,
+    work,
+)
 from PIL import Image
+
+try:
+    import torch
+except ModuleNotFoundError:
+    refuse()
 
 
 def _step(job: dict[str, Any]) -> dict[str, Any]:
@@ -177,4 +192,4 @@ def stand_in_for_timm() -> None:
 
 
 if __name__ == "__main__":
-    work({"step": _step, "vae": _vae, "train": _train, "cache": _cache, "t2v": _t2v}, json.loads(sys.argv[1]))
+    work({"step": _step, "vae": _vae, "train": _train, "cache": _cache, "t2v": _t2v})
