@@ -1,7 +1,4 @@
-"""Options that several commands share, one commented line each.
-
-The comment of a field is its text in --help; a class is a group there. This package does not import MindSpore.
-"""
+"""Options that several commands share. A class is a group of --help; this package does not import MindSpore."""
 
 from __future__ import annotations
 
@@ -17,13 +14,15 @@ class DeviceOptions(Options):
     """Device"""
 
     device_target: Literal["Ascend", "GPU", "CPU"] | None = option(
-        None, "where to compute; null = the best that is there"
+        None, "device to compute on; null = the best of this machine"
     )
-    device_id: int = option(0, "which of several devices")
-    mode: Literal[0, 1] = option(0, "0 = compiled graphs, 1 = PyNative, for debugging")
-    jit_level: Literal["O0", "O1", "O2"] | None = option(None, "Ascend: O0 = by kernel, O1 = fused, O2 = whole graph")
+    device_id: int = option(0, "number of the device, if there are several")
+    mode: Literal[0, 1] = option(0, "0 = compiled graphs; 1 = PyNative, for debugging")
+    jit_level: Literal["O0", "O1", "O2"] | None = option(
+        None, "Ascend: O0 = kernel by kernel, O1 = fused kernels, O2 = the whole graph at once"
+    )
     dtype: Literal["fp32", "fp16", "bf16"] = option("fp32", "arithmetic inside the blocks")
-    enable_flash_attention: bool = option(False, "use the fused attention kernel where the device has one")
+    enable_flash_attention: bool = option(False, "use the device's fused attention kernel, if it has one")
     use_parallel: bool = option(False, "share the work among the processes of mpirun or msrun")
 
     def __post_init__(self) -> None:
@@ -33,18 +32,22 @@ class DeviceOptions(Options):
 
 @dataclasses.dataclass(kw_only=True)
 class ModelOptions(Options):
-    """Model; null = as the checkpoint says, or in training the common choice"""
+    """Model; null = that of the checkpoint; in training Latte-XL/2, 256 pixels, 16 frames"""
 
-    model_name: str | None = option(None, "Latte-{S,B,L,XL}/{2,4,8}; training also takes LatteT2V, text to video")
-    condition: Literal["class", "text"] | None = option(None, "what steers the network besides the time")
-    num_classes: int | None = option(None, "classes, without the null class of guidance")
-    image_size: int | None = option(None, "pixels a side, a multiple of 8")
-    num_frames: int | None = option(None, "frames a video")
-    hidden_size: int | None = option(None, "width of the tokens, in place of the named size's")
-    depth: int | None = option(None, "number of blocks, in place of the named size's")
-    num_heads: int | None = option(None, "attention heads, in place of the named size's")
-    patch_size: int | None = option(None, "latent pixels a patch and side, in place of the named size's")
-    patch_embedder: Literal["conv", "linear"] = option("conv", "a convolution or an equal matrix product")
+    model_name: str | None = option(
+        None, "Latte-{S,B,L,XL}/{2,4,8}; training also takes LatteT2V, the text-to-video network"
+    )
+    condition: Literal["class", "text"] | None = option(None, "what the network is conditioned on besides the timestep")
+    num_classes: int | None = option(None, "number of classes, without the null class of guidance")
+    image_size: int | None = option(None, "width and height of the frames in pixels, a multiple of 8")
+    num_frames: int | None = option(None, "frames per video")
+    hidden_size: int | None = option(None, "width of the tokens, in place of the model_name's")
+    depth: int | None = option(None, "number of blocks, in place of the model_name's")
+    num_heads: int | None = option(None, "attention heads, in place of the model_name's")
+    patch_size: int | None = option(None, "latent pixels per side of a patch, in place of the model_name's")
+    patch_embedder: Literal["conv", "linear"] = option(
+        "conv", "embed patches by a convolution, or by the same matrix product"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +63,9 @@ class ModelOptions(Options):
 class CheckpointOptions(Options):
     """Checkpoint"""
 
-    checkpoint: str | None = option(None, "weights of the network, as written by tools/latte_converter.py or train.py")
+    checkpoint: str | None = option(
+        None, "weights of the network, as written by tools/latte_converter.py or train.py; or a text-to-video folder"
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -69,12 +74,10 @@ class CodecOptions(Options):
 
     vae_checkpoint: str | None = option(None, "weights of the autoencoder, as written by tools/vae_converter.py")
     sd_scale_factor: float | None = option(
-        None, "makes the variance of latents one; null = the autoencoder's, mostly 0.18215"
+        None, "factor that gives latents unit variance; null = the autoencoder's own, mostly 0.18215"
     )
-    vae_slice: int = option(0, "frames that the autoencoder takes at once; 0 = what suits the device")
-    vae_tile: int = option(
-        0, "pixels a side of the tiles that are decoded one by one, for little memory; 0 = whole frames"
-    )
+    vae_slice: int = option(0, "frames that the autoencoder processes at once; 0 = as suits the device")
+    vae_tile: int = option(0, "decode in tiles of this width and height in pixels, to save memory; 0 = whole frames")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The options of the export command, one commented line each; the comment is the option's text in --help."""
+"""The options of the export command."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from latte.config.sample import SampleConfig
 class ExportOptions(Options):
     """Export"""
 
-    part: Literal["denoiser", "vae_encoder", "vae_decoder", "t5"] = option("denoiser", "denoiser: network and guidance")
-    target: str | None = option(None, "the .mindir file to write; null = write none, for report")
-    text_tokens: int = option(120, "tokens of a text, of t5 and of what a text-to-video denoiser takes")
-    report: bool = option(False, "say how many operations of each kind the graph has, block by block")
+    part: Literal["denoiser", "vae_encoder", "vae_decoder", "t5"] = option(
+        "denoiser", "what to export; denoiser = the network with its guidance"
+    )
+    target: str | None = option(None, ".mindir file to write; null = write none, for report")
+    text_tokens: int = option(120, "tokens of a prompt, for t5 and for the denoiser of text to video")
+    report: bool = option(False, "count the operations of each kind per block of the graph")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The options of the sample command, one commented line each; the comment is the option's text in --help."""
+"""The options of the sample command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from latte.config.common import CheckpointOptions, CodecOptions, DeviceOptions, 
 from latte.config.parser import OptionError, Options, in_range, option
 from latte.errors import UserError
 
-# Those of latte.diffusion.solvers, which is not imported here so that --help is quick.
+# The names in latte.diffusion.solvers, which is not imported here so that --help is quick.
 SolverName = Literal[
     "ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_s", "pndm", "deis", "kdpm2_a", "unipc"
 ]
@@ -22,21 +22,25 @@ class SamplingOptions(Options):
 
     sampling_steps: int = option(250, "denoising steps, 1 to 1000")
     sampler: SolverName | None = option(
-        None, "solver; null = ddpm, or ddim if ddim_sampling; for 20 steps dpmpp_2m or unipc"
+        None, "solver; null = ddpm, or ddim with ddim_sampling; dpmpp_2m and unipc need only 20 steps"
     )
     ddim_sampling: bool = option(False, "the same as sampler: ddim")
-    eta: float = option(0.0, "noise of ddim: 0 = none, 1 = as much as ddpm")
+    eta: float = option(0.0, "noise that ddim adds: 0 = none, 1 = as much as ddpm")
     guidance_scale: float | None = option(
-        None, "classifier-free guidance; 1 = none; null = 7.5 for text to video, else 1"
+        None, "scale of classifier-free guidance; 1 = no guidance; null = 7.5 for text to video, else 1"
     )
     feature_cache: float = option(
-        0.0, "skip inner blocks while tokens change less than this part: 0.02 to 0.1; 0 = never"
+        0.0, "reuse inner blocks while the tokens' relative change stays below this: 0.02 to 0.1; 0 = never"
     )
-    class_labels: list[int] | None = option(None, "one a video, again from the first if too few; null = from each seed")
-    text_embeddings: str | None = option(None, ".npz of CLIP's `text` (N, 77, 768) and, for guidance, `null` (77, 768)")
-    seed: int = option(42, "random seed of the first video; the others count up from it")
-    num_samples: int = option(1, "videos to make; of text to video, of each prompt")
-    batch_size: int = option(1, "videos made at once")
+    class_labels: list[int] | None = option(
+        None, "class of each video, repeated if there are more videos; null = drawn from each seed"
+    )
+    text_embeddings: str | None = option(
+        None, "CLIP embeddings, an .npz of `text` (N, 77, 768) and, for guidance, `null` (77, 768)"
+    )
+    seed: int = option(42, "random seed of the first video; the next videos count up from it")
+    num_samples: int = option(1, "videos to sample; with prompts, videos per prompt")
+    batch_size: int = option(1, "videos sampled at once")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +49,7 @@ class SamplingOptions(Options):
         if self.ddim_sampling and self.sampler not in (None, "ddim"):
             raise OptionError("sampler", self.sampler, "ddim or null while ddim_sampling is true")
         if self.eta and self.solver != "ddim":
-            raise OptionError("eta", self.eta, f"0 unless the sampler is ddim; {self.solver} has no such choice")
+            raise OptionError("eta", self.eta, f"0 unless the sampler is ddim; {self.solver} has no eta")
         in_range(self, "seed", 0, 2**32 - 1)
         in_range(self, "num_samples", 1)
         in_range(self, "batch_size", 1)
@@ -57,20 +61,20 @@ class SamplingOptions(Options):
 
     @property
     def solver(self) -> str:
-        """The sampler, whichever of the two options says it."""
+        """The name of the solver, from whichever of the two options is given."""
         return self.sampler or ("ddim" if self.ddim_sampling else "ddpm")
 
 
 @dataclasses.dataclass(kw_only=True)
 class TextToVideoOptions(Options):
-    """Text to video: checkpoint names a diffusers folder, and vae_checkpoint is not needed"""
+    """Text to video, with checkpoint: a diffusers folder and without vae_checkpoint"""
 
-    prompts: list[str] | None = option(None, "what the videos show")
-    negative_prompt: str = option("", "what they are not to show, for guidance")
-    height: int | None = option(None, "pixels; null = as trained")
-    width: int | None = option(None, "pixels; null = as trained")
-    mask_feature: bool = option(True, "attend to the words of the prompt only, not to what fills it up")
-    enable_temporal_attentions: bool = option(True, "false = every frame by itself")
+    prompts: list[str] | None = option(None, "descriptions of the videos")
+    negative_prompt: str = option("", "what guidance leads away from")
+    height: int | None = option(None, "height of the frames in pixels; null = as trained")
+    width: int | None = option(None, "width of the frames in pixels; null = as trained")
+    mask_feature: bool = option(True, "attend only to the words of a prompt, not to its padding")
+    enable_temporal_attentions: bool = option(True, "false = every frame is an independent image")
     enable_vae_temporal_decoder: bool = option(False, "decode with the folder's vae_temporal_decoder")
     quantize: Literal["int8"] | None = option(None, "keep the matrices of network and text encoder in 8 bits")
 
@@ -83,15 +87,15 @@ class TextToVideoOptions(Options):
 
 
 @dataclasses.dataclass(kw_only=True)
-class HoldingOptions(Options):
-    """Beginning with given frames"""
+class ConditioningFrameOptions(Options):
+    """Image to video, video continuation"""
 
     init_frames: str | None = option(
-        None, "picture, video, or folder of frames whose last frames the videos begin with"
+        None, "conditioning frames: an image, a video, or a folder of frames; the videos begin with the last ones"
     )
-    init_count: int = option(1, "how many of them")
+    init_count: int = option(1, "number of conditioning frames")
     init_strength: float = option(
-        0.6, "how far the other frames may leave the last given one: 0 = not at all, 1 = all the way"
+        0.6, "how much the other frames may differ from the last conditioning frame: low = still, 1 = free"
     )
 
     def __post_init__(self) -> None:
@@ -105,8 +109,8 @@ class OutputOptions(Options):
     """Output"""
 
     output_path: str = option("outputs/samples", "folder for the videos")
-    output_format: list[Literal["mp4", "gif", "png"]] = option(["mp4"], "per video")
-    fps: int = option(8, "frames a second")
+    output_format: list[Literal["mp4", "gif", "png"]] = option(["mp4"], "formats in which each video is saved")
+    fps: int = option(8, "frames per second")
     dry_run: bool = option(False, "check the options and files, say what would be done, and stop")
 
     def __post_init__(self) -> None:
@@ -120,7 +124,7 @@ class OutputOptions(Options):
 @dataclasses.dataclass(kw_only=True)
 class SampleConfig(
     OutputOptions,
-    HoldingOptions,
+    ConditioningFrameOptions,
     TextToVideoOptions,
     SamplingOptions,
     CodecOptions,

@@ -1,4 +1,4 @@
-"""The options of the train and cache commands, one commented line each; the comment is the text in --help."""
+"""The options of the train and cache commands."""
 
 from __future__ import annotations
 
@@ -16,33 +16,35 @@ TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
 class DataOptions(Options):
     """Data"""
 
-    data_folder: str | None = option(None, "where the videos are")
+    data_folder: str | None = option(None, "folder of the videos")
     cache_folder: str | None = option(
-        None, "latents of tools/embedding_cache.py, for data_folder; there, where they go"
+        None, "folder of cached latents; train.py reads it in place of data_folder, embedding_cache.py writes to it"
     )
-    cache_dtype: Literal["fp16", "fp32"] | None = option(None, "of the latents; null = as the cache has, fp16 if new")
+    cache_dtype: Literal["fp16", "fp32"] | None = option(
+        None, "precision of cached latents; null = that of the cache, fp16 for a new one"
+    )
     data_layout: Literal["frame_folders", "video_files", "class_folders", "csv"] = option(
-        "frame_folders", "docs/train.md"
+        "frame_folders", "how data_folder is organized, see docs/train.md"
     )
     csv_path: str | None = option(None, "csv: the table, with paths relative to data_folder")
     video_column: str = option("video", "csv: header of the column of paths")
     class_column: str | None = option(None, "csv: header of the column of classes, numbers or names")
     caption_column: str | None = option(None, "csv: header of the column of captions")
     frame_list: str | None = option(
-        None, "lines `video/frame.jpg` with the images of joint training; null = from all videos"
+        None, "images of joint training, a file of lines `video/frame.jpg`; null = frames of all videos"
     )
     images_per_video: int = option(
         0, "single images beside each video, for joint training; they skip temporal attention"
     )
-    sample_stride: int = option(1, "every which frame is taken")
+    sample_stride: int = option(1, "every sample_stride-th frame of a video is taken")
     transform: Literal["crop_resize", "resize_crop"] = option(
-        "crop_resize", "centre crop, then resize, or the other way"
+        "crop_resize", "crop_resize = crop the centre, then resize; resize_crop = the other way round"
     )
-    random_flip: bool = option(False, "mirror every other clip")
+    random_flip: bool = option(False, "mirror half of the clips")
     demo_clips: int = option(
-        0, "tools/embedding_cache.py: if data_folder is missing, draw it, with this many clips a class"
+        0, "embedding_cache.py: draw a missing data_folder, with this many clips per class; 0 = do not"
     )
-    max_bad_fraction: float = option(0.1, "stop when more than this part of the videos is broken or too short")
+    max_bad_fraction: float = option(0.1, "stop when more than this fraction of the videos is broken or too short")
     num_workers: int = option(2, "processes that decode videos")
 
     def __post_init__(self) -> None:
@@ -58,12 +60,14 @@ class DataOptions(Options):
 class ConditionOptions(Options):
     """Condition"""
 
-    class_dropout_prob: float = option(0.1, "how often a condition is replaced by none, for guidance")
+    class_dropout_prob: float = option(
+        0.1, "probability that a condition is replaced by the null condition, for guidance"
+    )
     text_embeddings: str | None = option(
-        None, ".npz of CLIP's `text` (N, 77, 768), their `captions` (N,) and `null` (77, 768)"
+        None, "CLIP embeddings, an .npz of `text` (N, 77, 768), `captions` (N,) and `null` (77, 768)"
     )
     text_encoder_path: str | None = option(
-        None, "LatteT2V: folder with tokenizer and text_encoder; null = as pretrained"
+        None, "LatteT2V: folder with tokenizer and text_encoder; null = that of pretrained_model_path"
     )
 
     def __post_init__(self) -> None:
@@ -72,12 +76,14 @@ class ConditionOptions(Options):
 
 
 @dataclasses.dataclass(kw_only=True)
-class TuningOptions(Options):
+class FineTuningOptions(Options):
     """Fine-tuning of LatteT2V"""
 
-    trainable: Literal["all", "temporal", "lora"] = option("all", "all weights, blocks over frames, low-rank additions")
-    lora_rank: int = option(16, "lora: rank of what is added to the attention projections of all blocks")
-    lora_alpha: float | None = option(None, "lora: what is added counts lora_alpha / lora_rank; null = lora_rank")
+    trainable: Literal["all", "temporal", "lora"] = option(
+        "all", "weights to train: all, those of the temporal blocks, or LoRA adapters"
+    )
+    lora_rank: int = option(16, "rank of the LoRA adapters of the attention projections")
+    lora_alpha: float | None = option(None, "LoRA adapters are scaled by lora_alpha / lora_rank; null = lora_rank")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +93,7 @@ class TuningOptions(Options):
 
     @property
     def lora_factor(self) -> float:
-        """What the low-rank additions are multiplied with."""
+        """The scale of the LoRA adapters."""
         return (self.lora_alpha or self.lora_rank) / self.lora_rank
 
 
@@ -95,27 +101,31 @@ class TuningOptions(Options):
 class OptimizerOptions(Options):
     """Optimizer"""
 
-    train_batch_size: int = option(5, "videos of a rank at once")
+    train_batch_size: int = option(5, "videos per batch and device")
     gradient_accumulation_steps: int = option(1, "batches whose gradients are averaged for one step")
     epochs: int = option(3000, "passes over the data")
-    max_steps: int | None = option(None, "end after this many steps; null = after the epochs")
-    start_learning_rate: float = option(1e-4, "after the warm-up")
-    end_learning_rate: float = option(0.0, "of the cosine and polynomial schedules, at the last step")
-    scheduler: Literal["constant", "cosine", "polynomial"] = option("constant", "how the learning rate goes on")
+    max_steps: int | None = option(None, "stop after this many steps; null = after the epochs")
+    start_learning_rate: float = option(1e-4, "learning rate after the warm-up")
+    end_learning_rate: float = option(0.0, "learning rate at the last step of the cosine and polynomial schedules")
+    scheduler: Literal["constant", "cosine", "polynomial"] = option(
+        "constant", "schedule of the learning rate after the warm-up"
+    )
     warmup_steps: int = option(0, "steps over which the learning rate grows linearly from 0")
-    betas: list[float] = option([0.9, 0.999], "AdamW's")
-    optim_eps: float = option(1e-8, "AdamW's")
-    weight_decay: float = option(0.0, "AdamW's")
-    clip_grad: bool = option(False, "scale gradients down to max_grad_norm")
-    max_grad_norm: float = option(0.1, "for clip_grad")
-    start_clip_step: int = option(0, "clip from this step on")
-    use_ema: bool = option(True, "average the weights; the average is what is sampled from")
-    ema_decay: float = option(0.9999, "of that average, a step")
-    loss_scaler_type: Literal["dynamic", "static"] = option("dynamic", "for fp16")
-    init_loss_scale: float = option(65536.0, "for fp16")
+    betas: list[float] = option([0.9, 0.999], "decay rates of AdamW's two moments")
+    optim_eps: float = option(1e-8, "epsilon of AdamW")
+    weight_decay: float = option(0.0, "weight decay of AdamW")
+    clip_grad: bool = option(False, "scale gradients down to a norm of max_grad_norm")
+    max_grad_norm: float = option(0.1, "largest norm of the gradients with clip_grad")
+    start_clip_step: int = option(0, "first step at which gradients are clipped")
+    use_ema: bool = option(
+        True, "keep an exponential moving average of the weights (EMA weights), from which samples are made"
+    )
+    ema_decay: float = option(0.9999, "decay of the EMA weights per step")
+    loss_scaler_type: Literal["dynamic", "static"] = option("dynamic", "scaling of the fp16 loss")
+    init_loss_scale: float = option(65536.0, "first scale of the fp16 loss")
     loss_scale_window: int = option(2000, "dynamic: double the scale after this many steps without an overflow")
     zero_stage: Literal[0, 1] = option(0, "1 = share AdamW's moments among the ranks")
-    use_recompute: bool = option(False, "recompute each block in the backward pass, for less memory")
+    use_recompute: bool = option(False, "recompute each block in the backward pass, to save memory")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,25 +146,27 @@ class OptimizerOptions(Options):
 class RunOptions(Options):
     """Run"""
 
-    data_config: str | None = option(None, "YAML with options of the data, relative to the file that names it")
+    data_config: str | None = option(
+        None, "YAML file with the options of the data, relative to the file that names it; weaker than all others"
+    )
     pretrained_model_path: str | None = option(
-        None, "to start from: a Latte, an ImageNet DiT's .pt, or Latte-1's folder"
+        None, "weights to start from: a Latte, the .pt of an ImageNet DiT, or the folder of Latte-1"
     )
-    output_path: str = option("outputs/train", "a folder for each run is made in it")
-    resume: str | None = option(None, "auto = go on with the newest run of output_path; or a run's folder")
-    seed: int = option(3407, "of the weights, the order of the data and all noise")
+    output_path: str = option("outputs/train", "folder in which each run gets a folder of its own")
+    resume: str | None = option(None, "auto = continue the newest run of output_path; or the folder of a run")
+    seed: int = option(3407, "random seed of the weights, the order of the data and all noise")
     dataset_sink_mode: bool = option(
-        False, "let the device fetch the data itself; it then reports once in sink_size batches"
+        False, "let the device fetch the data itself; it then reports once per sink_size batches"
     )
-    sink_size: int = option(100, "batches between two reports; logging and saving wait for them")
+    sink_size: int = option(100, "batches between two reports with dataset_sink_mode; logging and saving wait for them")
     log_interval: int = option(100, "steps between two rows of metrics.csv")
-    step_mode: bool = option(True, "count ckpt_save_interval in steps; False = in epochs")
+    step_mode: bool = option(True, "count ckpt_save_interval in steps; false = in epochs")
     ckpt_save_interval: int = option(1000, "steps or epochs between two checkpoints")
-    ckpt_max_keep: int = option(3, "newest checkpoints that are kept")
-    ckpt_keep_every: int = option(0, "also keep those whose step is a multiple of this; 0 = none")
+    ckpt_max_keep: int = option(3, "number of newest checkpoints to keep")
+    ckpt_keep_every: int = option(0, "also keep checkpoints whose step is a multiple of this; 0 = none")
     sample_videos: int = option(4, "videos sampled at each checkpoint; 0 = none")
-    sample_steps: int = option(50, "DDIM steps of these")
-    guidance_scale: float = option(1.0, "guidance of these")
+    sample_steps: int = option(50, "DDIM steps of the sampled videos")
+    guidance_scale: float = option(1.0, "classifier-free guidance of the sampled videos; 1 = no guidance")
     dry_run: bool = option(False, "check options, files and one batch, say what would be done, and stop")
 
     def __post_init__(self) -> None:
@@ -172,12 +184,10 @@ class CacheOptions(Options):
     """Cache"""
 
     cache_file_type: Literal["numpy", "mindrecord"] = option(
-        "numpy", "one file a video, or files of MindSpore's record format"
+        "numpy", "numpy = one file per video; mindrecord = files of MindSpore's record format"
     )
-    flip: bool = option(False, "store the mirrored video too, for random_flip")
-    resume_cache_index: int = option(
-        0, "leave out the videos before this one; without it, those that are there already"
-    )
+    flip: bool = option(False, "store the mirrored videos too, for random_flip")
+    resume_cache_index: int = option(0, "skip the videos before this one; 0 = skip those that are cached already")
     verify: bool = option(False, "check every file of a cache, and write nothing")
 
     def __post_init__(self) -> None:
@@ -196,7 +206,7 @@ class DataConfig(DataOptions):
 class TrainConfig(
     RunOptions,
     OptimizerOptions,
-    TuningOptions,
+    FineTuningOptions,
     ConditionOptions,
     DataOptions,
     CodecOptions,
@@ -215,9 +225,11 @@ class TrainConfig(
             raise OptionError("pretrained_model_path", None, f"the folder of a Latte-1 for model_name {TEXT_TO_VIDEO}")
         for key in ("hidden_size", "depth", "num_heads", "patch_size", "num_classes", "frame_list"):
             if getattr(self, key) is not None:
-                raise OptionError(key, getattr(self, key), f"null for {TEXT_TO_VIDEO}, which is as its folder says")
+                raise OptionError(key, getattr(self, key), f"null for {TEXT_TO_VIDEO}, whose folder determines it")
         if self.condition == "class":
-            raise OptionError("condition", self.condition, f"text or null for {TEXT_TO_VIDEO}: captions steer it")
+            raise OptionError(
+                "condition", self.condition, f"text or null for {TEXT_TO_VIDEO}, which is conditioned on captions"
+            )
         if self.images_per_video:
             raise OptionError("images_per_video", self.images_per_video, f"0 for {TEXT_TO_VIDEO}")
 

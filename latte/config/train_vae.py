@@ -11,26 +11,29 @@ from latte.config.parser import OptionError, Options, in_range, option
 class VaeTrainConfig(Options):
     """Training of the autoencoder"""
 
-    data_folder: str = option("datasets/demo", "images anywhere below it; where there are none, videos")
-    target: str = option(
-        "outputs/vae/vae.safetensors", "file to write; beside it NAME.csv, a log, and NAME.png, pictures"
+    data_folder: str = option(
+        "datasets/demo", "folder with images anywhere below it, or with videos if it has no images"
     )
-    block_out_channels: list[int] = option([32, 64, 96], "widths; levels halve")
-    layers_per_block: int = option(1, "residual blocks a level")
+    target: str = option(
+        "outputs/vae/vae.safetensors",
+        "file to write; NAME.csv, a log, and NAME.png, held-out frames over their reconstructions, go beside it",
+    )
+    block_out_channels: list[int] = option([32, 64, 96], "channels per level; each level halves width and height")
+    layers_per_block: int = option(1, "residual blocks per level")
     latent_channels: int = option(4, "channels of the latents")
     steps: int = option(2000, "optimizer steps")
-    batch_size: int = option(4, "crops a step")
-    crop: int = option(64, "pixels a side of a crop")
-    learning_rate: float = option(1e-3, "the highest; it falls along a cosine")
+    batch_size: int = option(4, "crops per step")
+    crop: int = option(64, "width and height of a crop in pixels")
+    learning_rate: float = option(1e-3, "largest learning rate; it falls along a cosine")
     l1_weight: float = option(1.0, "weight of the absolute error")
     mse_weight: float = option(1.0, "weight of the squared error")
-    kl_weight: float = option(1e-6, "weight of the divergence")
+    kl_weight: float = option(1e-6, "weight of the KL divergence")
     ema_decay: float = option(
-        0.99, "decay of the average of the weights, which is what is saved; 0 = the weights themselves"
+        0.99, "decay per step of the EMA weights, which are saved; 0 = save the weights themselves"
     )
     save_interval: int = option(500, "steps between two saves")
     half: bool = option(False, "store float16")
-    seed: int = option(0, "of weights, crops and noise")
+    seed: int = option(0, "random seed of weights, crops and noise")
 
     def __post_init__(self) -> None:
         super().__post_init__()
