@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from latte.config import SampleConfig, parse_config, save_config
+import latte
+from latte.config import (
+    CacheConfig,
+    DataConfig,
+    ExportConfig,
+    Options,
+    SampleConfig,
+    TrainConfig,
+    VaeTrainConfig,
+    option,
+    parse_config,
+    save_config,
+)
+from latte.config.parser import REQUIRED
 from latte.config.sample import SolverName
 from latte.diffusion.solvers import SOLVERS
 from latte.errors import UserError
@@ -196,7 +209,7 @@ def test_saved_config_reads_back(parse, tmp_path):
     assert os.listdir(tmp_path / "new") == ["config.yaml"]
 
 
-def test_help_shows_every_option_with_comment_and_default(parse, capsys, monkeypatch):
+def test_help_shows_every_option_with_its_text_and_default(parse, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
         parse("--help")
@@ -226,11 +239,150 @@ def test_reading_options_does_not_import_mindspore():
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "inference").glob("*.yaml")), ids=lambda path: path.stem)
-def test_inference_config_says_only_what_differs(parse, path):
-    config, defaults = parse("-c", path), SampleConfig()
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def options_of(path):
+    """Return the class of options of a file of configs/."""
+    return {"inference": SampleConfig, "training": TrainConfig, "data": DataConfig}[path.parent.name]
+
+
+def of_defaults_and_includes(path):
+    """Return the values that the options would have if the file itself were empty."""
+    values = dataclasses.asdict(options_of(path)())
+    for name in yaml.safe_load(path.read_text(encoding="utf-8")).get("include", []):
+        values |= dataclasses.asdict(parse_config(options_of(path), ["-c", str(path.parent / name)]))
+    return values
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_config_names_only_what_differs(path):
+    config, without = parse_config(options_of(path), ["-c", str(path)]), of_defaults_and_includes(path)
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert [key for key in given if getattr(config, key) == getattr(defaults, key)] == []
+    assert [key for key in given if key != "include" and getattr(config, key) == without[key]] == []
+
+
+@pytest.mark.parametrize("cls", [SampleConfig, TrainConfig, CacheConfig, ExportConfig, DataConfig, VaeTrainConfig])
+def test_every_option_has_a_text(cls):
+    for field in dataclasses.fields(cls):
+        text = field.metadata.get("help", "")
+        assert len(text) > 5 and text[-1] not in ".;," and "\n" not in text, f"{field.name}: {text!r}"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Write YAML files, by name and text, and return their folder."""
+
+    def write(**texts):
+        for name, text in texts.items():
+            (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+def test_command_line_over_yaml_over_its_includes_over_its_data(files):
+    folder = files(
+        a="include: [b.yaml, sub/c.yaml]\ndata_config: sub/data.yaml\nseed: 1",
+        b="seed: 2\nepochs: 2\nmax_steps: 2\nnum_workers: 2",
+    )
+    (folder / "sub").mkdir()
+    (folder / "sub" / "c.yaml").write_text("epochs: 3\ndata_config: nowhere.yaml")
+    (folder / "sub" / "data.yaml").write_text("seed: 4\nepochs: 4\nnum_workers: 4\nsample_stride: 4\nrandom_flip: true")
+    config = parse_config(TrainConfig, ["-c", str(folder / "a.yaml"), "--sample_stride", "5"])
+    found = (config.seed, config.epochs, config.max_steps, config.num_workers, config.sample_stride, config.random_flip)
+    assert found == (1, 3, 2, 2, 5, True)
+
+
+def test_an_included_file_finds_its_own_data(files):
+    folder = files(a="include: [sub/b.yaml]")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "b.yaml").write_text("data_config: data.yaml")
+    (folder / "sub" / "data.yaml").write_text("include: [more.yaml]\nsample_stride: 4")
+    (folder / "sub" / "more.yaml").write_text("sample_stride: 3\nnum_workers: 7")
+    config = parse_config(TrainConfig, ["-c", str(folder / "a.yaml")])
+    assert (config.sample_stride, config.num_workers) == (4, 7)
+
+
+@pytest.mark.parametrize(
+    "texts, said",
+    [
+        ({"a": "include: [b.yaml]", "b": "include: [a.yaml]"}, "which includes it in turn"),
+        ({"a": "include: [a.yaml]"}, "which includes it in turn"),
+        ({"a": "include: 3"}, "include is 3, but must be a list such as"),
+        ({"a": "include: [c.yaml]"}, "cannot read the config file"),
+        ({"a": "include: b.yaml", "b": "epochs: 0"}, "b.yaml: epochs is 0, but must be at least 1"),
+        ({"a": "include: b.yaml", "b": "epoch: 0"}, "b.yaml: there is no option 'epoch'; the nearest is 'epochs'"),
+        ({"a": "data_config: b.yaml", "b": "num_workers: 0"}, "b.yaml: num_workers is 0, but must be at least 1"),
+    ],
+)
+def test_mistake_in_an_included_file(files, texts, said):
+    folder = files(**texts)
+    with pytest.raises(UserError) as error:
+        parse_config(TrainConfig, ["-c", str(folder / "a.yaml")])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_default_that_is_not_allowed_is_in_no_file():
+    with pytest.raises(UserError, match="^cache_folder is null, but must be the folder to write to"):
+        parse_config(CacheConfig, ["-c", str(ROOT / "configs" / "training" / "sky_video.yaml")])
+
+
+@pytest.mark.parametrize(
+    "words, key, value",
+    [
+        (["--class_labels", "3", "14"], "class_labels", [3, 14]),
+        (["--class_labels", "[3,14]"], "class_labels", [3, 14]),
+        (["--class_labels=[3,14]"], "class_labels", [3, 14]),
+        (["--prompts", "a dog: running", "[a cat"], "prompts", ["a dog: running", "[a cat"]),
+        (["--prompts", "[a dog, a cat]"], "prompts", ["a dog", "a cat"]),
+        (["--prompts", "[1, 2]"], "prompts", ["[1, 2]"]),
+        (["--prompts", "12"], "prompts", ["12"]),
+        (["--prompts", "null"], "prompts", None),
+        (["--guidance_scale", "-1"], "guidance_scale", -1.0),
+        (["--negative_prompt", "null"], "negative_prompt", "null"),
+        (["--jit_level", "O1"], "jit_level", "O1"),
+        (["--mode", "1"], "mode", 1),
+    ],
+)
+def test_words_of_the_command_line(words, key, value):
+    found = getattr(parse_config(SampleConfig, words), key)
+    assert found == value and type(found) is type(value)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Needed(Options):
+    """Group"""
+
+    source: str = option(REQUIRED, "file to read, 100 % of it")
+
+
+def test_a_required_option_is_asked_for_and_shown(capsys):
+    with pytest.raises(UserError, match="^--source is not given; it is the file to read"):
+        parse_config(Needed, [])
+    assert parse_config(Needed, ["--source", "a"]).source == "a"
+    with pytest.raises(SystemExit):
+        parse_config(Needed, ["--help"])
+    text = capsys.readouterr().out
+    assert "--source TEXT [-c CONFIG]" in text and "file to read, 100 % of it (required)" in text
+
+
+def test_help_keeps_paragraphs_and_command_lines(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "argv", ["tools/some.py"])
+    command = "    python tools/some.py --source " + "x" * 60
+    with pytest.raises(SystemExit) as stop:
+        parse_config(Needed, ["--help"], f"One line.\n\n{command}\n{command}\n\nMore words{' and more' * 20}.\n")
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and text.startswith("usage: python tools/some.py --source TEXT [-c CONFIG]")
+    assert f"\n\nOne line.\n\n{command}\n{command}\n\nMore words and" in text
+    assert all(len(line) <= 60 for line in text.splitlines() if line not in (command, text.splitlines()[0]))
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(SampleConfig, ["--version"])
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith(f"latte {latte.__version__}, MindSpore ")
 
 
 def test_a_flag_alone_is_true():
