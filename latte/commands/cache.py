@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from latte.training.cache_maker import make_cache, verify_cache
 
     if cfg.verify:
-        verify_cache(cfg.cache_folder)
+        verify_cache(str(cfg.cache_folder))
         return
     here = device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
     with ranks.ending_together(here.world_size):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from latte.config import Options, option, parse_config
 from latte.config.parser import REQUIRED
@@ -137,7 +137,7 @@ def _convert_vae(options: ConvertVaeConfig | ConvertConfig) -> None:
     _convert_file(options, "autoencoder", norm_num_groups=options.norm_num_groups)
 
 
-def _convert_file(options: FileOptions, kind: str, **asked: str | int | None) -> None:
+def _convert_file(options: FileOptions, kind: str, **asked: Any) -> None:
     """Read, check against the network of the sizes found, write."""
     from latte.components.convert import check_target, convert
     from latte.components.loading import read

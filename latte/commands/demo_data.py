@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from tqdm import tqdm
 
 from latte.config.parser import OptionError, Options, in_range, option, parse_config
@@ -67,7 +68,7 @@ def make(settings: Settings) -> None:
 
 def _check_shape(root: Path, settings: Settings) -> None:
     """Raise UserError if a clip that is there already, one of each form, has another length or size."""
-    there = [
+    there: list[tuple[Path | None, Callable[[Path], np.ndarray]]] = [
         (next(root.glob("frames/*/[!.]*"), None), read_frames),
         (next(root.glob("videos/*/[!.]*.mp4"), None), read_video),
     ]
@@ -80,7 +81,7 @@ def _check_shape(root: Path, settings: Settings) -> None:
             )
 
 
-def _write_clip(root: Path, kind: str, name: str, formats: list[str], clip: tuple[int, int, int, int]) -> None:
+def _write_clip(root: Path, kind: str, name: str, formats: Sequence[str], clip: tuple[int, int, int, int]) -> None:
     frames_folder, video = root / "frames" / kind / name, root / "videos" / kind / f"{name}.mp4"
     wants_frames = "frames" in formats and not frames_folder.exists()
     wants_video = "mp4" in formats and not video.exists()

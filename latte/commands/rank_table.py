@@ -161,7 +161,7 @@ def addresses_of_host() -> set[str]:
     found = {name, own_address()}
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            found |= {entry[4][0] for entry in socket.getaddrinfo(name, None, family)}
+            found |= {str(entry[4][0]) for entry in socket.getaddrinfo(name, None, family)}
         except OSError:
             continue
     for addresses in psutil.net_if_addrs().values():

@@ -25,10 +25,13 @@ class ExportOptions(Options):
         in_range(self, "text_tokens", 1)
         if self.target is not None and not self.target.endswith(".mindir"):
             raise OptionError("target", self.target, "a file name that ends with .mindir")
-        if self.target is None and not self.report and not self.dry_run:
-            raise OptionError("target", self.target, "the .mindir file to write, unless report or dry_run is true")
 
 
 @dataclasses.dataclass(kw_only=True)
 class ExportConfig(ExportOptions, SampleConfig):
-    """Options of tools/export_mindir.py: those of sample.py, and its own."""
+    """Options of tools/export_mindir.py: the options of sample.py, and its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is None and not self.report and not self.dry_run:
+            raise OptionError("target", self.target, "the .mindir file to write, unless report or dry_run is true")

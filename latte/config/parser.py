@@ -148,10 +148,11 @@ def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | N
         for field in own:
             hint, default = hints[field.name], _default(field)
             end = "required" if default is REQUIRED else f"default: {show(default)}"
-            some: dict[str, Any] = {"nargs": "+"} if item_of(hint) else {}
-            alone = {"nargs": "?", "const": "true"} if hint is bool else {}  # `--dry_run` is `--dry_run true`
+            words: dict[str, Any] = {"nargs": "+"} if item_of(hint) else {}
+            if hint is bool:
+                words = {"nargs": "?", "const": "true"}  # `--dry_run` is `--dry_run true`
             text = f"{field.metadata['help']} ({end})".replace("%", "%%")
-            group.add_argument(f"--{field.name}", metavar=metavar(hint), help=text, **some, **alone)
+            group.add_argument(f"--{field.name}", metavar=metavar(hint), help=text, **words)
     return parser
 
 

@@ -193,8 +193,6 @@ class CacheOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "resume_cache_index", 0)
-        if not self.cache_folder:
-            raise OptionError("cache_folder", self.cache_folder, "the folder to write to")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -236,4 +234,9 @@ class TrainConfig(
 
 @dataclasses.dataclass(kw_only=True)
 class CacheConfig(CacheOptions, TrainConfig):
-    """Options of tools/embedding_cache.py: those of the training, and its own."""
+    """Options of tools/embedding_cache.py: the options of train.py, and its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.cache_folder:
+            raise OptionError("cache_folder", self.cache_folder, "the folder to write to")
