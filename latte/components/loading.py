@@ -131,7 +131,7 @@ KINDS: dict[str, Kind] = {
 class Weights(StateFile):
     """The weights of one network, by its own names and with its shapes, as views into their files."""
 
-    config: Config
+    config: Any  # of the class that the kind has
     kind: Kind
 
 
@@ -161,7 +161,7 @@ def read(path: Source, kind: str | None = None, *, weights: str | None = None, *
     return found
 
 
-def check(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Config:
+def check(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Any:
     """Return the configuration of the network that `load` would build; raises UserError as it does, loads nothing."""
     return read(path, kind, weights=weights, **asked).config
 
@@ -176,7 +176,7 @@ def load(
     quantize: str | None = None,
     patch_embedder: str = "conv",
     **asked: Any,
-) -> nn.Cell:
+) -> Any:
     """Rebuild the network that a file or folder holds; `path`, `kind`, `weights` and `asked` are those of `read`.
 
     Denoisers and T5 compute in `dtype` (fp32, fp16, bf16); denoisers may use the fused attention kernel (`flash`) and
@@ -193,8 +193,8 @@ def load(
         )
     net = found.kind.build(found.config, compute, device.use_flash_attention(flash, compute), patch_embedder)
     net.set_train(False)
-    fill = load_int8 if as_int8 or is_quantized(found.tensors) else load_state
-    fill(net, found.tensors, found.path)
+    set_weights = load_int8 if as_int8 or is_quantized(found.tensors) else load_state
+    set_weights(net, found.tensors, found.path)
     return prepare(net) if found.kind.takes == DENOISER else net
 
 

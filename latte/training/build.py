@@ -24,10 +24,10 @@ from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
 from latte.runtime import device, graphs
+from latte.training.captions import captions_for
 from latte.training.optim import learning_rates
 from latte.training.start import networks, read_start
 from latte.training.step import StepOptions, TrainStep
-from latte.training.text_to_video import captions_for
 
 log = logging.getLogger("latte")
 DEFAULTS = {"model_name": "Latte-XL/2", "image_size": 256, "num_frames": 16}

@@ -30,9 +30,9 @@ from latte.data.records import write_records
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.runtime import device, ranks
+from latte.training.captions import store_captions
 from latte.training.run_folder import LOCK, lock
 from latte.training.start import read_start
-from latte.training.text_to_video import store_captions
 
 log = logging.getLogger("latte")
 AHEAD = 4  # slices of frames that are decoded before they are needed
