@@ -249,7 +249,7 @@ def open_weights(path: Source, kind: str | None = None, weights: str | None = No
 def _as_asked(tensors: Mapping[str, np.ndarray], asked: str | None, source: str) -> Kind:
     """Return the kind of weights; raises UserError if it is not the one asked for, or none that is known."""
     if is_low_rank(tensors):
-        raise UserError(f"{source} holds low-rank additions to a network; tools/t2v_export.py puts them together")
+        raise UserError(f"{source} holds LoRA adapters without their network; tools/t2v_export.py merges them into it")
     found, wanted = kind_of(tensors), KINDS[asked] if asked else None
     if found is None:
         what = f"{wanted.description}: it has no weight {wanted.sign}" if wanted else "a network that is known here"

@@ -152,7 +152,7 @@ def test_merging_keeps_the_dtype_and_the_fingerprint_does_not_depend_on_it():
     assert base_fingerprint(single) == base_fingerprint(half)
     assert base_fingerprint(single) != base_fingerprint(single | {"a.bias": single["a.bias"] * 1.01})
     for broken in ({"a.lora_down": additions["a.lora_down"]}, {**additions, "c": additions["a.lora_up"]}):
-        with pytest.raises(UserError, match="not the whole of a network's low-rank additions"):
+        with pytest.raises(UserError, match="not the whole of a network's LoRA adapters"):
             lora.merged(half, broken, 0.5, "a file")
     with pytest.raises(UserError, match="but the base has no such weight; name the base"):
         lora.merged(half, {name.replace("a.", "c."): values for name, values in additions.items()}, 0.5, "a file")
