@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from latte.components.loading import Weights, read
 from latte.components.text_encoder import MAX_LENGTH, VOCABULARIES, load_text_encoder
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.data.cache import TEXT
@@ -33,22 +33,23 @@ def captions_for(cfg: TrainConfig, captions: Sequence[str], width: int) -> Capti
         if found.width != width:
             raise UserError(f"text_embeddings {file} are {found.width} wide, but the network takes {width}")
         return found.of(captions, f"text_embeddings {file}")
-    check_encoder(cfg.text_encoder_path, width)
+    encoder = read_encoder(cfg.text_encoder_path, width)
     if cfg.dry_run:
         mask = np.eye(1, MAX_LENGTH, dtype=np.int32).repeat(2, 0)  # (2, S), one token each
         blank = Captions.pack([""], [np.zeros((1, width), np.float32)] * 2, mask, np.float32)
         return blank.of([""] * len(captions), "")
-    return embed(cfg.text_encoder_path, captions, cfg.dtype, np.float32).of(captions, cfg.text_encoder_path)
+    return embed(cfg.text_encoder_path, captions, cfg.dtype, np.float32, encoder).of(captions, cfg.text_encoder_path)
 
 
-def embed(folder: str, captions: Sequence[str], dtype: str, stored: type) -> Captions:
+def embed(folder: str, captions: Sequence[str], dtype: str, stored: type, weights: Weights) -> Captions:
     """Return the embeddings of all different captions and of the empty prompt, and give the encoder's memory back.
 
-    `stored` is the type to keep them in. Raises UserError if the encoder cannot be read.
+    `stored` is the type to keep them in, `weights` are those of the encoder in the folder.
+    Raises UserError if the tokenizer cannot be read.
     """
     texts = [*sorted(set(captions)), ""]
     size = PROMPTS_AT_ONCE if device.current().batches_videos else 1
-    encoder = load_text_encoder(folder, dtype)
+    encoder = load_text_encoder(folder, dtype, weights=weights)
     rows, masks = [], []
     with tqdm(total=len(texts), desc="captions", unit="text", delay=5) as bar:  # only if it takes longer
         for part in _parts(texts, size):
@@ -66,29 +67,32 @@ def store_captions(cfg: TrainConfig, captions: Sequence[str], width: int, stored
     Raises UserError as `captions_for` does.
     """
     _check_any(captions)
-    check_encoder(cfg.text_encoder_path, width)
-    path, encoder = Path(cfg.cache_folder) / TEXT, encoder_fingerprint(cfg.text_encoder_path)
+    encoder = read_encoder(cfg.text_encoder_path, width)
+    path, made_with = Path(cfg.cache_folder) / TEXT, encoder_fingerprint(cfg.text_encoder_path)
     if path.exists():
         there, made_by = read_captions(path)
-        if made_by == encoder and there.text.dtype == stored and set(captions) <= set(there.captions):
+        if made_by == made_with and there.text.dtype == stored and set(captions) <= set(there.captions):
             return
-    embed(cfg.text_encoder_path, captions, cfg.dtype, stored).save(path, encoder)
+    embed(cfg.text_encoder_path, captions, cfg.dtype, stored, encoder).save(path, made_with)
 
 
-def check_encoder(folder: str, width: int) -> None:
-    """Raise UserError unless a folder seems to hold a tokenizer and a text encoder of this width; reads little."""
+def read_encoder(folder: str, width: int) -> Weights:
+    """Read the weights of the text encoder beside a tokenizer; nothing of them comes into memory yet.
+
+    Raises UserError unless a folder holds both, and the encoder is whole and of this width.
+    """
     root = Path(folder)
-    config = root / ENCODER / "config.json"
-    if not config.is_file() or not any((root / "tokenizer" / name).is_file() for name in VOCABULARIES):
+    there = (root / ENCODER).is_dir() and any((root / "tokenizer" / name).is_file() for name in VOCABULARIES)
+    if not there:
         raise UserError(
             f"text_encoder_path {root} does not hold the folders tokenizer and {ENCODER}; name one that does"
         )
-    try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("d_model")
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{config} is not valid; download the folder again") from None
-    if found != width:
-        raise UserError(f"the text encoder in {root} is {found} wide, but the network takes {width}; name its own")
+    found = read(root / ENCODER, "t5")
+    if found.config.d_model != width:
+        raise UserError(
+            f"the text encoder in {root} is {found.config.d_model} wide, but the network takes {width}; name its own"
+        )
+    return found
 
 
 def encoder_fingerprint(folder: str) -> str:

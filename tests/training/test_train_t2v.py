@@ -241,7 +241,7 @@ def test_the_folder_is_read_once(data, cache, opened, from_cache):
 
 def test_a_cache_reads_the_folder_once(data, cache, opened):
     make_cache(options(data, CacheConfig, cache_folder=cache, cache_dtype="fp32"))
-    assert sorted(opened) == ["transformer", "vae"]
+    assert sorted(opened) == ["text_encoder", "transformer", "vae"]
 
 
 @pytest.mark.parametrize(
