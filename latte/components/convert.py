@@ -180,11 +180,11 @@ def convert(found: Weights, target: str, dry_run: bool = False) -> str:
 
 
 def summary(tensors: Mapping[str, np.ndarray]) -> str:
-    """Return in words how many tensors and numbers there are, of which types, and their size."""
+    """Return in words how many tensors and elements there are, of which types, and their size."""
     size = sum(array.nbytes for array in tensors.values())
-    numbers = sum(math.prod(array.shape) for array in tensors.values())
+    elements = sum(math.prod(array.shape) for array in tensors.values())
     dtypes = ", ".join(sorted({array.dtype.name for array in tensors.values()}))
-    return f"{len(tensors)} tensors, {numbers:,} numbers, {dtypes}, {size / 1e6:,.1f} MB"
+    return f"{len(tensors)} tensors, {elements:,} elements, {dtypes}, {size / 1e6:,.1f} MB"
 
 
 def _describe(config: dict[str, Any]) -> str:

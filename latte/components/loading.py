@@ -46,6 +46,7 @@ class Kind:
     converter: str  # the program that converts its files
     own_names: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = dict  # weights by the network's own names
     adapt: Callable[..., dict[str, np.ndarray]] | None = None  # a method of the configuration that fits other weights
+    fresh: tuple[str, ...] = ()  # beginnings of the names of weights that a training need not start from
     folder: str | None = None  # its component in a folder of text to video
     stems: tuple[str, str] = ("diffusion_pytorch_model",) * 2  # of the weights there, and of those that end in .bin
     takes: tuple[str, ...] = ()  # options of `load` that only some networks have
@@ -76,6 +77,7 @@ KINDS: dict[str, Kind] = {
             network=Latte,
             converter="tools/latte_converter.py",
             adapt=LatteConfig.adapt,
+            fresh=("temp_embed", "y_embedder.", "text_embedding_projection."),
             takes=DENOISER,
         ),
         Kind(
@@ -129,7 +131,7 @@ KINDS: dict[str, Kind] = {
 class Weights(StateFile):
     """The weights of one network, by its own names and with its shapes, as views into their files."""
 
-    config: Config
+    config: Any  # of the class that the kind has
     kind: Kind
 
 
@@ -159,7 +161,7 @@ def read(path: Source, kind: str | None = None, *, weights: str | None = None, *
     return found
 
 
-def check(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Config:
+def check(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Any:
     """Return the configuration of the network that `load` would build; raises UserError as it does, loads nothing."""
     return read(path, kind, weights=weights, **asked).config
 
@@ -174,7 +176,7 @@ def load(
     quantize: str | None = None,
     patch_embedder: str = "conv",
     **asked: Any,
-) -> nn.Cell:
+) -> Any:
     """Rebuild the network that a file or folder holds; `path`, `kind`, `weights` and `asked` are those of `read`.
 
     Denoisers and T5 compute in `dtype` (fp32, fp16, bf16); denoisers may use the fused attention kernel (`flash`) and
@@ -191,8 +193,8 @@ def load(
         )
     net = found.kind.build(found.config, compute, device.use_flash_attention(flash, compute), patch_embedder)
     net.set_train(False)
-    fill = load_int8 if as_int8 or is_quantized(found.tensors) else load_state
-    fill(net, found.tensors, found.path)
+    set_weights = load_int8 if as_int8 or is_quantized(found.tensors) else load_state
+    set_weights(net, found.tensors, found.path)
     return prepare(net) if found.kind.takes == DENOISER else net
 
 
@@ -247,7 +249,7 @@ def open_weights(path: Source, kind: str | None = None, weights: str | None = No
 def _as_asked(tensors: Mapping[str, np.ndarray], asked: str | None, source: str) -> Kind:
     """Return the kind of weights; raises UserError if it is not the one asked for, or none that is known."""
     if is_low_rank(tensors):
-        raise UserError(f"{source} holds low-rank additions to a network; tools/t2v_export.py puts them together")
+        raise UserError(f"{source} holds LoRA adapters without their network; tools/t2v_export.py merges them into it")
     found, wanted = kind_of(tensors), KINDS[asked] if asked else None
     if found is None:
         what = f"{wanted.description}: it has no weight {wanted.sign}" if wanted else "a network that is known here"

@@ -13,7 +13,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 
-from latte.components.loading import load, read
+from latte.components.loading import Source, Weights, load, read
 from latte.components.quantize import check_kind, empty_int8, holds_int8, is_quantized
 from latte.errors import UserError
 from latte.models.t5 import T5Config, T5Encoder
@@ -25,13 +25,13 @@ KEPT = 64  # embeddings of prompts, of 2 MB each
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is a whole tokenizer
 
 
-def load_t5(folder: str | Path, dtype: str = "fp32", quantize: str | None = None) -> T5Encoder:
-    """Return the T5 encoder in a folder (config.json beside its weights, in shards or not) or in a file.
+def load_t5(source: Source, dtype: str = "fp32", quantize: str | None = None) -> T5Encoder:
+    """Return the T5 encoder in a folder (config.json beside its weights, in shards or not), a file, or weights read.
 
     Its weights are kept in `dtype`, which halves their memory with fp16 and bf16 (on CPU, bf16 keeps float32). Too
     little memory is warned of. Options and errors are those of `loading.load`.
     """
-    as_int8, found = check_kind(quantize) is not None, read(folder, "t5")
+    as_int8, found = check_kind(quantize) is not None, read(source, "t5")
     as_int8 = as_int8 or is_quantized(found.tensors)
     _warn_of_memory(t5_bytes(found.config, device.compute_dtype(dtype), as_int8))
     return load(found, "t5", dtype=dtype, quantize=quantize)
@@ -74,14 +74,16 @@ def load_tokenizer(folder: str | Path) -> Any:
         ) from error
 
 
-def load_text_encoder(folder: str | Path, dtype: str = "fp32", quantize: str | None = None) -> TextEncoder:
+def load_text_encoder(
+    folder: str | Path, dtype: str = "fp32", quantize: str | None = None, weights: Weights | None = None
+) -> TextEncoder:
     """Return the text encoder of a Latte-1 folder, which holds the folders tokenizer and text_encoder.
 
-    `dtype` and `quantize` are those of `load_t5`.
+    `dtype` and `quantize` are those of `load_t5`; `weights` are those of text_encoder, if they were read before.
     Raises UserError if either is missing or broken; the tokenizer is read first, as it is small.
     """
     tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-    return TextEncoder(tokenizer, load_t5(Path(folder) / "text_encoder", dtype, quantize))
+    return TextEncoder(tokenizer, load_t5(weights or Path(folder) / "text_encoder", dtype, quantize))
 
 
 class TextEncoder:

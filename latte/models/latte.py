@@ -92,7 +92,28 @@ class LatteConfig:
             old, new = getattr(stored, key), getattr(self, key)
             if old != new:
                 log.warning("%s: position embeddings adapted from %s %s to %s", source, key, old, new)
-        return adapt_positions(tensors, self, stored.grid)
+        return self.with_positions(tensors, stored.grid)
+
+    def with_positions(
+        self, tensors: Mapping[str, np.ndarray], stored: tuple[int, int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return weights with position embeddings for the patches and frames of this configuration.
+
+        pos_embed is interpolated; temp_embed of another length is replaced. `stored` is the patch grid of the tensors;
+        None takes this one's if it has as many patches, else a square. What fits already, or is not there, stays.
+        Raises UserError if the stored embedding is no square and `stored` is None.
+        """
+        adapted, grid = dict(tensors), self.grid
+        pos, temp = tensors.get("pos_embed"), tensors.get("temp_embed")
+        if pos is not None and pos.ndim == 3 and (stored != grid if stored else pos.shape[1] != math.prod(grid)):
+            adapted["pos_embed"] = embeddings.interpolate_pos_embed(pos, grid, stored)
+        if temp is not None and temp.ndim == 3 and temp.shape[1] != self.num_frames:
+            adapted["temp_embed"] = embeddings.frame_embedding(self.hidden_size, self.num_frames)
+        return adapted
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, as they are stored beside weights."""
+        return dataclasses.asdict(self)
 
     @property
     def latent_size(self) -> tuple[int, int]:
@@ -196,24 +217,6 @@ def _stored_size(beside: Any, patches: int, patch: int, source: str) -> int | tu
             f"{source} has {patches} patches, which are no square; convert it with its configuration beside it"
         )
     return height if height == width else (height, width)
-
-
-def adapt_positions(
-    tensors: Mapping[str, np.ndarray], config: LatteConfig, stored: tuple[int, int] | None = None
-) -> dict[str, np.ndarray]:
-    """Return weights with position embeddings for the patches and the frames of a configuration.
-
-    pos_embed is interpolated; temp_embed of another length is replaced. `stored` is the patch grid of the tensors; None
-    takes the configuration's if it has as many patches, else a square. What fits already, or is not there, stays.
-    Raises UserError if the stored embedding is no square and `stored` is None.
-    """
-    adapted, grid = dict(tensors), config.grid
-    pos, temp = tensors.get("pos_embed"), tensors.get("temp_embed")
-    if pos is not None and pos.ndim == 3 and (stored != grid if stored else pos.shape[1] != math.prod(grid)):
-        adapted["pos_embed"] = embeddings.interpolate_pos_embed(pos, grid, stored)
-    if temp is not None and temp.ndim == 3 and temp.shape[1] != config.num_frames:
-        adapted["temp_embed"] = embeddings.frame_embedding(config.hidden_size, config.num_frames)
-    return adapted
 
 
 def transformer_block(  # the weights are arguments, so that all blocks share one compiled graph
@@ -361,8 +364,6 @@ class LabelEmbedder(nn.Cell):
 
 class Latte(Network):
     """The network: noisy latents, timesteps and a condition to the noise and the interpolation of its variance."""
-
-    fresh = ("temp_embed", "y_embedder.", "text_embedding_projection.")  # weights that a training need not start from
 
     def __init__(
         self,

@@ -87,6 +87,10 @@ class LatteT2VConfig:
         check_asked(vars(config), asked, source)
         return config
 
+    def with_positions(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the weights as they are: positions are computed, for any size and length."""
+        return dict(tensors)
+
     def to_json(self) -> dict[str, Any]:
         """Return the config.json of diffusers."""
         return {"_class_name": "LatteTransformer3DModel", **FIXED, **dataclasses.asdict(self)}
@@ -316,8 +320,6 @@ class CaptionProjection(nn.Cell):
 
 class LatteT2V(Network):
     """The network: noisy latents, timesteps and text to the noise and the interpolation of its variance."""
-
-    fresh = ()  # weights that a training need not start from
 
     def __init__(
         self,

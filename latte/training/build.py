@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,24 @@ import mindspore as ms
 import numpy as np
 
 from latte.components.codec import Codec
-from latte.components.loading import load_vae, open_weights
-from latte.config import TEXT_TO_VIDEO, TrainConfig
+from latte.components.loading import load
+from latte.config import TrainConfig
 from latte.data.cache import TEXT, Cache, read_cache
 from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
 from latte.models.autoencoder import AutoencoderConfig
-from latte.models.latte import Latte, LatteConfig, adapt_positions, named_sizes
+from latte.models.latte import LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
-from latte.models.precision import prepare
 from latte.runtime import device, graphs
-from latte.training import text_to_video
+from latte.training.captions import captions_for
 from latte.training.optim import learning_rates
+from latte.training.start import networks, read_start
 from latte.training.step import StepOptions, TrainStep
-from latte.weights.files import CONFIG
-from latte.weights.match import load_state
 
 log = logging.getLogger("latte")
 DEFAULTS = {"model_name": "Latte-XL/2", "image_size": 256, "num_frames": 16}
-CONDITION_PARTS = ("y_embedder.", "text_embedding_projection.")  # what may be missing in the weights to start from
 
 
 @dataclass
@@ -63,31 +59,25 @@ def build(cfg: TrainConfig) -> Training:
 
     Raises UserError for whatever does not fit.
     """
-    cfg = text_to_video.fill_from_folder(cfg)
-    if not cfg.vae_checkpoint:
-        raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
+    start = read_start(cfg)
+    cfg = replace(start.cfg, **{name: getattr(start.cfg, name) or default for name, default in DEFAULTS.items()})
     compute = device.compute_dtype(cfg.dtype)
-    chosen = {name: getattr(cfg, name) or default for name, default in DEFAULTS.items()}
     index = None if cfg.cache_folder else list_records(cfg)  # before what takes longer
-    vae = load_vae(cfg.vae_checkpoint)
+    vae = load(start.vae)
     codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice)
-    store = PixelStore(chosen["image_size"], cfg.transform)
+    store = PixelStore(cfg.image_size, cfg.transform)
     if cfg.cache_folder:
-        store = open_cache(cfg, codec.cache_settings(chosen["image_size"]))
+        store = open_cache(cfg, codec.cache_settings(cfg.image_size))
         index = store.index()
-    dataset = VideoDataset(index, chosen["num_frames"], store, cfg, cfg.seed)
+    dataset = VideoDataset(index, cfg.num_frames, store, cfg, cfg.seed)
     batch = cfg.train_batch_size * cfg.gradient_accumulation_steps * device.current().world_size
     total = cfg.max_steps or cfg.epochs * len(dataset) // batch
     if total < 1:
         raise UserError(f"{len(dataset)} videos are fewer than the {batch} of a step; make train_batch_size smaller")
     flash = device.use_flash_attention(cfg.enable_flash_attention, compute)
-    if cfg.model_name == TEXT_TO_VIDEO:  # the captions first, so that the text encoder's memory is free again
-        source = _captioned_source(cfg, dataset, vae.config)
-        net, ema, metadata = text_to_video.networks(cfg, compute, flash)
-    else:
-        config = _network_config(cfg, chosen, vae.config.downsampling, vae.config.latent_channels)
-        source = _source(cfg, config, dataset)
-        net, ema, metadata = _networks(cfg, config, compute, flash)
+    config = start.config or _network_config(cfg, vae.config)
+    source = _source(cfg, config, dataset, vae.config)  # first, so that the text encoder's memory is free again
+    net, ema, metadata = networks(start, config, compute, flash)
     if cfg.use_recompute:
         for block in net.blocks:
             block.recompute()
@@ -100,19 +90,7 @@ def build(cfg: TrainConfig) -> Training:
     step = TrainStep(net, ema, vae if in_step else None, rates, options)
     call = graphs.compile_training(step.construct)
     encodes = not (in_step or cfg.cache_folder)
-    return Training(net.config, chosen["num_frames"], codec, source, step, call, encodes, batch, total, metadata)
-
-
-def _networks(
-    cfg: TrainConfig, config: LatteConfig, compute: ms.Type, flash: bool
-) -> tuple[Latte, Latte | None, dict[str, str]]:
-    """Return the network to train, the one that averages its weights, and what checkpoints say about them."""
-    nets = [Latte(config, cfg.patch_embedder, flash, cfg.seed, compute) for _ in range(2 if cfg.use_ema else 1)]
-    for net in nets:
-        if cfg.pretrained_model_path:
-            start_from(net, cfg.pretrained_model_path)
-        prepare(net, for_training=True)
-    return nets[0], nets[1] if cfg.use_ema else None, {CONFIG: json.dumps(asdict(config))}
+    return Training(net.config, cfg.num_frames, codec, source, step, call, encodes, batch, total, metadata)
 
 
 def open_cache(cfg: TrainConfig, settings: dict[str, Any]) -> Cache:
@@ -126,44 +104,48 @@ def open_cache(cfg: TrainConfig, settings: dict[str, Any]) -> Cache:
     return cache
 
 
-def _network_config(cfg: TrainConfig, chosen: dict, downsampling: int, channels: int) -> LatteConfig:
-    sizes = named_sizes(chosen["model_name"])
+def _network_config(cfg: TrainConfig, vae: AutoencoderConfig) -> LatteConfig:
+    downsampling, sizes = vae.downsampling, named_sizes(cfg.model_name)
     asked = {name: getattr(cfg, name) for name in ("hidden_size", "depth", "num_heads", "patch_size")}
-    if chosen["image_size"] % downsampling:
-        raise UserError(f"image_size {chosen['image_size']} is not a multiple of the autoencoder's {downsampling}")
+    if cfg.image_size % downsampling:
+        raise UserError(f"image_size {cfg.image_size} is not a multiple of the autoencoder's {downsampling}")
     if cfg.images_per_video and cfg.condition == "text":
         raise UserError("images_per_video needs condition null or class: single images have no captions")
     return LatteConfig(
         **(sizes | {name: value for name, value in asked.items() if value}),
-        input_size=chosen["image_size"] // downsampling,
-        num_frames=chosen["num_frames"],
-        in_channels=channels,
+        input_size=cfg.image_size // downsampling,
+        num_frames=cfg.num_frames,
+        in_channels=vae.latent_channels,
         condition=cfg.condition,
         num_classes=cfg.num_classes,
     )
 
 
-def _source(cfg: TrainConfig, config: LatteConfig, dataset: VideoDataset) -> TrainingSource:
-    records = dataset.index.records
-    classes = config.num_classes if config.condition == "class" else None
-    found = 1 + max(record.label for record in records)
-    if classes and found > classes:
-        raise UserError(f"num_classes is {classes}, but data_folder {cfg.data_folder} has classes 0 to {found - 1}")
-    text = None
-    if config.condition == "text":
+def _source(
+    cfg: TrainConfig, config: LatteConfig | LatteT2VConfig, dataset: VideoDataset, vae: AutoencoderConfig
+) -> TrainingSource:
+    """Return the samples with what the network is conditioned on; raises UserError if the data have none that fits."""
+    records, kind = dataset.index.records, config.conditioning
+    if vae.latent_channels != config.in_channels:
+        raise UserError(
+            f"vae_checkpoint {cfg.vae_checkpoint} has {vae.latent_channels} latent channels, but the network takes "
+            f"{config.in_channels}; name the autoencoder that it was trained with"
+        )
+    classes = text = captions = None
+    if kind == "class":
+        classes, found = config.num_classes, 1 + max(record.label for record in records)
+        if found > classes:
+            raise UserError(f"num_classes is {classes}, but data_folder {cfg.data_folder} has classes 0 to {found - 1}")
+    if kind == "text":
         path = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
         if not path:
             raise UserError("condition is text, but text_embeddings is not set; see docs/train.md")
         text = read_text(path, [record.caption for record in records])
-    shape = (config.num_frames + cfg.images_per_video, config.in_channels, *config.latent_size)
-    return TrainingSource(dataset, shape, cfg.seed, classes, text, cfg.class_dropout_prob)
-
-
-def _captioned_source(cfg: TrainConfig, dataset: VideoDataset, vae: AutoencoderConfig) -> TrainingSource:
-    captions = text_to_video.captions_for(cfg, [record.caption for record in dataset.index.records])
-    side = cfg.image_size // vae.downsampling
-    shape = (cfg.num_frames, vae.latent_channels, side, side)
-    return TrainingSource(dataset, shape, cfg.seed, dropout=cfg.class_dropout_prob, captions=captions)
+    if kind == "prompt":
+        captions = captions_for(cfg, [record.caption for record in records], config.caption_channels)
+    frames, *rest = config.latent_shape(cfg.num_frames, cfg.image_size, cfg.image_size, vae.downsampling)
+    shape = (frames + cfg.images_per_video, *rest)
+    return TrainingSource(dataset, shape, cfg.seed, classes, text, cfg.class_dropout_prob, captions=captions)
 
 
 def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
@@ -184,46 +166,21 @@ def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
     )
 
 
-def start_from(net: Latte, path: str) -> None:
-    """Load weights to start from: a Latte's, also of another size or condition, or an image DiT's.
-
-    Position embeddings are fitted; the embedding of labels or text stays as initialised where the file has none that
-    fits, which is said once. Raises UserError for anything else that does not fit.
-    """
-    own = dict(net.parameters_and_names())
-    tensors = adapt_positions(open_weights(path, "latte")[0].tensors, net.config)
-    fresh = ["temp_embed"] if "temp_embed" not in tensors else []  # an image model
-    for name, weight in own.items():
-        if name.startswith(CONDITION_PARTS) and (name not in tensors or tensors[name].shape != weight.shape):
-            fresh.append(name)
-    kept = {name: values for name, values in tensors.items() if name in own or not name.startswith(CONDITION_PARTS)}
-    if fresh:
-        device.warn_once(f"{path} has no fitting {', '.join(fresh)}: these start from scratch")
-    load_state(net, kept | {name: own[name].asnumpy() for name in fresh}, path)
-
-
 def describe(cfg: TrainConfig, training: Training) -> str:
     """Return what will be trained, on what, for how long; reads one sample."""
-    source, net = training.source, training.step.net
+    source, weights, config = training.source, list(training.step.net.get_parameters()), training.config
     source[0]
     shape = (training.num_frames + cfg.images_per_video, *source.dataset.store.frame_shape)
     per_epoch = len(source.dataset) / training.batch
-    is_t2v = cfg.model_name == TEXT_TO_VIDEO
+    total, trained = sum(w.size for w in weights), sum(w.size for w in weights if w.requires_grad)
+    tokens = training.num_frames * math.prod(source.latent_shape[2:]) // config.patch_size**2
     return "\n".join(
         (
-            text_to_video.describe(net, cfg.trainable) if is_t2v else _describe_network(training.config, net),
+            f"network: {config.describe()}: {total:,} parameters, of which {trained:,} are trained "
+            f"({cfg.trainable}), {tokens} tokens",
             f"data: {len(source.dataset)} videos of {cfg.cache_folder or cfg.data_folder}, "
             f"{len(source.dataset.index.classes)} classes; a sample is {'x'.join(map(str, shape))}",
-            f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} an epoch, on "
+            f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} per epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )
-    )
-
-
-def _describe_network(config: LatteConfig, net: Latte) -> str:
-    numbers = sum(math.prod(weight.shape) for weight in net.get_parameters())
-    return (
-        f"network: depth {config.depth}, width {config.hidden_size}, {config.num_heads} heads, patch "
-        f"{config.patch_size}, condition {config.condition or 'none'}: {numbers:,} numbers, "
-        f"{config.num_frames * math.prod(config.grid)} tokens"
     )

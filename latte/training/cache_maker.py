@@ -19,8 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from latte.components.codec import Codec
-from latte.components.loading import load_vae
-from latte.config import TEXT_TO_VIDEO, CacheConfig
+from latte.components.loading import load
+from latte.config import CacheConfig
 from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, read_cache
 from latte.data.dataset import PixelStore
 from latte.data.demo import draw_if_missing
@@ -30,8 +30,9 @@ from latte.data.records import write_records
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.runtime import device, ranks
+from latte.training.captions import store_captions
 from latte.training.run_folder import LOCK, lock
-from latte.training.text_to_video import fill_from_folder, store_captions
+from latte.training.start import read_start
 
 log = logging.getLogger("latte")
 AHEAD = 4  # slices of frames that are decoded before they are needed
@@ -252,22 +253,22 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
 def make_cache(cfg: CacheConfig) -> Report:
     """Make or complete a cache; raises UserError for whatever does not fit."""
     rank, world_size = device.current().rank, device.current().world_size
-    cfg = fill_from_folder(cfg)
-    if not cfg.vae_checkpoint:
-        raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
+    start = read_start(cfg)
+    cfg = start.cfg
     if rank == 0:
         draw_if_missing(cfg)
     ranks.wait_for_all(world_size)
     index = list_records(cfg)
-    codec = Codec(load_vae(cfg.vae_checkpoint), cfg.sd_scale_factor, cfg.vae_slice)
+    codec = Codec(load(start.vae), cfg.sd_scale_factor, cfg.vae_slice)
     settings = codec.cache_settings(cfg.image_size or DEFAULT_SIZE) | {"cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE}
     settings |= {name: getattr(cfg, name) for name in ("cache_file_type", "transform", "flip")}
     if rank == 0:
         Path(cfg.cache_folder).mkdir(parents=True, exist_ok=True)
         held = lock(Path(cfg.cache_folder))
         open_or_create(cfg, index, settings)
-        if cfg.model_name == TEXT_TO_VIDEO:
-            store_captions(cfg, [record.caption for record in index.records], DTYPES[settings["cache_dtype"]])
+        if start.config and start.config.conditioning == "prompt":
+            captions, width = [record.caption for record in index.records], start.config.caption_channels
+            store_captions(cfg, captions, width, DTYPES[settings["cache_dtype"]])
         elif cfg.condition == "text":
             store_text(cfg, index)
     ranks.wait_for_all(world_size)

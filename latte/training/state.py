@@ -58,7 +58,7 @@ def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> No
 
 
 def check_same(stored: Mapping[str, str], own: Mapping[str, str], source: str) -> None:
-    """Raise UserError if a state is of other low-rank additions, or of another base that stays frozen."""
+    """Raise UserError if a state is of other LoRA adapters, or of another base that stays frozen."""
     for key in (RANK, ALPHA, BASE):
         if stored.get(key) != own.get(key):
             has, asked = stored.get(key, "none"), own.get(key, "none")

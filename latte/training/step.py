@@ -72,9 +72,9 @@ class TrainStep(nn.Cell):
     ):
         super().__init__()
         self.net, self.ema, self.vae, self.options = net, ema, vae, options
-        takes_text = isinstance(net, LatteT2V)
+        takes_text = net.config.conditioning == "prompt"
         self.loss = DiffusionLoss(TextToVideo(net) if takes_text else net)
-        self.takes_labels = not takes_text and net.config.condition == "class"
+        self.takes_labels = net.config.conditioning == "class"
         self.names = [name for name, weight in net.parameters_and_names() if weight.requires_grad]
         by_name, averages = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}
         self.weights = ms.ParameterTuple([by_name[name] for name in self.names])

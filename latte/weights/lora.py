@@ -1,4 +1,4 @@
-"""Low-rank additions to weights (Hu et al., 2021): merging them, diffusers' names for them, and whose they are.
+"""LoRA adapters of weights (Hu et al., 2021): merging them, diffusers' names for them, and which base they are for.
 
 In our files those of `<layer>.weight` are `<layer>.lora_down` (r, in) and `<layer>.lora_up` (out, r); the metadata
 says lora_rank and lora_alpha.
@@ -19,12 +19,12 @@ PEFT = {DOWN: ".lora_A.weight", UP: ".lora_B.weight"}
 
 
 def is_low_rank(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Return whether these are low-rank additions rather than a network."""
+    """Return whether these are LoRA adapters rather than a network."""
     return any(name.endswith(DOWN) for name in tensors)
 
 
 def factor_of(metadata: Mapping[str, str], source: str) -> float:
-    """Return alpha / rank, what the additions are multiplied with; raises UserError if the metadata does not say it."""
+    """Return alpha / rank, what the adapters are multiplied by; raises UserError if the metadata does not say it."""
     try:
         factor = float(metadata[ALPHA]) / int(metadata[RANK])
     except (KeyError, ValueError, ZeroDivisionError):
@@ -39,7 +39,7 @@ def merged(
 ) -> dict[str, np.ndarray]:
     """Return the base with W + factor * up down for each adapted weight, summed in float64, in the dtype of W.
 
-    Raises UserError if the additions are not whole, or not of the shapes of the base's weights.
+    Raises UserError if the adapters are not whole, or not of the shapes of the base's weights.
     """
     result = dict(base)
     for layer, (down, up) in pairs(low_rank, source).items():
@@ -47,7 +47,7 @@ def merged(
         if name not in base or base[name].shape != (up.shape[0], down.shape[1]):
             there = base[name].shape if name in base else "no such weight"
             raise UserError(
-                f"{source} adds {up.shape[0]} x {down.shape[1]} numbers to {name}, but the base has {there}; "
+                f"{source} adds a matrix of {up.shape[0]} x {down.shape[1]} to {name}, but the base has {there}; "
                 "name the base that it was trained on"
             )
         weight = base[name]
@@ -59,7 +59,7 @@ def merged(
 
 
 def peft_names(low_rank: Mapping[str, np.ndarray], factor: float, source: str) -> dict[str, np.ndarray]:
-    """Return the additions as diffusers' pipelines name them, with the factor multiplied into `lora_B`."""
+    """Return the adapters as diffusers' pipelines name them, with the factor multiplied into `lora_B`."""
     result = {}
     for layer, (down, up) in pairs(low_rank, source).items():
         result[f"transformer.{layer}{PEFT[DOWN]}"] = down
@@ -75,5 +75,5 @@ def pairs(low_rank: Mapping[str, np.ndarray], source: str) -> dict[str, tuple[np
         up is not None and up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0] for down, up in found.values()
     )
     if not layers or not whole or len(low_rank) != 2 * len(layers):
-        raise UserError(f"{source} is not the whole of a network's low-rank additions; name another checkpoint")
+        raise UserError(f"{source} is not the whole of a network's LoRA adapters; name another checkpoint")
     return found

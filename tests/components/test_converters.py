@@ -37,7 +37,7 @@ def test_latte_converter(tmp_path, convert, capsys, weights):
     convert("latte_converter", "--source", chain[1], "--target", chain[2])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    assert "53 tensors, 332,512 numbers, float32, 1.3 MB; hidden_size 64, depth 4, num_heads 4" in lines[0]
+    assert "53 tensors, 332,512 elements, float32, 1.3 MB; hidden_size 64, depth 4, num_heads 4" in lines[0]
     official = read_torch_file(source)[weights]
     same(read_torch_file(chain[2])["ema"], official)
     for path in chain:

@@ -114,10 +114,10 @@ def test_int8_is_an_option_of_load(kind):
     assert holds_int8(load(FILES[kind], kind, quantize="int8")) and not holds_int8(load(FILES[kind]))
 
 
-def test_additions_alone_are_no_network(tmp_path):
+def test_adapters_alone_are_no_network(tmp_path):
     files.write_state_dict(tmp_path / "x.safetensors", {"a.lora_down": np.zeros((1, 2), np.float32)}, {})
     for kind in (None, "latte_t2v"):
-        with pytest.raises(UserError, match="low-rank additions to a network; tools/t2v_export.py"):
+        with pytest.raises(UserError, match="LoRA adapters without their network; tools/t2v_export.py"):
             load(tmp_path / "x.safetensors", kind)
 
 

@@ -12,7 +12,7 @@ from latte.components.loading import check, read
 from latte.errors import UserError
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.embeddings import interpolate_pos_embed
-from latte.models.latte import LatteConfig, adapt_positions
+from latte.models.latte import LatteConfig
 from latte.weights.files import CONFIG, read_state_dict, write_state_dict
 from latte.weights.match import check_state, load_state
 
@@ -137,10 +137,10 @@ def test_interpolation_is_pytorchs(grid):
 def test_adapting():
     found = read(FIXTURES / "latte_uncond.pt")
     tensors, longer = found.tensors, dataclasses.replace(found.config, input_size=(4, 16), num_frames=6)
-    same(adapt_positions(tensors, found.config), tensors)
-    adapted = adapt_positions(tensors, longer, stored=(4, 4))
+    same(found.config.with_positions(tensors), tensors)
+    adapted = longer.with_positions(tensors, stored=(4, 4))
     assert adapted["temp_embed"].shape == (1, 6, 64) and list(adapted) == list(tensors)
     assert np.array_equal(adapted["pos_embed"], interpolate_pos_embed(tensors["pos_embed"], (2, 8)))
-    assert adapt_positions(tensors, longer)["pos_embed"] is tensors["pos_embed"]
+    assert longer.with_positions(tensors)["pos_embed"] is tensors["pos_embed"]
     with pytest.raises(UserError, match="no square"):
         interpolate_pos_embed(tensors["pos_embed"][:, :15], (4, 4))

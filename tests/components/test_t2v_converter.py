@@ -74,7 +74,7 @@ def test_there_and_back(tmp_path, convert, capsys):
         assert file.suffix == ".safetensors" or file.read_bytes() == (chain[2] / file.relative_to(FOLDER)).read_bytes()
     assert (chain[1] / "text_encoder" / "pytorch_model.bin").is_file()  # where transformers looks for it
     said = capsys.readouterr().out
-    assert "transformer: 83 tensors, 288,864 numbers, float32, 1.2 MB" in said
+    assert "transformer: 83 tensors, 288,864 elements, float32, 1.2 MB" in said
     assert f"{FOLDER} -> {chain[0]}: 6 components as ckpt, 5.2 MB" in said
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
     assert {path.stat().st_mode & 0o777 for path in (chain[0], chain[0] / "vae")} == {tmp_path_mode(tmp_path)}
@@ -148,7 +148,7 @@ def test_dry_run(tmp_path, convert, capsys):
     convert(FOLDER, tmp_path / "new" / "x", "--dry_run", "--quantize", "int8")
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 7 and said[-1].endswith("6 components as ckpt, 4.5 MB, not written")
-    assert said[0] == "transformer: 115 tensors, 291,680 numbers, float32, int8, 0.5 MB"
+    assert said[0] == "transformer: 115 tensors, 291,680 elements, float32, int8, 0.5 MB"
     assert not os.listdir(tmp_path)
 
 

@@ -1,0 +1,116 @@
+"""The embeddings of the captions that a text-to-video network is trained on: from a cache, or made at the start."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from latte.components.loading import Weights, read
+from latte.components.text_encoder import MAX_LENGTH, VOCABULARIES, load_text_encoder
+from latte.config import TEXT_TO_VIDEO, TrainConfig
+from latte.data.cache import TEXT
+from latte.data.text_embeddings import Captions, read_captions
+from latte.errors import UserError
+from latte.runtime import device
+
+ENCODER = "text_encoder"
+PROMPTS_AT_ONCE = 8  # of the text encoder on an accelerator; a CPU takes one
+
+
+def captions_for(cfg: TrainConfig, captions: Sequence[str], width: int) -> Captions:
+    """Return the embeddings (S, width) of a data set's captions: those of its cache or, without one, made now.
+
+    A dry run makes none. Raises UserError if there are no captions, or the embeddings do not fit the network.
+    """
+    _check_any(captions)
+    file = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
+    if file:
+        found, _ = read_captions(file)
+        if found.width != width:
+            raise UserError(f"text_embeddings {file} are {found.width} wide, but the network takes {width}")
+        return found.of(captions, f"text_embeddings {file}")
+    encoder = read_encoder(cfg.text_encoder_path, width)
+    if cfg.dry_run:
+        mask = np.eye(1, MAX_LENGTH, dtype=np.int32).repeat(2, 0)  # (2, S), one token each
+        blank = Captions.pack([""], [np.zeros((1, width), np.float32)] * 2, mask, np.float32)
+        return blank.of([""] * len(captions), "")
+    return embed(cfg.text_encoder_path, captions, cfg.dtype, np.float32, encoder).of(captions, cfg.text_encoder_path)
+
+
+def embed(folder: str, captions: Sequence[str], dtype: str, stored: type, weights: Weights) -> Captions:
+    """Return the embeddings of all different captions and of the empty prompt, and give the encoder's memory back.
+
+    `stored` is the type to keep them in, `weights` are those of the encoder in the folder.
+    Raises UserError if the tokenizer cannot be read.
+    """
+    texts = [*sorted(set(captions)), ""]
+    size = PROMPTS_AT_ONCE if device.current().batches_videos else 1
+    encoder = load_text_encoder(folder, dtype, weights=weights)
+    rows, masks = [], []
+    with tqdm(total=len(texts), desc="captions", unit="text", delay=5) as bar:  # only if it takes longer
+        for part in _parts(texts, size):
+            values, mask = encoder.encode(part)
+            rows += [text[kept > 0] for text, kept in zip(values, mask, strict=True)]
+            masks.append(mask)
+            bar.update(len(part))
+    encoder.release()
+    return Captions.pack(texts[:-1], rows, np.concatenate(masks), stored)
+
+
+def store_captions(cfg: TrainConfig, captions: Sequence[str], width: int, stored: type) -> None:
+    """Write the embeddings (S, width) of all captions into the cache, unless they are there.
+
+    Raises UserError as `captions_for` does.
+    """
+    _check_any(captions)
+    encoder = read_encoder(cfg.text_encoder_path, width)
+    path, made_with = Path(cfg.cache_folder) / TEXT, encoder_fingerprint(cfg.text_encoder_path)
+    if path.exists():
+        there, made_by = read_captions(path)
+        if made_by == made_with and there.text.dtype == stored and set(captions) <= set(there.captions):
+            return
+    embed(cfg.text_encoder_path, captions, cfg.dtype, stored, encoder).save(path, made_with)
+
+
+def read_encoder(folder: str, width: int) -> Weights:
+    """Read the weights of the text encoder beside a tokenizer; nothing of them comes into memory yet.
+
+    Raises UserError unless a folder holds both, and the encoder is whole and of this width.
+    """
+    root = Path(folder)
+    there = (root / ENCODER).is_dir() and any((root / "tokenizer" / name).is_file() for name in VOCABULARIES)
+    if not there:
+        raise UserError(
+            f"text_encoder_path {root} does not hold the folders tokenizer and {ENCODER}; name one that does"
+        )
+    found = read(root / ENCODER, "t5")
+    if found.config.d_model != width:
+        raise UserError(
+            f"the text encoder in {root} is {found.config.d_model} wide, but the network takes {width}; name its own"
+        )
+    return found
+
+
+def encoder_fingerprint(folder: str) -> str:
+    """Return what tells one text encoder from another: a SHA-256 of its configuration, and of its files' sizes."""
+    root = Path(folder)
+    digest = hashlib.sha256((root / ENCODER / "config.json").read_bytes())
+    for file in sorted(path for part in (ENCODER, "tokenizer") for path in (root / part).iterdir() if path.is_file()):
+        digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _parts(items: list[str], size: int) -> Iterator[list[str]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def _check_any(captions: Sequence[str]) -> None:
+    if not any(captions):
+        raise UserError(
+            f"{TEXT_TO_VIDEO} learns from captions, but the data has none; set data_layout: csv and caption_column"
+        )

@@ -1,0 +1,132 @@
+"""What a training starts from: the files that its options name, each read once, and the networks made of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import mindspore as ms
+
+from latte.components.folders import is_t2v_folder
+from latte.components.loading import KINDS, Kind, Weights, open_weights, read
+from latte.config import TEXT_TO_VIDEO, TrainConfig
+from latte.errors import UserError
+from latte.models import Latte, LatteT2V
+from latte.models.adapters import choose_trained, share_frozen_weights
+from latte.models.latte import LatteConfig
+from latte.models.latte_t2v import LatteT2VConfig
+from latte.models.precision import prepare
+from latte.runtime import device
+from latte.weights import lora
+from latte.weights.files import CONFIG, StateFile
+from latte.weights.fingerprint import base_fingerprint
+from latte.weights.match import load_state
+
+log = logging.getLogger("latte")
+Options = TypeVar("Options", bound=TrainConfig)
+TRANSFORMER, VAE = "transformer", "vae"
+
+
+@dataclass(frozen=True)
+class Start(Generic[Options]):
+    """The options, with what the files say in place of null, and the weights in these files."""
+
+    cfg: Options
+    kind: Kind  # of the network
+    vae: Weights
+    weights: StateFile | None = None  # to start from; None: a random initialisation
+    config: LatteT2VConfig | None = None  # of the network, where its files fix it; None: the options do
+
+
+def read_start(cfg: Options) -> Start[Options]:
+    """Read the weights that a training starts from, nothing of them into memory yet.
+
+    For text to video, pretrained_model_path becomes the transformer's folder, and the folder around it says what the
+    options leave out. Raises UserError for what is missing, damaged or does not fit.
+    """
+    if cfg.model_name == TEXT_TO_VIDEO:
+        return _read_folder(cfg)
+    if is_t2v_folder(cfg.pretrained_model_path):
+        raise UserError(f"{cfg.pretrained_model_path} is a text-to-video folder; set model_name: {TEXT_TO_VIDEO}")
+    if not cfg.vae_checkpoint:
+        raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
+    vae = read(cfg.vae_checkpoint, "autoencoder")
+    weights = open_weights(cfg.pretrained_model_path, "latte")[0] if cfg.pretrained_model_path else None
+    return Start(cfg, KINDS["latte"], vae, weights)
+
+
+def _read_folder(cfg: Options) -> Start[Options]:
+    root = Path(cfg.pretrained_model_path)
+    if not root.exists():
+        raise UserError(f"pretrained_model_path {root} does not exist; name the folder of a Latte-1")
+    transformer = root / TRANSFORMER if is_t2v_folder(root) else root
+    home = transformer.parent
+    if not cfg.vae_checkpoint and not (home / VAE).is_dir():
+        raise UserError(f"vae_checkpoint is not set, and {home} has no folder {VAE}; name the autoencoder")
+    weights = read(transformer, "latte_t2v")
+    vae = read(cfg.vae_checkpoint or home / VAE, "autoencoder")
+    config, pixels = weights.config, vae.config.downsampling * weights.config.patch_size
+    size = cfg.image_size or config.sample_size * vae.config.downsampling
+    if size % pixels:
+        raise UserError(f"image_size {size} is not a multiple of {pixels}, the pixels of a patch of the network")
+    if config.out_channels != 2 * config.in_channels:
+        raise UserError(f"{transformer} predicts no variance, which the loss of this training needs")
+    filled = replace(
+        cfg,
+        pretrained_model_path=str(transformer),
+        vae_checkpoint=vae.path,
+        text_encoder_path=cfg.text_encoder_path or str(home),
+        image_size=size,
+        num_frames=cfg.num_frames or config.default_frames,
+    )
+    return Start(filled, weights.kind, vae, weights, config)
+
+
+def networks(
+    start: Start, config: LatteConfig | LatteT2VConfig, compute: ms.Type, flash: bool
+) -> tuple[Latte | LatteT2V, Latte | LatteT2V | None, dict[str, str]]:
+    """Return the network to train, the one of EMA weights (None without use_ema), and the metadata of checkpoints.
+
+    Frozen weights are in memory once.
+    """
+    cfg = start.cfg
+    # Random numbers only where something stays as it is initialised.
+    seed = cfg.seed if start.weights is None or start.kind.fresh else None
+    net = start.kind.build(config, compute, flash, cfg.patch_embedder, seed)
+    if start.weights:
+        start_from(net, start.weights, start.kind.fresh)
+    ema = start.kind.build(config, compute, flash, cfg.patch_embedder) if cfg.use_ema else None
+    for each in filter(None, (net, ema)):
+        choose_trained(each, cfg.trainable, cfg.lora_rank, cfg.lora_factor, cfg.seed)
+        prepare(each, for_training=True)
+    if ema:
+        share_frozen_weights(ema, net)
+    metadata = {CONFIG: json.dumps(config.to_json())}
+    if cfg.trainable != "all":
+        metadata[lora.BASE] = base_fingerprint(start.weights.tensors)
+    if cfg.trainable == "lora":
+        metadata |= {lora.RANK: str(cfg.lora_rank), lora.ALPHA: f"{cfg.lora_alpha or cfg.lora_rank:g}"}
+        metadata["base"] = start.weights.path
+    return net, ema, metadata
+
+
+def start_from(net: Latte | LatteT2V, weights: StateFile, fresh: tuple[str, ...] = ()) -> None:
+    """Load weights into a network as it was built; for a Latte also those of another size or condition, or of a DiT.
+
+    Position embeddings are fitted. Weights whose names begin with one of `fresh` stay as initialised where the file has
+    none that fits, which is said once. Raises UserError for anything else that does not fit.
+    """
+    own = dict(net.parameters_and_names())
+    tensors = net.config.with_positions(weights.tensors)
+    missing = [
+        name
+        for name, weight in own.items()
+        if name.startswith(fresh) and (name not in tensors or tensors[name].shape != weight.shape)
+    ]
+    kept = {name: values for name, values in tensors.items() if name in own or not name.startswith(fresh)}
+    if missing:
+        device.warn_once(f"{weights.path} has no fitting {', '.join(missing)}: these start from scratch")
+    load_state(net, kept | {name: own[name].asnumpy() for name in missing}, weights.path)

@@ -1,0 +1,86 @@
+"""What a training starts from: weights of another size, condition or network, and EMA weights that begin as they do."""
+
+import dataclasses
+
+import mindspore as ms
+import numpy as np
+import pytest
+from support.golden_values import FIXTURES
+
+from latte.components.loading import KINDS, open_weights, read
+from latte.config import TrainConfig
+from latte.errors import UserError
+from latte.models import Latte
+from latte.runtime import device
+from latte.training.start import Start, networks, start_from
+from latte.weights.files import StateFile
+
+FRESH = KINDS["latte"].fresh
+CLASS, UNCOND = FIXTURES / "latte_class.pt", FIXTURES / "latte_uncond.pt"
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(device, "warn_once", lines.append)
+    return lines
+
+
+def values_of(net):
+    return {name: weight.asnumpy() for name, weight in net.parameters_and_names()}
+
+
+def test_the_whole_of_a_network_is_taken(said):
+    found = read(CLASS)
+    net = Latte(found.config)
+    start_from(net, found, FRESH)
+    assert all(np.array_equal(values, found.tensors[name]) for name, values in values_of(net).items()) and not said
+
+
+def test_labels_of_another_number_start_from_scratch_and_other_sizes_are_fitted(said):
+    state, kind = open_weights(CLASS, "latte")
+    config = dataclasses.replace(read(CLASS).config, num_classes=3, input_size=4, num_frames=6)
+    net = Latte(config, seed=5)
+    before = values_of(net)
+    start_from(net, state, kind.fresh)
+    after, (name,) = values_of(net), [name for name in before if name.startswith("y_embedder.")]
+    assert np.array_equal(after[name], before[name]) and len(said) == 1 and f"has no fitting {name}: these" in said[0]
+    assert after["pos_embed"].shape == (1, 4, 64) and not np.array_equal(after["pos_embed"], before["pos_embed"])
+    assert np.array_equal(after["blocks.3.mlp.fc1.weight"], state.tensors["blocks.3.mlp.fc1.weight"])
+
+
+def test_an_unconditional_network_leaves_the_labels_of_its_file_out(said):
+    net = Latte(read(UNCOND).config)
+    start_from(net, read(CLASS), FRESH)
+    assert not said and np.array_equal(values_of(net)["pos_embed"], read(CLASS).tensors["pos_embed"])
+
+
+def test_an_image_model_has_no_frames_yet(said):
+    found = read(UNCOND)
+    images = StateFile({name: v for name, v in found.tensors.items() if name != "temp_embed"}, {}, "dit.pt")
+    net = Latte(found.config)
+    start_from(net, images, FRESH)
+    assert said == ["dit.pt has no fitting temp_embed: these start from scratch"]
+    assert np.allclose(values_of(net)["temp_embed"], found.tensors["temp_embed"])
+
+
+def test_anything_else_that_is_missing_is_refused():
+    found = read(UNCOND)
+    less = dataclasses.replace(found, tensors={k: v for k, v in found.tensors.items() if k != "blocks.1.attn.qkv.bias"})
+    with pytest.raises(UserError, match=r"1 missing \(blocks.1.attn.qkv.bias\)"):
+        start_from(Latte(found.config), less, FRESH)
+
+
+@pytest.mark.parametrize("weights", [None, CLASS])
+def test_ema_weights_begin_as_the_weights_and_are_not_theirs(weights):
+    found = read(CLASS)
+    cfg = TrainConfig(seed=3, vae_checkpoint="vae", data_folder="x")
+    start = Start(cfg, KINDS["latte"], read(FIXTURES / "vae.bin"), found if weights else None)
+    net, ema, metadata = networks(start, found.config, ms.float32, False)
+    own, average = dict(net.parameters_and_names()), dict(ema.parameters_and_names())
+    assert list(own) == list(average) and '"hidden_size": 64' in metadata["config"]
+    for name, weight in own.items():
+        assert np.array_equal(weight.asnumpy(), average[name].asnumpy()), name
+        assert (weight is average[name]) == (not weight.requires_grad)
+    expected = found.tensors if weights else values_of(Latte(found.config, seed=3))
+    assert all(np.array_equal(weight.asnumpy(), expected[name]) for name, weight in own.items())
