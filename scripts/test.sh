@@ -5,11 +5,14 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/venv.sh
-source scripts/venv.sh
+REQUIREMENTS=requirements-dev.txt source scripts/venv.sh
 
 export PYTHONUNBUFFERED=1
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .
+"$VENV_PYTHON" -c 'from importlinter.cli import lint_imports_command as main; main()' --no-logo
+"$VENV_PYTHON" -m mypy
+"$VENV_PYTHON" -m codespell_lib
 "$VENV_PYTHON" -m pytest "$@"
 
 if [[ "${CI:-}" == "true" ]]; then

@@ -1,4 +1,5 @@
-# Sourced by the other scripts from the repository's root: makes .venv from requirements.txt and sets VENV_PYTHON.
+# Sourced by the other scripts from the repository's root: makes .venv and sets VENV_PYTHON. REQUIREMENTS names the file of
+# packages: requirements.txt, or requirements-dev.txt, which holds all of the first.
 # PYTHON=/path/to/python chooses the interpreter that a new .venv is made from.
 # shellcheck shell=bash
 
@@ -38,21 +39,19 @@ make_venv() {
 }
 
 ensure_venv() {
-    local sum stamp
+    local sum file=${REQUIREMENTS:-requirements.txt}
     # The folder counts too: a copied or moved .venv still points to where it was made.
-    sum=$( (pwd && cat requirements.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
-    stamp=".venv/.installed-$sum" # written last, so an install that was cut short is done again
+    sum=$( (pwd && cat requirements.txt requirements-dev.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
     VENV_PYTHON="$PWD/.venv/bin/python"
-    if [[ -e "$stamp" && -x "$VENV_PYTHON" ]]; then
+    # A stamp is written last, so an install that was cut short is done again.
+    if [[ -x "$VENV_PYTHON" && (-e ".venv/.$file-$sum" || -e ".venv/.requirements-dev.txt-$sum") ]]; then
         return
     fi
     if ! "$VENV_PYTHON" -m pip --version >/dev/null 2>&1 || ! is_supported_python "$VENV_PYTHON"; then
         make_venv
     fi
-    rm -f .venv/.installed-*
-    "$VENV_PYTHON" -m pip install -r requirements.txt
-    "$VENV_PYTHON" -m pip install -e . --no-deps
-    touch "$stamp"
+    "$VENV_PYTHON" -m pip install -r "$file"
+    touch ".venv/.$file-$sum"
 }
 
 ensure_venv

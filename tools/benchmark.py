@@ -22,9 +22,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmark_common import LATENT_SCALE, WAITING
 from tqdm import tqdm
@@ -32,6 +31,9 @@ from tqdm import tqdm
 from latte.config import Options, in_range, option, parse_config
 from latte.config.parser import REQUIRED
 from latte.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PARTS = ("step", "vae", "train", "cache", "t2v")
 NAMES = {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from benchmark_common import (
@@ -24,6 +23,9 @@ from benchmark_common import (
     work,
 )
 from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 try:
     import torch

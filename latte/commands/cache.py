@@ -8,9 +8,12 @@ stopped when the command is given again. With mpirun the ranks share the videos.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from latte.config import CacheConfig, parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,13 +10,15 @@ What the source holds is recognised: a Latte network, an autoencoder, or a folde
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from latte.config import Options, option, parse_config
 from latte.config.parser import REQUIRED
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 LATTE = """Convert the weights of a Latte network between PyTorch, MindSpore and safetensors, in any direction.
 

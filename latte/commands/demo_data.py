@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from tqdm import tqdm
 
 from latte.config.parser import OptionError, Options, in_range, option, parse_config
@@ -25,6 +23,11 @@ from latte.data.demo import CLASSES, caption, clip_name, make_clip, write_frames
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.io.video import read_frames, read_video, save_mp4
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -60,7 +63,7 @@ def make(settings: Settings) -> None:
                 where = f"videos/{kind}/{name}.mp4" if "mp4" in settings.formats else f"frames/{kind}/{name}"
                 rows.append((where, kind, caption(label, seed)))
                 bar.update()
-    with atomic_path(root / "demo.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_path(root / "demo.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("video", "class", "caption"), *rows])
     side = settings.size
     print(f"{len(rows)} clips of {settings.num_frames} frames, {side} x {side} pixels, in {root}")

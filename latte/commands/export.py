@@ -9,9 +9,12 @@ YAML file beside the graph lists its inputs. Beyond 1 GB the weights lie beside 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from latte.config import ExportConfig, parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from latte.config.parser import nearest, version
 from latte.errors import UserError, run_main
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 COMMANDS = {  # a module of latte.commands each; only the one that is called is imported
     "sample": "sample videos from a checkpoint, or from prompts",

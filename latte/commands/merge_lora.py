@@ -10,11 +10,14 @@ the names that diffusers' pipelines have for them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from latte.config import Options, option, parse_config
 from latte.config.parser import REQUIRED
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -17,9 +17,8 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -27,6 +26,9 @@ from latte.config.parser import Options, option, parse_config
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.runtime.ranks import own_address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HCCN = Path("/etc/hccn.conf")
 

@@ -9,10 +9,13 @@ The options that matter most: --checkpoint and --vae_checkpoint, --sampling_step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latte.config import SampleConfig, parse_config, save_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> None:

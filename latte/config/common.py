@@ -7,6 +7,7 @@ import math
 from typing import Literal
 
 from latte.config.parser import OptionError, Options, in_range, option
+from latte.io import resources
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -67,6 +68,11 @@ class CheckpointOptions(Options):
         None, "weights of the network, as written by tools/latte_converter.py or train.py; or a text-to-video folder"
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint:
+            self.checkpoint = str(resources.find(self.checkpoint))  # the demo model is shipped
+
 
 @dataclasses.dataclass(kw_only=True)
 class CodecOptions(Options):
@@ -82,6 +88,8 @@ class CodecOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "vae_slice", 0)
+        if self.vae_checkpoint:
+            self.vae_checkpoint = str(resources.find(self.vae_checkpoint))  # the demo model is shipped
         if self.vae_tile and self.vae_tile < 64:
             raise OptionError("vae_tile", self.vae_tile, "0, or 64 or more")
         factor = self.sd_scale_factor

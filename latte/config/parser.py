@@ -8,20 +8,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib
 import importlib.metadata
 import inspect
 import sys
 import typing
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-import latte
 from latte.config.values import allowed_by, fit, item_of, metavar, read_words, show
 from latte.errors import UserError
+from latte.io import resources
 from latte.io.atomic import atomic_path
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 COMMAND_LINE = "command line"
 REQUIRED: Any = dataclasses.MISSING  # the default of an option that has none
@@ -75,6 +78,7 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
     hints = typing.get_type_hints(cls)
     given = _read_arguments(_make_parser(cls, hints, description), argv, hints)
     path = given.pop("config", None)
+    path = path and str(resources.find(path))  # an installed package brings its configurations along
     layers = [*(_read_file(path, hints) if path else ()), (COMMAND_LINE, given)]  # the weakest first
     data = _merged(layers).get(DATA_CONFIG)
     layers = [*(_read_file(data, hints) if data else ()), *layers]
@@ -108,10 +112,13 @@ def program_name() -> str:
 
 def version() -> str:
     """Return a line with the versions of this package and of MindSpore."""
+    own = importlib.import_module(
+        "latte"
+    ).__version__  # no statement, because the root of the package is above this room
     try:
-        return f"latte {latte.__version__}, MindSpore {importlib.metadata.version('mindspore')}"
+        return f"latte {own}, MindSpore {importlib.metadata.version('mindspore')}"
     except importlib.metadata.PackageNotFoundError:
-        return f"latte {latte.__version__}, MindSpore is not installed"
+        return f"latte {own}, MindSpore is not installed"
 
 
 class _Help(argparse.HelpFormatter):
@@ -143,7 +150,7 @@ def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | N
     parser.add_argument("--version", action="version", version=version(), help="show the versions and exit")
     parser.add_argument("-c", "--config", help="YAML file with options; the command line overrides it")
     for owner in reversed(cls.__mro__):
-        own = [field for field in dataclasses.fields(cls) if field.name in owner.__dict__.get("__annotations__", ())]
+        own = [field for field in dataclasses.fields(cls) if field.name in inspect.get_annotations(owner)]
         group = parser.add_argument_group((inspect.getdoc(owner) or owner.__name__).splitlines()[0]) if own else parser
         for field in own:
             hint, default = hints[field.name], _default(field)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -108,6 +109,14 @@ def test_a_command_is_called_with_the_words_after_its_name(monkeypatch, tmp_path
     program.main([*words, "--formats", "frames"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.csv", "frames"]
     assert "3 clips of 2 frames" in capsys.readouterr().out
+
+
+def test_the_shipped_configuration_and_model_are_found_from_any_folder(tmp_path):
+    command = [sys.executable, "-m", "latte", "sample", "-c", "configs/inference/demo.yaml", "--dry_run"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0 and "models/demo/latte.safetensors" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("word, nearest", [("sampel", "sample"), ("merge-lora", "merge_lora"), ("--versoin", "")])

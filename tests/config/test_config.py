@@ -1,7 +1,6 @@
 """Reading options: precedence, types, and what is said about mistakes."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 import typing
@@ -206,7 +205,7 @@ def test_saved_config_reads_back(parse, tmp_path):
     save_config(config, tmp_path / "new" / "config.yaml")
     assert parse("-c", tmp_path / "new" / "config.yaml") == config
     assert set(yaml.safe_load((tmp_path / "new" / "config.yaml").read_text())) == set(dataclasses.asdict(config))
-    assert os.listdir(tmp_path / "new") == ["config.yaml"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.yaml"]
 
 
 def test_help_shows_every_option_with_its_text_and_default(parse, capsys, monkeypatch):
@@ -324,7 +323,7 @@ def test_mistake_in_an_included_file(files, texts, said):
 
 
 def test_a_default_that_is_not_allowed_is_in_no_file():
-    with pytest.raises(UserError, match="^cache_folder is null, but must be the folder to write to"):
+    with pytest.raises(UserError, match=r"^cache_folder is null, but must be the folder to write to"):
         parse_config(CacheConfig, ["-c", str(ROOT / "configs" / "training" / "sky_video.yaml")])
 
 
@@ -358,7 +357,7 @@ class Needed(Options):
 
 
 def test_a_required_option_is_asked_for_and_shown(capsys):
-    with pytest.raises(UserError, match="^--source is not given; it is the file to read"):
+    with pytest.raises(UserError, match=r"^--source is not given; it is the file to read"):
         parse_config(Needed, [])
     assert parse_config(Needed, ["--source", "a"]).source == "a"
     with pytest.raises(SystemExit):

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,8 +77,9 @@ def test_the_reason_and_the_remedy_reach_the_user(machine):
 
 
 def test_every_library_has_its_pinned_package():
-    lines = (ROOT / "requirements-gpu.txt").read_text().splitlines()
-    pinned = dict(line.split()[0].split("==") for line in lines if not line.startswith("#"))
+    assert "-e .[gpu]\n" in (ROOT / "requirements-gpu.txt").read_text()
+    extra = (ROOT / "pyproject.toml").read_text().partition("\ngpu = [\n")[2].partition("]")[0]
+    pinned = dict(re.findall(r'"(.*)==(.*)"', extra))
     assert set(pinned) == set(cuda.LIBRARIES.values()) and pinned["nvidia-cudnn-cu11"].startswith("8.")
 
 
