@@ -118,7 +118,10 @@ class LatteConfig:
     @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of the latents."""
-        return (self.input_size,) * 2 if isinstance(self.input_size, int) else tuple(self.input_size)
+        if isinstance(self.input_size, int):
+            return self.input_size, self.input_size
+        height, width = self.input_size  # a list, where it comes from JSON
+        return height, width
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -134,6 +137,11 @@ class LatteConfig:
     def conditioning(self) -> str:
         """What the videos are conditioned on: "none", "class" or "text" (embeddings of CLIP)."""
         return self.condition or "none"
+
+    @property
+    def text_width(self) -> int:
+        """Width of the embeddings of texts."""
+        return CLIP_TEXT[1]
 
     @property
     def default_frames(self) -> int:
@@ -161,7 +169,7 @@ class LatteConfig:
         count = d * (self.in_channels * p + 1)  # patches
         count += d * (FREQUENCIES + d + 2)  # time
         count += d * (math.prod(self.grid) + self.num_frames)  # positions
-        if self.condition == "class":
+        if self.num_classes and self.condition == "class":
             count += d * (self.num_classes + 1)
         if self.condition == "text":
             count += d * (math.prod(CLIP_TEXT) + 1)

@@ -44,6 +44,7 @@ class LatteT2VConfig:
     default_guidance: ClassVar[float] = 7.5
     default_solver: ClassVar[str | None] = None  # the folder's
     conditioning: ClassVar[str] = "prompt"  # what the videos are conditioned on
+    num_classes: ClassVar[int | None] = None
 
     num_attention_heads: int = 16
     attention_head_dim: int = 72
@@ -109,6 +110,11 @@ class LatteT2VConfig:
     def depth(self) -> int:
         """Blocks over patches and blocks over frames together."""
         return 2 * self.num_layers
+
+    @property
+    def text_width(self) -> int:
+        """Width of the embeddings of prompts."""
+        return self.caption_channels
 
     @property
     def default_frames(self) -> int:

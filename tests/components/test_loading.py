@@ -74,9 +74,9 @@ def test_an_autoencoder_may_have_either_decoder_but_a_temporal_one_is_temporal()
 
 
 def test_what_is_no_network_is_said():
-    with pytest.raises(UserError, match="bare.pt is not a network that is known here"):
+    with pytest.raises(UserError, match=r"bare.pt is not a network that is known here"):
         read(WEIGHTS / "bare.pt")
-    with pytest.raises(UserError, match="bare.pt is not a Latte network: it has no weight x_embedder.proj.weight"):
+    with pytest.raises(UserError, match=r"bare.pt is not a Latte network: it has no weight x_embedder.proj.weight"):
         check(WEIGHTS / "bare.pt", "latte")
 
 
@@ -117,7 +117,7 @@ def test_int8_is_an_option_of_load(kind):
 def test_adapters_alone_are_no_network(tmp_path):
     files.write_state_dict(tmp_path / "x.safetensors", {"a.lora_down": np.zeros((1, 2), np.float32)}, {})
     for kind in (None, "latte_t2v"):
-        with pytest.raises(UserError, match="LoRA adapters without their network; tools/t2v_export.py"):
+        with pytest.raises(UserError, match=r"LoRA adapters without their network; tools/t2v_export.py"):
             load(tmp_path / "x.safetensors", kind)
 
 
@@ -167,5 +167,5 @@ def test_a_folder_whose_configuration_is_gone_is_one_sentence(tmp_path):
     for kind in ("latte_t2v", "t5"):
         shutil.copytree(FILES[kind], tmp_path / kind)
         (tmp_path / kind / "config.json").unlink()
-        with pytest.raises(UserError, match="has no config.json beside its weights; download the whole folder"):
+        with pytest.raises(UserError, match=r"has no config.json beside its weights; download the whole folder"):
             loading.check(tmp_path / kind)
