@@ -11,7 +11,7 @@ from support.weights import WEIGHTS, same
 
 from latte.components import loading
 from latte.components.loading import KINDS, check, kind_of, load, read
-from latte.components.quantize import holds_int8
+from latte.components.quantize import holds_int8, quantize
 from latte.errors import UserError
 from latte.models.autoencoder import own_names
 from latte.weights import files
@@ -109,9 +109,13 @@ def test_what_cannot_be_had_is_refused(kind, options, words):
         load(FILES[kind], kind, **options)
 
 
-@pytest.mark.parametrize("kind", ["latte_t2v", "t5"])
-def test_int8_is_an_option_of_load(kind):
-    assert holds_int8(load(FILES[kind], kind, quantize="int8")) and not holds_int8(load(FILES[kind]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_is_an_option_of_load_for_every_network(kind):
+    net, exact = load(FILES[kind], kind, quantize="int8"), load(FILES[kind])
+    assert holds_int8(net) and not holds_int8(exact)
+    expected = dict(quantize(exact).parameters_and_names())
+    for name, weight in net.parameters_and_names():
+        assert np.array_equal(weight.asnumpy(), expected[name].asnumpy()), name
 
 
 def test_adapters_alone_are_no_network(tmp_path):
