@@ -24,7 +24,7 @@ from latte.weights.match import read_config
 
 FORMS = ("ckpt", "safetensors", "bin")
 COMPONENTS = {  # that have weights
-    kind.folder: kind for kind in map(KINDS.get, ("latte_t2v", "autoencoder", "temporal_decoder", "t5"))
+    KINDS[name].folder: KINDS[name] for name in ("latte_t2v", "autoencoder", "temporal_decoder", "t5")
 }
 FILES = {"tokenizer": VOCABULARIES, "scheduler": ("scheduler_config.json",)}  # of the others, one that must be there
 OPTIONAL = ("vae_temporal_decoder",)

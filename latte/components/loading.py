@@ -47,7 +47,7 @@ class Kind:
     own_names: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = dict  # weights by the network's own names
     adapt: Callable[..., dict[str, np.ndarray]] | None = None  # a method of the configuration that fits other weights
     fresh: tuple[str, ...] = ()  # beginnings of the names of weights that a training need not start from
-    folder: str | None = None  # its component in a folder of text to video
+    folder: str = ""  # its component in a folder of text to video
     stems: tuple[str, str] = ("diffusion_pytorch_model",) * 2  # of the weights there, and of those that end in .bin
     takes: tuple[str, ...] = ()  # options of `load` that only some networks have
 

@@ -38,7 +38,9 @@ class Clip(Protocol):
 class Store(Protocol):
     """Where the videos of an index are read from."""
 
-    frame_shape: tuple[int, int, int]  # (C, H, W)
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """The shape of a frame (C, H, W)."""
 
     def open(self, record: Record) -> Clip:
         """Return the video of a record; raises UserError if it is missing or broken."""

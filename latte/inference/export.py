@@ -64,16 +64,16 @@ class Signature:
 
 
 class Denoiser(nn.Cell):
-    """A network and its guidance; `settings` are what the network takes after its conditions."""
+    """A network and its guidance."""
 
-    def __init__(self, net: nn.Cell, guidance_scale: float, settings: tuple[bool, ...] = ()):
+    def __init__(self, net: nn.Cell, guidance_scale: float):
         super().__init__()
-        self.net, self.settings = net, settings
+        self.net = net
         self.denoise = make_denoiser(self.network, guidance_scale, device.current().batches_videos)
 
     def network(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return what the network makes of its inputs."""
-        return self.net(*inputs, *self.settings)
+        return self.net(*inputs)
 
     def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Return the guided noise, and the variance values if the network has them."""
@@ -205,8 +205,8 @@ def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
             asked = model_options(cfg, check(parts.vae, "autoencoder"))
             net = load_model(parts.network, patch_embedder=cfg.patch_embedder, **flash, **asked)
         signature = denoiser_signature(cfg, net.config, check(parts.vae, "autoencoder"))
-        settings = (signature.fixed["temporal"],) if "temporal" in signature.fixed else ()
-        return Denoiser(net, guidance(cfg, net.config), settings), signature
+        net.temporal = signature.fixed.get("temporal", True)
+        return Denoiser(net, guidance(cfg, net.config)), signature
     vae = load_vae(parts.vae)
     signature = vae_signature(cfg, vae.config)
     factor = signature.fixed["sd_scale_factor"]

@@ -17,6 +17,8 @@ from latte.diffusion.denoiser import guided
 from latte.diffusion.gaussian import float32
 from latte.runtime import graphs
 
+FIRST = 2  # blocks that always run
+
 
 @dataclass
 class Memory:
@@ -64,19 +66,17 @@ def change(new: ms.Tensor, old: ms.Tensor) -> float:
     return float((ops.abs(new - old).mean() / ops.abs(old).mean()).asnumpy())
 
 
-def compiled_parts(net: ms.nn.Cell, *settings: bool) -> tuple[Callable, Callable, Callable]:
-    """Return `begin`, `middle` and `end` of a network, each a graph where the compile scope is the step.
-
-    `settings` are what `begin` takes after its tensors, and `middle` too.
-    """
+def compiled_parts(net: ms.nn.Cell) -> tuple[Callable, Callable, Callable]:
+    """Return the first two blocks, the others and the final layer, each a graph where the compile scope is the step."""
 
     def begin(*inputs: ms.Tensor) -> tuple[ms.Tensor, tuple]:
-        return net.begin(*inputs, *settings)
+        tokens, context = net.embed(*inputs)
+        return net.run_blocks(tokens, context, 0, FIRST), context
 
     def middle(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
-        return net.middle(tokens, context, *settings)
+        return net.run_blocks(tokens, context, FIRST, len(net.blocks))
 
     def end(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
-        return net.end(tokens, context)
+        return net.final_layer(tokens, net.final_condition(context))
 
     return tuple(graphs.compile_step(part) for part in (begin, middle, end))

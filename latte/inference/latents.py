@@ -105,16 +105,13 @@ class LatentSampler:
 
     def _denoiser(self, request: Request) -> Callable:
         reuses, settings = request.feature_cache > 0, request.settings
+        self.net.temporal = settings[0] if settings else True  # a graph keeps the value, hence a key for each
         key = ("parts" if reuses else request.guidance_scale, settings)
         if key not in self._denoisers and reuses:
-            self._denoisers[key] = compiled_parts(self.net, *settings)
+            self._denoisers[key] = compiled_parts(self.net)
         elif key not in self._denoisers:
-
-            def network(*inputs: ms.Tensor) -> ms.Tensor:
-                return self.net(*inputs, *settings)
-
             batched = device.current().batches_videos
-            denoise = make_denoiser(network if settings else self.net, request.guidance_scale, batched)
+            denoise = make_denoiser(self.net, request.guidance_scale, batched)
             self._denoisers[key] = graphs.compile_step(denoise)
         if reuses:
             return ReusingDenoiser(self._denoisers[key], request.guidance_scale, request.feature_cache)

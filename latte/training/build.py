@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from latte.components.codec import Codec
 from latte.components.loading import load
 from latte.config import TrainConfig
 from latte.data.cache import TEXT, Cache, read_cache
-from latte.data.dataset import PixelStore, VideoDataset
-from latte.data.index import list_records
+from latte.data.dataset import PixelStore, Store, VideoDataset
+from latte.data.index import Index, list_records
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
 from latte.models.autoencoder import AutoencoderConfig
@@ -30,7 +30,7 @@ from latte.training.start import networks, read_start
 from latte.training.step import StepOptions, TrainStep
 
 log = logging.getLogger("latte")
-DEFAULTS = {"model_name": "Latte-XL/2", "image_size": 256, "num_frames": 16}
+DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16
 
 
 @dataclass
@@ -60,23 +60,25 @@ def build(cfg: TrainConfig) -> Training:
     Raises UserError for whatever does not fit.
     """
     start = read_start(cfg)
-    cfg = replace(start.cfg, **{name: getattr(start.cfg, name) or default for name, default in DEFAULTS.items()})
-    compute = device.compute_dtype(cfg.dtype)
-    index = None if cfg.cache_folder else list_records(cfg)  # before what takes longer
+    cfg, compute = start.cfg, device.compute_dtype(start.cfg.dtype)
+    size, frames = cfg.image_size or DEFAULT_SIZE, cfg.num_frames or DEFAULT_FRAMES
     vae = load(start.vae)
     codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice)
-    store = PixelStore(cfg.image_size, cfg.transform)
-    if cfg.cache_folder:
-        store = open_cache(cfg, codec.cache_settings(cfg.image_size))
-        index = store.index()
-    dataset = VideoDataset(index, cfg.num_frames, store, cfg, cfg.seed)
+    store, index = _videos(cfg, codec, size)
+    dataset = VideoDataset(index, frames, store, cfg, cfg.seed)
     batch = cfg.train_batch_size * cfg.gradient_accumulation_steps * device.current().world_size
     total = cfg.max_steps or cfg.epochs * len(dataset) // batch
     if total < 1:
         raise UserError(f"{len(dataset)} videos are fewer than the {batch} of a step; make train_batch_size smaller")
     flash = device.use_flash_attention(cfg.enable_flash_attention, compute)
-    config = start.config or _network_config(cfg, vae.config)
-    source = _source(cfg, config, dataset, vae.config)  # first, so that the text encoder's memory is free again
+    config = start.config or _network_config(cfg, size, frames, vae.config)
+    if vae.config.latent_channels != config.in_channels:
+        raise UserError(
+            f"vae_checkpoint {cfg.vae_checkpoint} has {vae.config.latent_channels} latent channels, but the network "
+            f"takes {config.in_channels}; name the autoencoder that it was trained with"
+        )
+    shape = config.latent_shape(frames, size, size, vae.config.downsampling)
+    source = _source(cfg, config, dataset, shape)  # first, so that the text encoder's memory is free again
     net, ema, metadata = networks(start, config, compute, flash)
     if cfg.use_recompute:
         for block in net.blocks:
@@ -90,12 +92,20 @@ def build(cfg: TrainConfig) -> Training:
     step = TrainStep(net, ema, vae if in_step else None, rates, options)
     call = graphs.compile_training(step.construct)
     encodes = not (in_step or cfg.cache_folder)
-    return Training(net.config, cfg.num_frames, codec, source, step, call, encodes, batch, total, metadata)
+    return Training(net.config, frames, codec, source, step, call, encodes, batch, total, metadata)
 
 
-def open_cache(cfg: TrainConfig, settings: dict[str, Any]) -> Cache:
-    """Return the cache that cache_folder names; raises UserError if it was made with other settings or options."""
-    cache = read_cache(cfg.cache_folder)
+def _videos(cfg: TrainConfig, codec: Codec, size: int) -> tuple[Store, Index]:
+    """Return where videos are read from, and which there are."""
+    if cfg.cache_folder is None:
+        return PixelStore(size, cfg.transform), list_records(cfg)
+    cache = open_cache(cfg, cfg.cache_folder, codec.cache_settings(size))
+    return cache, cache.index()
+
+
+def open_cache(cfg: TrainConfig, folder: str, settings: dict[str, Any]) -> Cache:
+    """Return the cache in a folder; raises UserError if it was made with other settings or options."""
+    cache = read_cache(folder)
     cache.check(settings | {"transform": cfg.transform, "cache_dtype": cfg.cache_dtype})
     if cfg.random_flip:
         cache.check({"flip": True})
@@ -104,17 +114,17 @@ def open_cache(cfg: TrainConfig, settings: dict[str, Any]) -> Cache:
     return cache
 
 
-def _network_config(cfg: TrainConfig, vae: AutoencoderConfig) -> LatteConfig:
-    downsampling, sizes = vae.downsampling, named_sizes(cfg.model_name)
+def _network_config(cfg: TrainConfig, size: int, frames: int, vae: AutoencoderConfig) -> LatteConfig:
+    downsampling, sizes = vae.downsampling, named_sizes(cfg.model_name or DEFAULT_MODEL)
     asked = {name: getattr(cfg, name) for name in ("hidden_size", "depth", "num_heads", "patch_size")}
-    if cfg.image_size % downsampling:
-        raise UserError(f"image_size {cfg.image_size} is not a multiple of the autoencoder's {downsampling}")
+    if size % downsampling:
+        raise UserError(f"image_size {size} is not a multiple of the autoencoder's {downsampling}")
     if cfg.images_per_video and cfg.condition == "text":
         raise UserError("images_per_video needs condition null or class: single images have no captions")
     return LatteConfig(
         **(sizes | {name: value for name, value in asked.items() if value}),
-        input_size=cfg.image_size // downsampling,
-        num_frames=cfg.num_frames,
+        input_size=size // downsampling,
+        num_frames=frames,
         in_channels=vae.latent_channels,
         condition=cfg.condition,
         num_classes=cfg.num_classes,
@@ -122,19 +132,17 @@ def _network_config(cfg: TrainConfig, vae: AutoencoderConfig) -> LatteConfig:
 
 
 def _source(
-    cfg: TrainConfig, config: LatteConfig | LatteT2VConfig, dataset: VideoDataset, vae: AutoencoderConfig
+    cfg: TrainConfig, config: LatteConfig | LatteT2VConfig, dataset: VideoDataset, shape: tuple[int, int, int, int]
 ) -> TrainingSource:
-    """Return the samples with what the network is conditioned on; raises UserError if the data have none that fits."""
+    """Return the samples with what the network is conditioned on; `shape` is that of a video's latents.
+
+    Raises UserError if the data have no condition that fits.
+    """
     records, kind = dataset.index.records, config.conditioning
-    if vae.latent_channels != config.in_channels:
-        raise UserError(
-            f"vae_checkpoint {cfg.vae_checkpoint} has {vae.latent_channels} latent channels, but the network takes "
-            f"{config.in_channels}; name the autoencoder that it was trained with"
-        )
     classes = text = captions = None
     if kind == "class":
         classes, found = config.num_classes, 1 + max(record.label for record in records)
-        if found > classes:
+        if classes and found > classes:
             raise UserError(f"num_classes is {classes}, but data_folder {cfg.data_folder} has classes 0 to {found - 1}")
     if kind == "text":
         path = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
@@ -142,9 +150,8 @@ def _source(
             raise UserError("condition is text, but text_embeddings is not set; see docs/train.md")
         text = read_text(path, [record.caption for record in records])
     if kind == "prompt":
-        captions = captions_for(cfg, [record.caption for record in records], config.caption_channels)
-    frames, *rest = config.latent_shape(cfg.num_frames, cfg.image_size, cfg.image_size, vae.downsampling)
-    shape = (frames + cfg.images_per_video, *rest)
+        captions = captions_for(cfg, [record.caption for record in records], config.text_width)
+    shape = (shape[0] + cfg.images_per_video, *shape[1:])
     return TrainingSource(dataset, shape, cfg.seed, classes, text, cfg.class_dropout_prob, captions=captions)
 
 
@@ -152,7 +159,7 @@ def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
     scaled = cfg.dtype == "fp16"
     return StepOptions(
         accumulation=cfg.gradient_accumulation_steps,
-        betas=tuple(cfg.betas),
+        betas=(cfg.betas[0], cfg.betas[1]),
         eps=cfg.optim_eps,
         weight_decay=cfg.weight_decay,
         max_grad_norm=cfg.max_grad_norm if cfg.clip_grad else math.inf,

@@ -267,7 +267,7 @@ def make_cache(cfg: CacheConfig) -> Report:
         held = lock(Path(cfg.cache_folder))
         open_or_create(cfg, index, settings)
         if start.config and start.config.conditioning == "prompt":
-            captions, width = [record.caption for record in index.records], start.config.caption_channels
+            captions, width = [record.caption for record in index.records], start.config.text_width
             store_captions(cfg, captions, width, DTYPES[settings["cache_dtype"]])
         elif cfg.condition == "text":
             store_text(cfg, index)

@@ -33,12 +33,13 @@ def captions_for(cfg: TrainConfig, captions: Sequence[str], width: int) -> Capti
         if found.width != width:
             raise UserError(f"text_embeddings {file} are {found.width} wide, but the network takes {width}")
         return found.of(captions, f"text_embeddings {file}")
-    encoder = read_encoder(cfg.text_encoder_path, width)
+    folder = cfg.text_encoder_path or ""  # which `read_start` sets
+    encoder = read_encoder(folder, width)
     if cfg.dry_run:
         mask = np.eye(1, MAX_LENGTH, dtype=np.int32).repeat(2, 0)  # (2, S), one token each
         blank = Captions.pack([""], [np.zeros((1, width), np.float32)] * 2, mask, np.float32)
         return blank.of([""] * len(captions), "")
-    return embed(cfg.text_encoder_path, captions, cfg.dtype, np.float32, encoder).of(captions, cfg.text_encoder_path)
+    return embed(folder, captions, cfg.dtype, np.float32, encoder).of(captions, folder)
 
 
 def embed(folder: str, captions: Sequence[str], dtype: str, stored: type, weights: Weights) -> Captions:
@@ -67,13 +68,13 @@ def store_captions(cfg: TrainConfig, captions: Sequence[str], width: int, stored
     Raises UserError as `captions_for` does.
     """
     _check_any(captions)
-    encoder = read_encoder(cfg.text_encoder_path, width)
-    path, made_with = Path(cfg.cache_folder) / TEXT, encoder_fingerprint(cfg.text_encoder_path)
+    folder, path = cfg.text_encoder_path or "", Path(cfg.cache_folder or "") / TEXT  # neither is null here
+    encoder, made_with = read_encoder(folder, width), encoder_fingerprint(folder)
     if path.exists():
         there, made_by = read_captions(path)
         if made_by == made_with and there.text.dtype == stored and set(captions) <= set(there.captions):
             return
-    embed(cfg.text_encoder_path, captions, cfg.dtype, stored, encoder).save(path, made_with)
+    embed(folder, captions, cfg.dtype, stored, encoder).save(path, made_with)
 
 
 def read_encoder(folder: str, width: int) -> Weights:

@@ -59,7 +59,7 @@ def read_start(cfg: Options) -> Start[Options]:
 
 
 def _read_folder(cfg: Options) -> Start[Options]:
-    root = Path(cfg.pretrained_model_path)
+    root = Path(cfg.pretrained_model_path or "")  # which the options have checked to be there
     if not root.exists():
         raise UserError(f"pretrained_model_path {root} does not exist; name the folder of a Latte-1")
     transformer = root / TRANSFORMER if is_t2v_folder(root) else root
@@ -105,11 +105,11 @@ def networks(
     if ema:
         share_frozen_weights(ema, net)
     metadata = {CONFIG: json.dumps(config.to_json())}
-    if cfg.trainable != "all":
+    if start.weights and cfg.trainable != "all":
         metadata[lora.BASE] = base_fingerprint(start.weights.tensors)
-    if cfg.trainable == "lora":
-        metadata |= {lora.RANK: str(cfg.lora_rank), lora.ALPHA: f"{cfg.lora_alpha or cfg.lora_rank:g}"}
-        metadata["base"] = start.weights.path
+    if start.weights and cfg.trainable == "lora":
+        rank, alpha = str(cfg.lora_rank), f"{cfg.lora_alpha or cfg.lora_rank:g}"
+        metadata |= {lora.RANK: rank, lora.ALPHA: alpha, "base": start.weights.path}
     return net, ema, metadata
 
 

@@ -56,4 +56,4 @@ def raw_bytes(array: np.ndarray) -> memoryview:
     """Return the numbers as bytes, little-endian and in C order; copies only what is not so already."""
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -93,8 +93,9 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
     if kind in ("zip", "legacy"):
         obj = read_torch_file(path)
         metadata = obj.get("metadata") if isinstance(obj, dict) else None
-        is_ours = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-        return obj, metadata if is_ours else {}
+        if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
+            return obj, metadata
+        return obj, {}
     if kind == "safetensors":
         return read_safetensors(path)
     if kind == "mindspore":

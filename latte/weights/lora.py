@@ -70,10 +70,8 @@ def peft_names(low_rank: Mapping[str, np.ndarray], factor: float, source: str) -
 def pairs(low_rank: Mapping[str, np.ndarray], source: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return (down, up) by layer; raises UserError if one of a pair is missing, or there is anything else."""
     layers = [name.removesuffix(DOWN) for name in low_rank if name.endswith(DOWN)]
-    found = {layer: (low_rank[layer + DOWN], low_rank.get(layer + UP)) for layer in layers}
-    whole = all(
-        up is not None and up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0] for down, up in found.values()
-    )
-    if not layers or not whole or len(low_rank) != 2 * len(layers):
+    found = {layer: (low_rank[layer + DOWN], low_rank[layer + UP]) for layer in layers if layer + UP in low_rank}
+    whole = all(up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0] for down, up in found.values())
+    if not found or not whole or len(low_rank) != 2 * len(found):
         raise UserError(f"{source} is not the whole of a network's LoRA adapters; name another checkpoint")
     return found

@@ -8,6 +8,7 @@ import mmap
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def release_pages(array: np.ndarray) -> None:
 
     They would leave when memory is short, but until then a loaded network seems to be in memory twice.
     """
-    data = array.base
+    data: Any = array.base
     if isinstance(data, mmap.mmap) and array.flags.c_contiguous and array.nbytes:
         start = array.ctypes.data - np.frombuffer(data, np.uint8, 1).ctypes.data
         first = start - start % mmap.PAGESIZE

@@ -132,8 +132,8 @@ def write_mindspore(
                 file.write(part)
             progress(array.nbytes)
         for key, text in metadata.items():
-            content = text.encode("utf-32-le")
-            file.write(_value_head(key, (0,), "str", len(content)) + content)
+            encoded = text.encode("utf-32-le")
+            file.write(_value_head(key, (0,), "str", len(encoded)) + encoded)
 
 
 def _value_head(key: str, dims: tuple[int, ...], kind: str, length: int) -> bytes:

@@ -39,7 +39,7 @@ def unnest(obj: Any, which: str | None = None, source: str = "the checkpoint") -
     return {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
 
 
-def _sets(obj: Any) -> dict[str, Mapping[Any, Any]]:
+def _sets(obj: Any) -> Mapping[str, Mapping[Any, Any]]:
     """Return the state dicts in a checkpoint by name; a bare one has the name ""."""
     if isinstance(obj, Mapping) and isinstance(obj.get("state_dict"), Mapping):
         obj = obj["state_dict"]

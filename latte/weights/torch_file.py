@@ -115,7 +115,7 @@ def _read_legacy(path: str | Path, data: mmap.mmap) -> Any:
     keys = objects[4][0] if isinstance(objects[4][0], list) else [None]
     for key in keys:
         dtype, size = declared.get(key, ("", 0)) if isinstance(key, str) else ("", 0)
-        if not dtype or int.from_bytes(data[position : position + 8], "little") != size:
+        if not isinstance(key, str) or not dtype or int.from_bytes(data[position : position + 8], "little") != size:
             raise PickleError("a list of storages that is not that of its tensors")
         found[key] = _Storage(dtype, position + 8, size)
         position += 8 + size * numpy_dtype(dtype).itemsize
@@ -155,7 +155,7 @@ def _table(data: mmap.mmap | None, storage: Callable[[str, str, int], _Storage])
             raise PickleError("a storage with a size that is none")
         return storage(key, _STORAGES[kind.name], size)
 
-    functions = {
+    functions: dict[str, Callable[..., Any]] = {
         "collections.OrderedDict": _ordered_dict,
         "torch.Size": tuple,
         "torch._utils._rebuild_tensor": tensor,

@@ -11,7 +11,7 @@ from support.weights import WEIGHTS, same
 
 from latte.components import loading
 from latte.components.loading import KINDS, check, kind_of, load, read
-from latte.components.quantize import holds_int8
+from latte.components.quantize import holds_int8, quantize
 from latte.errors import UserError
 from latte.models.autoencoder import own_names
 from latte.weights import files
@@ -74,9 +74,9 @@ def test_an_autoencoder_may_have_either_decoder_but_a_temporal_one_is_temporal()
 
 
 def test_what_is_no_network_is_said():
-    with pytest.raises(UserError, match="bare.pt is not a network that is known here"):
+    with pytest.raises(UserError, match=r"bare.pt is not a network that is known here"):
         read(WEIGHTS / "bare.pt")
-    with pytest.raises(UserError, match="bare.pt is not a Latte network: it has no weight x_embedder.proj.weight"):
+    with pytest.raises(UserError, match=r"bare.pt is not a Latte network: it has no weight x_embedder.proj.weight"):
         check(WEIGHTS / "bare.pt", "latte")
 
 
@@ -109,15 +109,19 @@ def test_what_cannot_be_had_is_refused(kind, options, words):
         load(FILES[kind], kind, **options)
 
 
-@pytest.mark.parametrize("kind", ["latte_t2v", "t5"])
-def test_int8_is_an_option_of_load(kind):
-    assert holds_int8(load(FILES[kind], kind, quantize="int8")) and not holds_int8(load(FILES[kind]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_is_an_option_of_load_for_every_network(kind):
+    net, exact = load(FILES[kind], kind, quantize="int8"), load(FILES[kind])
+    assert holds_int8(net) and not holds_int8(exact)
+    expected = dict(quantize(exact).parameters_and_names())
+    for name, weight in net.parameters_and_names():
+        assert np.array_equal(weight.asnumpy(), expected[name].asnumpy()), name
 
 
 def test_adapters_alone_are_no_network(tmp_path):
     files.write_state_dict(tmp_path / "x.safetensors", {"a.lora_down": np.zeros((1, 2), np.float32)}, {})
     for kind in (None, "latte_t2v"):
-        with pytest.raises(UserError, match="LoRA adapters without their network; tools/t2v_export.py"):
+        with pytest.raises(UserError, match=r"LoRA adapters without their network; tools/t2v_export.py"):
             load(tmp_path / "x.safetensors", kind)
 
 
@@ -167,5 +171,5 @@ def test_a_folder_whose_configuration_is_gone_is_one_sentence(tmp_path):
     for kind in ("latte_t2v", "t5"):
         shutil.copytree(FILES[kind], tmp_path / kind)
         (tmp_path / kind / "config.json").unlink()
-        with pytest.raises(UserError, match="has no config.json beside its weights; download the whole folder"):
+        with pytest.raises(UserError, match=r"has no config.json beside its weights; download the whole folder"):
             loading.check(tmp_path / kind)
