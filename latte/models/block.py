@@ -61,6 +61,7 @@ class Block(nn.Cell):
         """
         # Not as attributes of the cell: it would list the weights a second time, under a second name.
         object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "names", tuple(settings))
         object.__setattr__(self, "constants", tuple(settings.values()))
 
     def weights(self) -> tuple[Any, ...]:
@@ -78,12 +79,16 @@ class Block(nn.Cell):
         return self.forward(*inputs, *self.weights(), *self.settings())
 
     def recompute(self) -> None:
-        """Keep only the block's input in training, and compute the rest again for its gradient."""
+        """Keep only the block's input in training, and compute the rest again for its gradient.
+
+        Attention that takes the setting `whole` then has all scores of this block at once.
+        """
         if device.current().compiler_recomputes:
             super().recompute()
-        else:
-            device.recompute()
-            object.__setattr__(self, "recomputed", Recomputed(self.forward, self.settings()))
+            return
+        pairs = zip(self.names, self.constants, strict=True)
+        settings = tuple(True if name == "whole" else value for name, value in pairs)
+        object.__setattr__(self, "recomputed", Recomputed(self.forward, settings))
 
     def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs through the graph that equal cells share."""
