@@ -17,7 +17,6 @@ from latte.diffusion.denoiser import guided
 from latte.diffusion.gaussian import float32
 from latte.runtime import graphs
 
-
 FIRST = 2  # blocks that always run
 
 

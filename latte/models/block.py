@@ -6,38 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import nn
 
-from latte.ops import CustomGrad
+from latte.ops.recompute import Recomputed
 from latte.runtime import device, graphs
-
-_after = ops.Depend()
-_gradients = ops.GradOperation(get_all=True, sens_param=True)
-
-
-class Recomputed(CustomGrad):
-    """A block's function of (inputs, weights) whose gradient keeps nothing but these and computes it again.
-
-    A function that is called in a branch cannot be compiled here a second time ("The func graph is empty"); so what
-    blocks call chooses functions in branches and calls them behind.
-    """
-
-    def __init__(self, forward: Callable, settings: tuple[Any, ...]):
-        super().__init__()
-        self.forward, self.settings = forward, settings
-
-    def construct(self, inputs: tuple, weights: tuple) -> ms.Tensor:
-        """Return the block's output."""
-        return self.forward(*inputs, *weights, *self.settings)
-
-    def bprop(self, inputs: tuple, weights: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
-        """Return the gradients with respect to inputs and weights."""
-
-        def again(inputs, weights):
-            return self.forward(*inputs, *weights, *self.settings)
-
-        # Only once the gradient has come this far, lest all blocks are computed again at once.
-        return _gradients(again)((_after(inputs[0], d), *inputs[1:]), weights, d)
 
 
 class Block(nn.Cell):

@@ -117,7 +117,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
 
 
 def _text_attention_of(there: bool) -> Callable:
-    """Return one of the next two; see `latte.models.layers.Recomputed` on why they are not called here."""
+    """Return one of the next two; see `latte.ops.recompute` on why they are not called here."""
     return _attend_to_text if there else _attend_to_nothing
 
 

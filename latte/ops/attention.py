@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import mindspore as ms
-import numpy as np
 from mindspore import ops
-from mindspore.ops.primitive import constexpr
 
+from latte.ops import cpu
 from latte.ops.blockwise import UNLIMITED, blockwise_attention
 from latte.ops.linear import linear
-from latte.ops.target import CustomGrad, attends_in_blocks, on_cpu
+from latte.ops.target import attends_in_blocks, on_cpu
 
 FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention has one row a patch
 
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
-_softmax, _gather, _tile = ops.Softmax(-1), ops.Gather(), ops.Tile()
-_thirds_of_width, _join_rows = ops.Split(-1, 3), ops.Concat(1)
+_softmax, _tile = ops.Softmax(-1), ops.Tile()
+_thirds_of_width = ops.Split(-1, 3)
 
 
 def attention(
@@ -36,8 +35,8 @@ def attention(
     q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `bias` float32, of four axes that
     broadcast to (N, heads, L, S), holds what is added to the scores: 0 and a large negative number for a mask.
     `flash` takes Ascend's fused kernel (float16 or bfloat16, width a multiple of 16), for which a bias of (N, 1, 1, S)
-    only says which keys to discard, those where it is negative. Otherwise the softmax is in float32. `whole` is set inside a block that is recomputed: all
-    scores exist at once there, as the block is the unit that is forgotten.
+    only says which keys to discard, those where it is negative. Otherwise the softmax is in float32.
+    `whole` is set inside a block that is recomputed: all scores exist at once there, as the block is forgotten.
     """
     attend = _attention_of(flash)
     return attend(q, k, v, heads, scale, bias, whole)
@@ -120,7 +119,7 @@ def self_attention(
     return attend(x, qkv, proj, heads, scale, temporal, whole)
 
 
-# What chooses a function does not call it: `latte.models.layers.Recomputed` says why.
+# What chooses a function does not call it: `latte.ops.recompute` says why.
 def _self_attention_of(flash: bool) -> Callable:
     return _fused_self_attention if flash else _exact_self_attention
 
@@ -165,7 +164,7 @@ def _joint_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> tuple[
     """Do the same without splitting the joint product: what exchanges the axes also takes it apart."""
     b, f, t, _ = x.shape
     shape = (b, f, t, 3, heads, -1) if temporal else (b * f, t, 1, 3, heads, -1)
-    return _cpu_heads(linear(x, *qkv).reshape(shape))
+    return cpu.split_heads(linear(x, *qkv).reshape(shape))
 
 
 def _fused_self_attention(
@@ -195,60 +194,4 @@ def _joint(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
 
 def swap(x: ms.Tensor) -> ms.Tensor:
     """Return x (N, A, B, width) with its middle axes exchanged, (N, B, A, width)."""
-    return _cpu_swap(x) if on_cpu() else x.transpose(0, 2, 1, 3)
-
-
-class _CpuSwap(CustomGrad):
-    """The exchange by gathering rows: the CPU's kernel of transposition keeps eight bytes a number for ever."""
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        n, a, b, width = x.shape
-        return _gather(x.reshape(n, a * b, width), _rows(a, b), 1).reshape(n, b, a, width)
-
-    def bprop(self, x: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
-        n, b, a, width = d.shape
-        return (_gather(d.reshape(n, a * b, width), _rows(b, a), 1).reshape(n, a, b, width),)
-
-
-_cpu_swap = _CpuSwap()
-
-
-class _CpuHeads(CustomGrad):
-    """The joint product (N, A, B, 3, heads, width) to q, k, v, each (N, B heads, A, width), in the same way."""
-
-    def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
-        n, a, b, _, heads, width = x.shape
-        rows, shape = x.reshape(n, a * b * 3 * heads, width), (n, b * heads, a, width)
-        q = _gather(rows, _rows_of_part(a, b, heads, 0), 1).reshape(shape)
-        k = _gather(rows, _rows_of_part(a, b, heads, 1), 1).reshape(shape)
-        v = _gather(rows, _rows_of_part(a, b, heads, 2), 1).reshape(shape)
-        return q, k, v
-
-    def bprop(self, x: ms.Tensor, out: tuple, d: tuple) -> tuple:
-        n, a, b, _, heads, width = x.shape
-        shape = (n, b * heads * a, width)
-        rows = _join_rows((d[0].reshape(shape), d[1].reshape(shape), d[2].reshape(shape)))
-        return (_gather(rows, _rows_of_joint(a, b, heads), 1).reshape(x.shape),)
-
-
-_cpu_heads = _CpuHeads()
-
-
-@constexpr
-def _rows(a: int, b: int) -> ms.Tensor:
-    """Return where the rows of (A, B) are found in the order of (B, A)."""
-    return ms.Tensor(np.arange(a * b, dtype=np.int32).reshape(a, b).T.reshape(-1))
-
-
-@constexpr
-def _rows_of_part(a: int, b: int, heads: int, part: int) -> ms.Tensor:
-    """Return where the rows of q, k or v (B, heads, A) are found in (A, B, 3, heads)."""
-    rows = np.arange(a * b * 3 * heads, dtype=np.int32).reshape(a, b, 3, heads)[:, :, part]
-    return ms.Tensor(rows.transpose(1, 2, 0).reshape(-1))
-
-
-@constexpr
-def _rows_of_joint(a: int, b: int, heads: int) -> ms.Tensor:
-    """Return where the rows of (A, B, 3, heads) are found in q, k and v (B, heads, A), one after another."""
-    rows = np.arange(3 * b * heads * a, dtype=np.int32).reshape(3, b, heads, a)
-    return ms.Tensor(rows.transpose(3, 1, 0, 2).reshape(-1))
+    return cpu.swap_axes(x) if on_cpu() else x.transpose(0, 2, 1, 3)

@@ -43,7 +43,7 @@ def blockwise_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scores: int = 
 
 
 def _way(count: int) -> Callable:
-    """Return one of the next three; see `latte.models.layers.Recomputed` on why they are not called here."""
+    """Return one of the next three; see `latte.ops.recompute` on why they are not called here."""
     if count == 1:
         return _all_at_once
     return _some_by_some if count else _tile_by_tile

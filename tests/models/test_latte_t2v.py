@@ -49,7 +49,11 @@ def test_temporal_blocks_are_switched_also_once_compiled():
     data = recorded("latte_t2v")
     with device.assume("GPU"):
         net = load_t2v(FOLDER / "transformer")
-        for temporal, name in ((True, "transformer_out"), (False, "transformer_out_no_temporal"), (True, "transformer_out")):
+        for temporal, name in (
+            (True, "transformer_out"),
+            (False, "transformer_out_no_temporal"),
+            (True, "transformer_out"),
+        ):
             net.temporal = temporal
             assert error(net(*inputs(data)), video(data[name])) <= 1e-5
 

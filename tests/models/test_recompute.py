@@ -55,7 +55,7 @@ def test_the_step_is_the_same(kind):
 
 
 def test_other_networks_still_attend_block_by_block(monkeypatch):
-    """Only inside a recomputed block do all scores exist at once: that is a setting of the block, not of the process."""
+    """Only inside a recomputed block do all scores exist at once: a setting of the block, not the process."""
     monkeypatch.setattr(blockwise, "SCORES", 16)  # those of one head
     other, given = Latte(LatteConfig(16, 2, 2, input_size=SIZE, num_frames=FRAMES)), [LATENTS, (2,)]
 
