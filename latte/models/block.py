@@ -6,38 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import nn
 
-from latte.ops import CustomGrad
+from latte.ops.recompute import Recomputed
 from latte.runtime import device, graphs
-
-_after = ops.Depend()
-_gradients = ops.GradOperation(get_all=True, sens_param=True)
-
-
-class Recomputed(CustomGrad):
-    """A block's function of (inputs, weights) whose gradient keeps nothing but these and computes it again.
-
-    A function that is called in a branch cannot be compiled here a second time ("The func graph is empty"); so what
-    blocks call chooses functions in branches and calls them behind.
-    """
-
-    def __init__(self, forward: Callable, settings: tuple[Any, ...]):
-        super().__init__()
-        self.forward, self.settings = forward, settings
-
-    def construct(self, inputs: tuple, weights: tuple) -> ms.Tensor:
-        """Return the block's output."""
-        return self.forward(*inputs, *weights, *self.settings)
-
-    def bprop(self, inputs: tuple, weights: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
-        """Return the gradients with respect to inputs and weights."""
-
-        def again(inputs, weights):
-            return self.forward(*inputs, *weights, *self.settings)
-
-        # Only once the gradient has come this far, lest all blocks are computed again at once.
-        return _gradients(again)((_after(inputs[0], d), *inputs[1:]), weights, d)
 
 
 class Block(nn.Cell):
@@ -61,6 +33,7 @@ class Block(nn.Cell):
         """
         # Not as attributes of the cell: it would list the weights a second time, under a second name.
         object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "names", tuple(settings))
         object.__setattr__(self, "constants", tuple(settings.values()))
 
     def weights(self) -> tuple[Any, ...]:
@@ -78,12 +51,16 @@ class Block(nn.Cell):
         return self.forward(*inputs, *self.weights(), *self.settings())
 
     def recompute(self) -> None:
-        """Keep only the block's input in training, and compute the rest again for its gradient."""
+        """Keep only the block's input in training, and compute the rest again for its gradient.
+
+        Attention that takes the setting `whole` then has all scores of this block at once.
+        """
         if device.current().compiler_recomputes:
             super().recompute()
-        else:
-            device.recompute()
-            object.__setattr__(self, "recomputed", Recomputed(self.forward, self.settings()))
+            return
+        pairs = zip(self.names, self.constants, strict=True)
+        settings = tuple(True if name == "whole" else value for name, value in pairs)
+        object.__setattr__(self, "recomputed", Recomputed(self.forward, settings))
 
     def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs through the graph that equal cells share."""

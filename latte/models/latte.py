@@ -238,6 +238,7 @@ def transformer_block(  # the weights are arguments, so that all blocks share on
     heads: int,
     temporal: bool,
     flash: bool,
+    whole: bool,
 ) -> ms.Tensor:
     """Return a block of figure 2: attention and MLP, each normed, modulated and gated by the condition.
 
@@ -248,7 +249,7 @@ def transformer_block(  # the weights are arguments, so that all blocks share on
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
-    y = self_attention(y, qkv, proj, heads, scale, temporal, flash)
+    y = self_attention(y, qkv, proj, heads, scale, temporal, flash, whole)
     x = gated_residual(x, gate_attn, y)
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
@@ -287,7 +288,7 @@ class TransformerBlock(Block):
         self.temporal = temporal
         self.independent_axis = 2 if temporal else 1  # patches do not see each other there, and frames here
         layers = (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, self.adaLN_modulation[1])
-        self.takes(*layers, heads=heads, temporal=temporal, flash=flash)
+        self.takes(*layers, heads=heads, temporal=temporal, flash=flash, whole=False)
 
 
 def final_layer(

@@ -172,6 +172,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     heads: int,
     temporal: bool,
     flash: bool,
+    whole: bool,
 ) -> ms.Tensor:
     """Return a block: self-attention, attention to the text where it is given, and MLP.
 
@@ -183,7 +184,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
-    y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash)
+    y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash, whole)
     x = gated_residual(x, gate_attn, y)
     read = _text_attention_of(text is not None)
     x = read(x, attn2, text, text_bias, heads, scale, flash)
@@ -194,7 +195,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
 
 
 def _text_attention_of(there: bool) -> Callable:
-    """Return one of the next two; see `latte.models.layers.Recomputed` on why they are not called here."""
+    """Return one of the next two; see `latte.ops.recompute` on why they are not called here."""
     return _attend_to_text if there else _attend_to_nothing
 
 
@@ -265,7 +266,7 @@ class VideoBlock(Block):
         self.temporal = temporal
         self.independent_axis = 2 if temporal else 1  # patches do not see each other there, and frames here
         cross = None if temporal else self.attn2
-        self.takes(self.attn1, cross, self.ff, heads=heads, temporal=temporal, flash=flash)
+        self.takes(self.attn1, cross, self.ff, heads=heads, temporal=temporal, flash=flash, whole=False)
 
     def weights(self) -> tuple:
         """Return the table, which is the block's own, and the weights of its layers."""

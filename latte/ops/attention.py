@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import mindspore as ms
-import numpy as np
 from mindspore import ops
-from mindspore.ops.primitive import constexpr
 
-from latte.ops.blockwise import blockwise_attention
+from latte.ops import cpu
+from latte.ops.blockwise import UNLIMITED, blockwise_attention
 from latte.ops.linear import linear
-from latte.ops.target import CustomGrad, attends_in_blocks, on_cpu
+from latte.ops.target import attends_in_blocks, on_cpu
 
 FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention has one row a patch
 
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
-_softmax, _gather, _tile = ops.Softmax(-1), ops.Gather(), ops.Tile()
-_thirds_of_width, _join_rows = ops.Split(-1, 3), ops.Concat(1)
+_softmax, _tile = ops.Softmax(-1), ops.Tile()
+_thirds_of_width = ops.Split(-1, 3)
 
 
 def attention(
@@ -29,6 +28,7 @@ def attention(
     scale: float,
     flash: bool,
     bias: ms.Tensor | None = None,
+    whole: bool = False,
 ) -> ms.Tensor:
     """Return softmax(scale q k^T + bias) v, the attention of Vaswani et al. (2017), equation 1.
 
@@ -36,12 +36,15 @@ def attention(
     broadcast to (N, heads, L, S), holds what is added to the scores: 0 and a large negative number for a mask.
     `flash` takes Ascend's fused kernel (float16 or bfloat16, width a multiple of 16), for which a bias of (N, 1, 1, S)
     only says which keys to discard, those where it is negative. Otherwise the softmax is in float32.
+    `whole` is set inside a block that is recomputed: all scores exist at once there, as the block is forgotten.
     """
     attend = _attention_of(flash)
-    return attend(q, k, v, heads, scale, bias)
+    return attend(q, k, v, heads, scale, bias, whole)
 
 
-def _fused(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None) -> ms.Tensor:
+def _fused(
+    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None, whole: bool
+) -> ms.Tensor:
     n, length, _ = q.shape
     if bias is not None:
         return _flash(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])))
@@ -51,10 +54,12 @@ def _fused(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, b
     return ops.concat([_flash(*[a[i : i + FLASH_BATCH] for a in (q, k, v)], heads, scale) for i in starts], 0)
 
 
-def _unfused(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None) -> ms.Tensor:
+def _unfused(
+    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None, whole: bool
+) -> ms.Tensor:
     n, length, channels = q.shape
     q, k, v = [swap(a.reshape(n, a.shape[1], heads, -1)) for a in (q * scale, k, v)]  # (N, heads, L or S, width)
-    return swap(_exact(q, k, v, bias)).reshape(n, length, channels)  # (N, L, heads * width)
+    return swap(_exact(q, k, v, bias, whole)).reshape(n, length, channels)  # (N, L, heads * width)
 
 
 def _flash(
@@ -67,15 +72,20 @@ def _flash(
     )
 
 
-def _exact(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
+def _exact(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None, whole: bool) -> ms.Tensor:
     """Attend with q (N, H, L, width) and k, v (N, H, S, width), each head by itself."""
-    attend = _exact_of(bias is not None)
+    attend = _exact_of(bias is not None, whole)
     return attend(q, k, v, bias)
 
 
 def _by_blocks(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
     flat = [a.reshape(-1, *a.shape[2:]) for a in (q, k, v)]  # (N H, L or S, width)
     return blockwise_attention(*flat).reshape(q.shape)
+
+
+def _in_one_block(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
+    flat = [a.reshape(-1, *a.shape[2:]) for a in (q, k, v)]  # (N H, L or S, width)
+    return blockwise_attention(*flat, UNLIMITED).reshape(q.shape)
 
 
 def _at_once(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
@@ -91,17 +101,25 @@ def _biased(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor) -> ms.Ten
 
 
 def self_attention(
-    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, flash: bool
+    x: ms.Tensor,
+    qkv: tuple,
+    proj: tuple,
+    heads: int,
+    scale: float,
+    temporal: bool,
+    flash: bool,
+    whole: bool = False,
 ) -> ms.Tensor:
     """Attend over the T patches of each frame, or over the F frames of each patch.
 
-    x (B, F, T, D); `qkv` is (weight, bias) of a joint input projection or three such pairs, `proj` that of the output.
+    x (B, F, T, D); `qkv` is (weight, bias) of a joint input projection or three such pairs, `proj` that of the output;
+    `flash` and `whole` are those of `attention`.
     """
     attend = _self_attention_of(flash)
-    return attend(x, qkv, proj, heads, scale, temporal)
+    return attend(x, qkv, proj, heads, scale, temporal, whole)
 
 
-# What chooses a function does not call it: `latte.models.layers.Recomputed` says why.
+# What chooses a function does not call it: `latte.ops.recompute` says why.
 def _self_attention_of(flash: bool) -> Callable:
     return _fused_self_attention if flash else _exact_self_attention
 
@@ -110,10 +128,12 @@ def _attention_of(flash: bool) -> Callable:
     return _fused if flash else _unfused
 
 
-def _exact_of(biased: bool) -> Callable:
+def _exact_of(biased: bool, whole: bool) -> Callable:
     if biased:
         return _biased
-    return _by_blocks if attends_in_blocks() else _at_once
+    if not attends_in_blocks():
+        return _at_once
+    return _in_one_block if whole else _by_blocks
 
 
 def _projection_of(parts: int) -> Callable:
@@ -124,12 +144,14 @@ def _heads_of(parts: int) -> Callable:
     return _joint_heads if parts == 2 and on_cpu() else _swapped_heads
 
 
-def _exact_self_attention(x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool) -> ms.Tensor:
+def _exact_self_attention(
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
+) -> ms.Tensor:
     """Attend without the fused kernel: the axis in question changes places with all heads (and patches) at once."""
     b, f, t, _ = x.shape
     heads_of = _heads_of(len(qkv))
     q, k, v = heads_of(x, qkv, heads, temporal)  # (B, T heads, F, width) or (B F, heads, T, width)
-    return linear(swap(_exact(q * scale, k, v, None)).reshape(b, f, t, -1), *proj)
+    return linear(swap(_exact(q * scale, k, v, None, whole)).reshape(b, f, t, -1), *proj)
 
 
 def _swapped_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> list[ms.Tensor]:
@@ -142,10 +164,12 @@ def _joint_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> tuple[
     """Do the same without splitting the joint product: what exchanges the axes also takes it apart."""
     b, f, t, _ = x.shape
     shape = (b, f, t, 3, heads, -1) if temporal else (b * f, t, 1, 3, heads, -1)
-    return _cpu_heads(linear(x, *qkv).reshape(shape))
+    return cpu.split_heads(linear(x, *qkv).reshape(shape))
 
 
-def _fused_self_attention(x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool) -> ms.Tensor:
+def _fused_self_attention(
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
+) -> ms.Tensor:
     """Do the same by the fused kernel: patches and frames change places once before and once after all products."""
     x = x.transpose(0, 2, 1, 3) if temporal else x
     a, b, length, _ = x.shape  # (B, F, T, D) or (B, T, F, D)
@@ -170,60 +194,4 @@ def _joint(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
 
 def swap(x: ms.Tensor) -> ms.Tensor:
     """Return x (N, A, B, width) with its middle axes exchanged, (N, B, A, width)."""
-    return _cpu_swap(x) if on_cpu() else x.transpose(0, 2, 1, 3)
-
-
-class _CpuSwap(CustomGrad):
-    """The exchange by gathering rows: the CPU's kernel of transposition keeps eight bytes a number for ever."""
-
-    def construct(self, x: ms.Tensor) -> ms.Tensor:
-        n, a, b, width = x.shape
-        return _gather(x.reshape(n, a * b, width), _rows(a, b), 1).reshape(n, b, a, width)
-
-    def bprop(self, x: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
-        n, b, a, width = d.shape
-        return (_gather(d.reshape(n, a * b, width), _rows(b, a), 1).reshape(n, a, b, width),)
-
-
-_cpu_swap = _CpuSwap()
-
-
-class _CpuHeads(CustomGrad):
-    """The joint product (N, A, B, 3, heads, width) to q, k, v, each (N, B heads, A, width), in the same way."""
-
-    def construct(self, x: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
-        n, a, b, _, heads, width = x.shape
-        rows, shape = x.reshape(n, a * b * 3 * heads, width), (n, b * heads, a, width)
-        q = _gather(rows, _rows_of_part(a, b, heads, 0), 1).reshape(shape)
-        k = _gather(rows, _rows_of_part(a, b, heads, 1), 1).reshape(shape)
-        v = _gather(rows, _rows_of_part(a, b, heads, 2), 1).reshape(shape)
-        return q, k, v
-
-    def bprop(self, x: ms.Tensor, out: tuple, d: tuple) -> tuple:
-        n, a, b, _, heads, width = x.shape
-        shape = (n, b * heads * a, width)
-        rows = _join_rows((d[0].reshape(shape), d[1].reshape(shape), d[2].reshape(shape)))
-        return (_gather(rows, _rows_of_joint(a, b, heads), 1).reshape(x.shape),)
-
-
-_cpu_heads = _CpuHeads()
-
-
-@constexpr
-def _rows(a: int, b: int) -> ms.Tensor:
-    """Return where the rows of (A, B) are found in the order of (B, A)."""
-    return ms.Tensor(np.arange(a * b, dtype=np.int32).reshape(a, b).T.reshape(-1))
-
-
-@constexpr
-def _rows_of_part(a: int, b: int, heads: int, part: int) -> ms.Tensor:
-    """Return where the rows of q, k or v (B, heads, A) are found in (A, B, 3, heads)."""
-    rows = np.arange(a * b * 3 * heads, dtype=np.int32).reshape(a, b, 3, heads)[:, :, part]
-    return ms.Tensor(rows.transpose(1, 2, 0).reshape(-1))
-
-
-@constexpr
-def _rows_of_joint(a: int, b: int, heads: int) -> ms.Tensor:
-    """Return where the rows of (A, B, 3, heads) are found in q, k and v (B, heads, A), one after another."""
-    rows = np.arange(3 * b * heads * a, dtype=np.int32).reshape(3, b, heads, a)
-    return ms.Tensor(rows.transpose(3, 1, 0, 2).reshape(-1))
+    return cpu.swap_axes(x) if on_cpu() else x.transpose(0, 2, 1, 3)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops.linear import column_sums, linear
+from latte.ops.cpu import column_sums
+from latte.ops.linear import linear
 from latte.ops.target import CustomGrad, channels_last
 
 _matmul = ops.MatMul(transpose_b=True)

@@ -8,19 +8,14 @@ import mindspore as ms
 from mindspore import ops
 from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
-from latte.ops.target import CustomGrad, in_graph, multiplies_int8, on_cpu
+from latte.ops import cpu
+from latte.ops.target import in_graph, multiplies_int8, on_cpu
 
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
 _bias_add = ops.BiasAdd()
 
-_times = ops.MatMul()  # the product for the gradient of the input
-_transposed_times = ops.MatMul(transpose_a=True)  # and of the weight
-
-
-def column_sums(x: ms.Tensor) -> ms.Tensor:
-    """Return the sum of the rows of a matrix (N, D), as (D,); as a product it is several times faster on CPU."""
-    return _times(ops.ones((1, x.shape[0]), x.dtype), x).reshape(x.shape[1])
+_times = ops.MatMul()
 
 
 def sum_of_squares(x: ms.Tensor) -> ms.Tensor:
@@ -28,19 +23,6 @@ def sum_of_squares(x: ms.Tensor) -> ms.Tensor:
     if on_cpu():
         return _times(x.reshape(1, -1), x.reshape(-1, 1)).reshape(())
     return ops.square(x).sum()
-
-
-class _CpuAffine(CustomGrad):
-    """x W^T + b with a gradient of b that does not need the CPU's slow kernel of it."""
-
-    def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-        return _bias_add(_matmul(x, weight), bias)
-
-    def bprop(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
-        return _times(d, weight), _transposed_times(d, x), column_sums(d)
-
-
-_cpu_affine = _CpuAffine()
 
 
 def linear(x: ms.Tensor, weight: ms.Tensor | tuple, bias: ms.Tensor | None = None) -> ms.Tensor:
@@ -51,7 +33,7 @@ def linear(x: ms.Tensor, weight: ms.Tensor | tuple, bias: ms.Tensor | None = Non
     adaptation of Hu et al. (2021), which is never multiplied out. (int8 matrix, scale (out,) float32) is the matrix
     with its rows times the scale; it may stand for the matrix of the former.
     """
-    # Functions are chosen, not called, in branches: see `latte.models.layers.Recomputed`.
+    # Functions are chosen, not called, in branches: see `latte.ops.recompute`.
     product = _product_of(weight)
     return product(x, weight, bias)
 
@@ -89,7 +71,7 @@ def _affine(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None) -> ms.Tenso
     if bias is None:
         y = _matmul(rows, weight)  # (N, out)
     elif on_cpu():
-        y = _cpu_affine(rows, weight, bias.astype(x.dtype))
+        y = cpu.affine(rows, weight, bias.astype(x.dtype))
     else:
         y = _bias_add(_matmul(rows, weight), bias.astype(x.dtype))
     return y.reshape(*x.shape[:-1], weight.shape[0])

@@ -7,13 +7,12 @@ from collections.abc import Callable
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops.target import CustomGrad, channels_last, on_cpu
+from latte.ops import cpu
+from latte.ops.target import channels_last, on_cpu
 
 _bias_add = ops.BiasAdd()
-_tile, _split = ops.Tile(), ops.Split(1, 6)
+_split = ops.Split(1, 6)
 _batched = ops.BatchMatMul()
-_rows_batched = ops.BatchMatMul(transpose_b=True)
-_columns_batched = ops.BatchMatMul(transpose_a=True)
 
 _layer_norm_6 = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
 
@@ -35,56 +34,18 @@ def modulated_norm(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tenso
 
 
 def _modulated_norm_of(cpu: bool) -> Callable:
-    """Return one of the next two; see `latte.models.layers.Recomputed` on why they are not called here."""
+    """Return one of the next two; see `latte.ops.recompute` on why they are not called here."""
     return _modulated_rows if cpu else _modulated_tokens
 
 
 def _modulated_rows(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
     rows = x.astype(ms.float32).reshape(shift.shape[0], -1, shift.shape[1])
-    return _cpu_modulated_norm(rows, shift, scale)[0].reshape(x.shape)
+    return cpu.norm_rows(rows, shift, scale)[0].reshape(x.shape)
 
 
 def _modulated_tokens(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
     batch, width = shift.shape
     return layer_norm(x) * (1 + scale.reshape(batch, 1, 1, width)) + shift.reshape(batch, 1, 1, width)
-
-
-class _CpuModulatedNorm(CustomGrad):
-    """The adaptive norm of x (B, R, D) and its gradient, as matrix products and passes over equal shapes.
-
-    The kernel of LayerNorm takes twice as long and that of its gradient four times, and every operation that broadcasts
-    keeps two tables of indices, four times as large as its result, for ever: so columns and rows are multiplied out.
-    """
-
-    def construct(self, x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> tuple[ms.Tensor, ...]:
-        batch, rows, width = x.shape
-        sums, row = ops.ones((batch, width, 1), ms.float32), ops.ones((batch, 1, width), ms.float32)
-        mean = _batched(x, sums) / width  # (B, R, 1)
-        centered = x - _batched(mean, row)
-        var = _batched(centered * centered, sums) / width
-        y = centered * _batched(ops.rsqrt(var + 1e-6), (1 + scale).reshape(batch, 1, width))
-        if batch == 1:
-            return _bias_add(y.reshape(rows, width), shift.reshape(width)).reshape(x.shape), mean, var
-        return y + repeat_rows(shift, rows), mean, var
-
-    def bprop(self, x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor, out: tuple, d: tuple) -> tuple:
-        batch, rows, width = x.shape
-        dy, mean, var = d[0], out[1], out[2]
-        r = ops.rsqrt(var + 1e-6)  # (B, R, 1)
-        gamma, product = (1 + scale).reshape(batch, 1, width), dy * x
-        mean_g = _rows_batched(dy, gamma) / width  # (B, R, 1), of g = gamma dy
-        mean_gx = r * (_rows_batched(product, gamma) / width - mean * mean_g)  # of g times the normed x
-        of_x = r * r * mean_gx
-        constant = r * mean_g - of_x * mean
-        ones = ops.ones((batch, 1, width), ms.float32)
-        dx = dy * _batched(r, gamma) - x * _batched(of_x, ones) - _batched(constant, ones)
-        shifted = r * mean
-        dscale = _columns_batched(product, r) - _columns_batched(dy, shifted)  # (B, D, 1)
-        dshift = _columns_batched(dy, ops.ones((batch, rows, 1), ms.float32))
-        return dx, dshift.reshape(batch, width), dscale.reshape(batch, width)
-
-
-_cpu_modulated_norm = _CpuModulatedNorm()
 
 
 def chunk6(modulation: ms.Tensor) -> tuple[ms.Tensor, ...]:
@@ -96,30 +57,8 @@ def gated_residual(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
     """Return x + gate * y for x, y (B, F, T, D) and a gate (B, D), in the dtype of `x`."""
     gate = gate.astype(x.dtype)
     if on_cpu():
-        return _cpu_gated(x, gate, y)
+        return cpu.gated_rows(x, gate, y)
     return x + gate.reshape(gate.shape[0], 1, 1, -1) * y
-
-
-class _CpuGated(CustomGrad):
-    """x + gate * y without broadcasting."""
-
-    def construct(self, x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
-        b, f, t, d = x.shape
-        return x + y * repeat_rows(gate, f * t).reshape(b, f, t, d)
-
-    def bprop(self, x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
-        batch, f, t, width = x.shape
-        ones = ops.ones((batch, f * t, 1), x.dtype)
-        dgate = _columns_batched((d * y).reshape(batch, f * t, width), ones).reshape(batch, width)
-        return d, dgate, d * repeat_rows(gate, f * t).reshape(d.shape)
-
-
-_cpu_gated = _CpuGated()
-
-
-def repeat_rows(row: ms.Tensor, count: int) -> ms.Tensor:
-    """Return (B, count, D) of a row (B, D) each."""
-    return _tile(row.reshape(row.shape[0], 1, row.shape[1]), (1, count, 1))
 
 
 def rms_norm(x: ms.Tensor, weight: ms.Tensor, eps: float) -> ms.Tensor:

@@ -152,7 +152,7 @@ def images():
 )
 @pytest.mark.parametrize("as_graph", [False, True])
 def test_every_network_keeps_its_scales(load, inputs, count, most, as_graph):
-    """An int8 network computes what its dequantized weights do: before, blocks took the int8 numbers for the weights."""
+    """An int8 network computes what its dequantized weights do, in every block."""
 
     def run(net):
         return (ms.jit(net.construct) if as_graph else net)(*inputs()).asnumpy()
