@@ -70,7 +70,7 @@ def row(target, name):
             return [target, name, *["refused"] * len(CLASSES), str(error).split(";")[0]]
     *found, flash = graphs(target, dtype)
     if target == "CPU" and name == "bf16":
-        note = "oneDNN multiplies in bfloat16 if the CPU has units for it, else in float32, and a line says so"
+        note = "oneDNN multiplies in bfloat16 if the CPU has AMX, else in float32, and a line says so"
     elif flash:
         note = "fused kernel, if asked for; otherwise products in " + name + ", softmax in fp32"
     else:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import mindspore as ms
 import pytest
@@ -37,7 +38,43 @@ def test_bf16_on_cpu_multiplies_in_bfloat16_and_cannot_be_changed_midway(dtype, 
     (deviation,) = (float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("error"))
     assert len(products) > 10 and deviation <= (3e-2 if dtype == "bf16" else 1e-5)
     assert all(("fpmath:bf16" in line) == (dtype == "bf16") for line in products)
+    if dtype == "bf16":  # what is said is what was computed
+        assert ("multiplies matrices in float32" in done.stderr) == (deviation < 1e-4)
     assert done.returncode == 1 and "UserError" in done.stderr and "start a new process" in done.stderr
+
+
+@pytest.fixture
+def bf16_may_be_chosen(monkeypatch):
+    """The tests' own process has settled for float32."""
+    monkeypatch.setattr(device, "choose_cpu_products", lambda name: None)
+    device.warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_bf16_on_cpu_warns_once_if_products_are_in_float32(measured, bf16_may_be_chosen, monkeypatch, caplog):
+    monkeypatch.setattr(device, "multiplies_in_bfloat16", lambda: measured)
+    assert {device.compute_dtype("bf16") for _ in range(2)} == {ms.float32}
+    assert [("AMX" in line, "in float32" in line) for line in caplog.messages] == [(True, True)] * (not measured)
+    assert device.compute_dtype("fp32") == ms.float32 and len(caplog.messages) == (not measured)
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.bfloat16])
+def test_a_product_tells_what_it_was_computed_in(dtype, bf16_may_be_chosen, monkeypatch, caplog):
+    """Whatever units the CPU says it has: AVX-512 BF16 alone is not enough for oneDNN."""
+    true_product = ms.ops.matmul
+
+    def product(*factors):
+        return true_product(*(each.astype(dtype).astype(ms.float32) for each in factors))
+
+    monkeypatch.setattr(device.ms.ops, "matmul", product)
+    monkeypatch.setattr(Path, "read_text", lambda *_: "avx512_bf16 avx512f" if dtype == ms.float32 else "avx2")
+    device.multiplies_in_bfloat16.cache_clear()
+    try:
+        device.compute_dtype("bf16")
+        assert device.multiplies_in_bfloat16() == (dtype == ms.bfloat16)
+    finally:
+        device.multiplies_in_bfloat16.cache_clear()
+    assert ("in float32" in caplog.text) == (dtype == ms.float32)
 
 
 def test_an_absent_device_is_refused():
