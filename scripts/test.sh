@@ -10,8 +10,11 @@ source scripts/venv.sh
 export PYTHONUNBUFFERED=1
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .
-"$VENV_PYTHON" -m pytest "$@"
+# A process of tests per core, up to 4 for their memory; a file's tests stay together, as they share what they made.
+cores=$(nproc)
+parallel=(-n $((cores < 4 ? cores : 4)) --dist loadfile)
+"$VENV_PYTHON" -m pytest "${parallel[@]}" "$@"
 
 if [[ "${CI:-}" == "true" ]]; then
-    "$VENV_PYTHON" -m pytest -m "slow and not long"
+    "$VENV_PYTHON" -m pytest "${parallel[@]}" -m "slow and not long"
 fi
