@@ -13,8 +13,11 @@ export PYTHONUNBUFFERED=1
 "$VENV_PYTHON" -c 'from importlinter.cli import lint_imports_command as main; main()' --no-logo
 "$VENV_PYTHON" -m mypy
 "$VENV_PYTHON" -m codespell_lib
-"$VENV_PYTHON" -m pytest "$@"
+# A process of tests per core, up to 4 for their memory; a file's tests stay together, as they share what they made.
+cores=$(nproc)
+parallel=(-n $((cores < 4 ? cores : 4)) --dist loadfile)
+"$VENV_PYTHON" -m pytest "${parallel[@]}" "$@"
 
 if [[ "${CI:-}" == "true" ]]; then
-    "$VENV_PYTHON" -m pytest -m "slow and not long"
+    "$VENV_PYTHON" -m pytest "${parallel[@]}" -m "slow and not long"
 fi

@@ -30,8 +30,7 @@ def _our_step(job: dict[str, Any]) -> dict[str, Any]:
 
     from latte import load_model
     from latte.diffusion.denoiser import make_denoiser
-    from latte.diffusion.onestep import Network, ddpm
-    from latte.diffusion.solvers import Solver
+    from latte.diffusion.solvers import Network, Solver, ddpm
     from latte.diffusion.timesteps import Steps
     from latte.runtime import device, graphs
 

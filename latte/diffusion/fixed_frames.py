@@ -1,4 +1,4 @@
-"""Given frames that stay as they are while the others are made: a picture that comes to life, a video that goes on."""
+"""Conditioning frames, which stay as they are while the others are made: an image animated, a video continued."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latte.diffusion.onestep import Model
+from latte.diffusion.solvers import Model
 from latte.diffusion.timesteps import Steps
 
 
 def holding(model: Model, given: np.ndarray, frames: Sequence[int], steps: Steps) -> Model:
-    """Return a model whose predictions lead some frames to given latents, with whatever solver.
+    """Return a model whose predictions lead the conditioning frames to their latents, with whatever solver.
 
-    given (B, n, C, H, W) are clean latents, `frames` (n,) their places. In x_t = (x_0 + sigma e) / sqrt(1 + sigma^2)
-    these frames' x_0 is known, and so their noise e: it takes the place of the network's prediction. The network sees
-    the given frames as noisy as the others, as it was trained, and the others attend to them: the replacement of Ho et
-    al. (2022, section 3.1), in a form for every solver.
+    given (B, n, C, H, W) are their clean latents, `frames` (n,) their places. In x_t = (x_0 + sigma e) / sqrt(1 +
+    sigma^2) these frames' x_0 is known, and so their noise e: it takes the place of the network's prediction. The
+    network sees the conditioning frames as noisy as the others, as it was trained, and the others attend to them: the
+    replacement of Ho et al. (2022, section 3.1), in a form for every solver.
     """
     places = list(frames)
 

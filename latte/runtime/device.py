@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
 import psutil
 
 from latte.errors import UserError, first_line
@@ -102,11 +103,17 @@ def current() -> Device:
 
 
 @contextmanager
-def assume(target: str) -> Iterator[Device]:
-    """Build and export graphs as if on `target`; nothing can be run under it unless that device is present."""
+def use(target: str | None = None, **fields: object) -> Iterator[Device]:
+    """Pretend another device: the one in use, with the given fields of `Device` in place of its own.
+
+    For tests and exports: graphs are built as for that device, but operations run on the one that MindSpore is set to.
+    The device before is back at the end, whatever `init_device` chose inside. Raises TypeError for an unknown field.
+    """
     global _current
-    saved = current()
-    _current = dataclasses.replace(saved, target=target)
+    saved = _current
+    if target is not None:
+        fields["target"] = target
+    _current = dataclasses.replace(current(), **fields)
     try:
         yield _current
     finally:
@@ -197,8 +204,8 @@ def warn_once(message: str) -> None:
 def compute_dtype(name: str) -> ms.Type:
     """Return the dtype of tensors inside the blocks for `name` (fp32, fp16 or bf16) on this device.
 
-    On CPU, bf16 multiplies all matrices of the process in bfloat16, the autoencoder's too, and keeps float32 in memory:
-    MindSpore has no bfloat16 kernels there, oneDNN has.
+    On CPU, bf16 lets oneDNN multiply all matrices of the process in bfloat16, the autoencoder's too, and keeps float32
+    in memory: MindSpore has no bfloat16 kernels there. Where oneDNN does not, a warning says so.
     Raises UserError for an unknown name, or for a dtype that cannot be had on this device or any more.
     """
     if name not in DTYPES:
@@ -207,15 +214,35 @@ def compute_dtype(name: str) -> ms.Type:
     if name == "bf16" and target == "GPU":
         raise UserError("dtype bf16 has no kernels in MindSpore's GPU back end; use --dtype fp16 or fp32")
     if target == "CPU" and name in ("fp32", "bf16"):
-        _choose_cpu_products(name)
+        choose_cpu_products(name)
+        if name == "bf16" and not multiplies_in_bfloat16():
+            warn_once(
+                "dtype bf16: oneDNN multiplies matrices in float32 on this CPU, as a product shows; x86 needs AMX"
+            )
         return ms.float32
     if target == "CPU":
         warn_once("dtype fp16: float16 is slower than float32 on a CPU; fp32 or bf16 is the better choice here")
     return DTYPES[name]
 
 
-def _choose_cpu_products(name: str) -> None:
-    """Settle whether oneDNN multiplies in float32 or bfloat16; it reads the variable once, when it is first used."""
+@functools.cache
+def multiplies_in_bfloat16() -> bool:
+    """Return whether this process multiplies float32 matrices in bfloat16 on the CPU, as one product shows.
+
+    It is measured, because the names of a CPU's units do not tell: allowed to, oneDNN does so with AMX, but not with
+    AVX-512 BF16 alone.
+    """
+    x = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    exact = x.astype(np.float64) @ x
+    product = ms.ops.matmul(ms.Tensor(x), ms.Tensor(x)).asnumpy()
+    return bool(np.abs(product - exact).max() > 1e-4 * np.abs(exact).max())  # 2e-3 in bfloat16, 1e-7 in float32
+
+
+def choose_cpu_products(name: str) -> None:
+    """Settle whether oneDNN may multiply in bfloat16; it reads the variable once, when it is first used.
+
+    Raises UserError if the process has settled for the other.
+    """
     variable = "ONEDNN_DEFAULT_FPMATH_MODE"
     if name == "bf16":
         os.environ[variable] = "BF16"
@@ -231,10 +258,6 @@ def _choose_cpu_products(name: str) -> None:
             f"dtype {name} is not possible any more: this process multiplies matrices in {settled} on the CPU; "
             f"start a new process (and unset {variable} for fp32)"
         )
-    flags = Path("/proc/cpuinfo")
-    units = ("avx512_bf16", "amx_bf16", " bf16 ")
-    if name == "bf16" and flags.exists() and not any(unit in flags.read_text() for unit in units):
-        warn_once("dtype bf16: this CPU has no bfloat16 units, so oneDNN multiplies matrices in float32")
 
 
 def use_flash_attention(requested: bool, dtype: ms.Type) -> bool:

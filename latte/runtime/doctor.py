@@ -120,17 +120,22 @@ def gpu() -> list[Finding]:
 
 
 def cpu() -> list[Finding]:
-    """Return cores, units and memory."""
+    """Return cores, units, memory, and what bf16 is multiplied in."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
     units = [unit for unit in UNITS if unit in flags]
     memory = psutil.virtual_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    fast = {"avx512_bf16", "amx_bf16", "bf16"} & flags
+    products = _products_of_bf16()
+    bf16 = (
+        f"bf16 is multiplied in {products}, as a product shows"
+        if products
+        else "bf16 products, which were not measured"
+    )
     return [
         Finding("CPU", "ok", f"{cores} cores for this process, of {os.cpu_count()}"),
         Finding("CPU", "ok", f"units: {' '.join(units) or 'none that is known'}"),
-        Finding("CPU", "ok", f"bf16 is {'multiplied in bfloat16' if fast else 'computed in float32: no unit for it'}"),
+        _finding("CPU", products, bf16, INSTALL),
         Finding("CPU", "ok", f"memory: {memory.available / 1e9:.1f} GB free of {memory.total / 1e9:.1f}"),
     ]
 
@@ -198,10 +203,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _says(program: str, *arguments: str) -> str | None:
+def _products_of_bf16() -> str | None:
+    """Return the dtype that `--dtype bf16` multiplies in, measured by a process that may still choose it, or None."""
+    code = (
+        "from latte.runtime import device; device.choose_cpu_products('bf16'); "
+        "print('bfloat16' if device.multiplies_in_bfloat16() else 'float32')"
+    )
+    return _says(sys.executable, "-c", code, patience=PATIENCE)
+
+
+def _says(program: str, *arguments: str, patience: int = ATTEMPT) -> str | None:
     """Return what a program prints, in one line, or None if it is not there or fails."""
     try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=ATTEMPT, check=True)
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=patience, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return "; ".join(done.stdout.split("\n")).strip("; ")

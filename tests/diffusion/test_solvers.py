@@ -8,10 +8,9 @@ import pytest
 from support.toy_model import toy
 
 from latte.diffusion.noise import NoiseStream
-from latte.diffusion.onestep import Network
 from latte.diffusion.schedule import space_timesteps
 from latte.diffusion.scheduler_config import CLASSES, solver_of
-from latte.diffusion.solvers import SOLVERS, Solver
+from latte.diffusion.solvers import SOLVERS, Network, Solver
 from latte.diffusion.timesteps import Steps, choose_timesteps
 from latte.errors import UserError
 
@@ -68,7 +67,7 @@ def test_ten_steps_of_the_official_code(name, eta):
 @pytest.mark.parametrize("name, eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim_half", 0.5), ("ddim_one", 1.0)])
 def test_one_step_of_the_official_code(process, respacing, name, eta):
     sampler = Solver(name.split("_")[0], eta=eta)
-    walk, options = sampler.steps(respacing), {name: getattr(sampler, name) for name in sampler.solver.options}
+    walk, options = sampler.steps(respacing), {name: getattr(sampler, name) for name in sampler.spec.options}
     rising, count = walk.timesteps[::-1], len(OFFICIAL[f"{process}_t"])
     recorded = [OFFICIAL[f"{process}_{key}"] for key in ("t", "noise", name)]
     for x, out, k, noise, expected in zip(
@@ -78,7 +77,7 @@ def test_one_step_of_the_official_code(process, respacing, name, eta):
         one = Steps(rising[k : k + 1], walk.alphas_cumprod, after)
         start, end = ((1 + sigma**2) ** 0.5 for sigma in one.sigmas)
         network = Network(lambda x, t, out=out: out[None])
-        y = next(sampler.solver.function(network, x[None] * start, one, iter([noise[None]]), **options))
+        y = next(sampler.spec.function(network, x[None] * start, one, iter([noise[None]]), **options))
         assert error(y / end, expected[None]) <= 1e-5
 
 

@@ -21,7 +21,7 @@ def bare(monkeypatch):
     cuda.load.cache_clear()
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
     monkeypatch.setattr(doctor, "_exists", lambda path: False)
-    monkeypatch.setattr(doctor, "_says", lambda *command: None)
+    monkeypatch.setattr(doctor, "_says", lambda *command, **options: None)
     monkeypatch.setattr(doctor, "_unloadable", lambda plugin: "libge_runner.so: cannot open")
     monkeypatch.setattr(cuda, "driver_problem", lambda: "NVIDIA's driver is missing (libcuda.so.1); install it")
     monkeypatch.setattr(cuda, "package_problem", lambda library: f"{library} is missing; install it")
@@ -83,6 +83,13 @@ def test_a_whole_ascend(monkeypatch, tmp_path):
         "Python package hccl, which comes with CANN",
     ]
     assert "CANN 8.2.RC1" in lines[2].what and lines[4].mend == f"source {tmp_path}/set_env.sh"
+
+
+@pytest.mark.parametrize("said, state", [("bfloat16", "ok"), ("float32", "ok"), (None, "missing")])
+def test_what_bf16_is_multiplied_in_is_measured(said, state, monkeypatch):
+    monkeypatch.setattr(doctor, "_says", lambda *command, **options: said)
+    (line,) = (line for line in doctor.cpu() if "bf16 is multiplied" in line.what or "bf16 products" in line.what)
+    assert line.state == state and (said or "not measured") in line.what
 
 
 def test_software_that_does_not_fit(monkeypatch):
