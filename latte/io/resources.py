@@ -30,8 +30,8 @@ def find(name: str | Path) -> Path:
 def find_config(name: str | Path, kind: str) -> Path:
     """Return the config file `name`: a path, or the bare name of a shipped one, such as `demo`.
 
-    kind: the folder under configs/, `inference` or `training`. Raises UserError, which lists the shipped names, if there
-    is neither.
+    kind: the folder under configs/, `inference` or `training`. Raises UserError, with the shipped names, if there is
+    no such file.
     """
     found = find(name)
     if found.is_file():
