@@ -103,11 +103,17 @@ def current() -> Device:
 
 
 @contextmanager
-def assume(target: str) -> Iterator[Device]:
-    """Build and export graphs as if on `target`; nothing can be run under it unless that device is present."""
+def use(target: str | None = None, **fields: object) -> Iterator[Device]:
+    """Pretend another device: the one in use, with the given fields of `Device` in place of its own.
+
+    For tests and exports: graphs are built as for that device, but operations run on the one that MindSpore is set to.
+    The device before is back at the end, whatever `init_device` chose inside. Raises TypeError for an unknown field.
+    """
     global _current
-    saved = current()
-    _current = dataclasses.replace(saved, target=target)
+    saved = _current
+    if target is not None:
+        fields["target"] = target
+    _current = dataclasses.replace(current(), **fields)
     try:
         yield _current
     finally:

@@ -142,7 +142,7 @@ def test_the_video_network_in_half_precision():
 
 @pytest.mark.slow
 def test_the_video_network_as_one_graph_of_the_accelerators_form():
-    with device.assume("GPU"):
+    with device.use("GPU"):
         graph = ms.jit(load_t2v(FOLDER / "transformer", quantize="int8").construct)
         found = graph(*video_inputs())
     assert error(found, load_t2v(FOLDER / "transformer", quantize="int8")(*video_inputs()).asnumpy()) <= 1e-5
@@ -282,7 +282,7 @@ def uses_of_int8(nodes):
 
 @pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_ascends_graph_has_no_float_matrices(dtype):
-    with device.assume("Ascend"):
+    with device.use("Ascend"):
         net = load_t2v(FOLDER / "transformer", dtype=dtype, quantize="int8")
         found, count = read_graph(graph_of(net, *video_inputs())), 2 * (SPATIAL + TEMPORAL)
     assert uses_of_int8(found) == (count, Counter(WeightQuantBatchMatmul=count))
@@ -295,7 +295,7 @@ def test_ascends_graph_has_no_float_matrices(dtype):
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_ascends_graph_of_the_text_encoder(dtype):
     """With fp16 the last product of a block is float32, which the kernel does not take: that matrix is made whole."""
-    with device.assume("Ascend"):
+    with device.use("Ascend"):
         net = load_t5(FOLDER / "text_encoder", dtype, "int8")
         found = read_graph(graph_of(net, *text_inputs()))
     whole = 2 if dtype == "fp16" else 0

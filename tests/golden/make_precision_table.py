@@ -1,7 +1,5 @@
 """Print the table of precision in docs/devices.md, read off the graphs: python tests/golden/make_precision_table.py"""
 
-import dataclasses
-
 import mindspore as ms
 import numpy as np
 from support.graphs import zeros
@@ -32,7 +30,7 @@ SIZE, FRAMES = 8, 4
 
 def graphs(target, dtype):
     """Return the nodes of a network, of a training step and of an autoencoder, and whether attention is fused."""
-    with device.assume(target):
+    with device.use(target):
         flash = device.use_flash_attention(True, dtype)
         config = LatteConfig(depth=2, input_size=SIZE, num_frames=FRAMES, condition="class", num_classes=3)
         net, average = (prepare(Latte(config, flash=flash, seed=0, dtype=dtype), for_training=True) for _ in range(2))
@@ -65,7 +63,7 @@ def cell(name, forward, step, vae):
 
 def row(target, name):
     """Return a line of the table."""
-    with device.assume(target):
+    with device.use(target):
         try:
             dtype = ms.float32 if target == "CPU" and name == "bf16" else device.compute_dtype(name)
         except UserError as error:
@@ -88,5 +86,5 @@ def lines():
 
 
 if __name__ == "__main__":
-    device._current = dataclasses.replace(device.current(), target="CPU")
-    print("\n".join(lines()))
+    with device.use("CPU"):
+        print("\n".join(lines()))

@@ -1,6 +1,5 @@
 """tools/export_mindir.py: what is in the files computes what the pipeline computes, and errors leave nothing behind."""
 
-import dataclasses
 import runpy
 import subprocess
 import sys
@@ -97,16 +96,15 @@ def test_denoiser_of_text_to_video(tmp_path):
 
 
 @pytest.mark.slow
-def test_autoencoder(tmp_path, monkeypatch):
+def test_autoencoder(tmp_path):
     options = {**T2V, "image_size": 16, "vae_slice": 2}
     encoder, encode = run(tmp_path / "encoder.mindir", part="vae_encoder", **options)
     decoder, decode = run(tmp_path / "decoder.mindir", part="vae_decoder", **options)
-    # Outside of graphs, so that the test compiles nothing else.
-    monkeypatch.setattr(device, "_current", dataclasses.replace(device.current(), graph_mode=False))
-    codec = Codec(load_vae(FIXTURES / "latte_t2v" / "vae"))
     (images,), (latents,) = inputs_of(encoder), inputs_of(decoder)
-    assert error(encode(ms.Tensor(images)), codec.moments(images)) < 1e-6
-    expected = codec.vae.decode(ms.Tensor(latents / np.float32(codec.scale_factor))).asnumpy()
+    with device.use(graph_mode=False):  # so that the test compiles nothing else
+        codec = Codec(load_vae(FIXTURES / "latte_t2v" / "vae"))
+        assert error(encode(ms.Tensor(images)), codec.moments(images)) < 1e-6
+        expected = codec.vae.decode(ms.Tensor(latents / np.float32(codec.scale_factor))).asnumpy()
     assert error(decode(ms.Tensor(latents)), expected) < 1e-6
 
 
@@ -151,10 +149,10 @@ def fail(*_, file_name, **__):
 
 def test_a_device_that_is_not_there(monkeypatch, capsys, caplog):
     """The graph has its settings: a fused kernel a block, in half precision."""
-    monkeypatch.setattr(device, "_current", device.current())
     words = ["export_mindir.py", "--report", "--device_target=Ascend", "--dtype=bf16", "--enable_flash_attention=true"]
     monkeypatch.setattr(sys, "argv", [*words, *(f"--{key}={value}" for key, value in CLASSES.items())])
-    runpy.run_path(str(ROOT / "tools" / "export_mindir.py"), run_name="__main__")
+    with device.use():
+        runpy.run_path(str(ROOT / "tools" / "export_mindir.py"), run_name="__main__")
     table = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines() if "|" in line]
     rows = {row[1]: dict(zip(table[0][2:], row[2:], strict=True)) for row in table}
     assert rows["blocks.0"]["Flash"] == rows["blocks.1"]["Flash"] == "1" and rows["total"]["Softmax"] == "0"
@@ -162,7 +160,7 @@ def test_a_device_that_is_not_there(monkeypatch, capsys, caplog):
 
 
 def test_the_device_reaches_the_cell():
-    with device.assume("Ascend"):
+    with device.use("Ascend"):
         cell, signature = build(ExportConfig(**T2V, report=True, dtype="bf16", enable_flash_attention=True))
     assert cell.net.flash and cell.net.dtype == ms.bfloat16
     assert [field.name for field in signature.inputs] == ["x", "t", "text", "mask", "text_null", "mask_null"]

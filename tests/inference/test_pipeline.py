@@ -73,7 +73,7 @@ def test_recorded_loop_through_the_pipeline(codec, solver, target, monkeypatch):
         return noises[stream.drawn][stream.seeds]
 
     monkeypatch.setattr(NoiseStream, "normal", normal)
-    with device.assume(target):
+    with device.use(target):
         made = latents(LattePipeline(tiny("uncond"), codec), [0, 1], 10, solver)
     assert error(made, data[f"{solver}10"]) <= 1e-4
 
@@ -114,7 +114,7 @@ def test_a_video_depends_on_its_seed_alone(solver, codec):
     together = latents(pipe, [1, 2, 3], 4, solver, labels, callback_on_step_end=lambda *told: steps.append(told[1]))
     assert len(pipe.latents.step_seconds) == 3 * Solver(solver).calls(4)
     assert steps == 3 * list(range(len(Solver(solver).steps(4).timesteps)))
-    with device.assume("GPU"):
+    with device.use("GPU"):
         batched = latents(LattePipeline(tiny("class"), codec), [1, 2, 3], 4, solver, labels)
     alone = latents(pipe, [3], 4, solver, labels[2:])
     assert np.array_equal(together[2:], alone) and error(batched, together) <= 1e-4
@@ -138,18 +138,18 @@ def test_denoising_as_one_graph_gives_the_same(codec):
     """What Ascend and GPU do, a doubled batch in one compiled graph, against the CPU's way."""
     options = {"labels": [0, 3], "guidance_scale": 3.0}
     alone = latents(LattePipeline(tiny("class"), codec), [1, 2], 5, **options)
-    with device.assume("GPU"):
+    with device.use("GPU"):
         together = latents(LattePipeline(tiny("class"), codec), [1, 2], 5, **options)
     assert error(together, alone) <= 1e-5
 
 
-def test_videos_do_not_depend_on_batches_or_ranks(tmp_path, monkeypatch):
+def test_videos_do_not_depend_on_batches_or_ranks(tmp_path):
     pipe = videos.build_pipeline(options(tmp_path))
     videos.run(options(tmp_path / "one"), pipe)
     videos.run(options(tmp_path / "two", batch_size=2), pipe)
     for rank in (0, 1):
-        monkeypatch.setattr(device, "_current", device.Device(rank=rank, world_size=2))
-        videos.run(options(tmp_path / "ranks"), pipe)
+        with device.use(rank=rank, world_size=2):
+            videos.run(options(tmp_path / "ranks"), pipe)
     names = sorted(p.name for p in (tmp_path / "one").iterdir() if p.is_dir())
     assert len(names) == 3
     for other in ("two", "ranks"):

@@ -37,7 +37,7 @@ def called():
 @pytest.mark.parametrize("target", ["CPU", pytest.param("GPU", marks=SLOW)])
 def test_the_recorded_pipeline(pipe, target):
     data = recorded("latte_t2v")
-    with device.assume(target):
+    with device.use(target):
         pipe = pipe if target == "CPU" else LattePipeline.from_pretrained(FOLDER)
         made = pipe(**called(), output_type="latent").frames
     assert error(made, data["pipeline_latents"].transpose(0, 2, 1, 3, 4)) <= 1e-3
@@ -76,7 +76,7 @@ def test_a_batch_is_its_videos(pipe):
     together = pipe(["a dog", "a small red cat"], num_videos_per_prompt=2, **SHORT).frames
     alone = pipe("a small red cat", **(SHORT | {"seed": 8})).frames
     assert np.array_equal(together[3:], alone)
-    with device.assume("GPU"):
+    with device.use("GPU"):
         batched = LattePipeline.from_pretrained(FOLDER)(["a dog", "a small red cat"], num_videos_per_prompt=2, **SHORT)
     assert error(batched.frames, together) <= 1e-4
 
@@ -155,7 +155,7 @@ def test_feature_cache(pipe):
 def test_feature_cache_as_graphs_of_the_accelerators_form(pipe):
     options = SHORT | {"num_inference_steps": 20, "video_length": 4, "feature_cache": 0.2}
     reused = pipe("x", **options).frames
-    with device.assume("GPU"):
+    with device.use("GPU"):
         graphs = LattePipeline.from_pretrained(FOLDER)
         assert error(graphs("x", **options).frames, reused) <= 1e-3
     assert graphs.latents.skipped == pipe.latents.skipped

@@ -34,7 +34,7 @@ def test_decode(vae):
 def test_the_accelerators_form(vae):
     """GPU and Ascend keep the channels first and compile the whole coder."""
     data = recorded("vae")
-    with device.assume("GPU"):
+    with device.use("GPU"):
         assert error(ms.jit(vae.decode)(ms.Tensor(data["z"])), data["decoded"]) <= 1e-5
         moments = ms.jit(vae.encode)(ms.Tensor(data["frames"])).asnumpy()
         assert error(moments[:, :4], data["mean"]) <= 1e-5
@@ -66,7 +66,7 @@ def native(function, *arrays, **options):
     """Run an image function in both layouts and return both results as (N, C, H, W)."""
     results = []
     for target in ("CPU", "GPU"):
-        with device.assume(target):
+        with device.use(target):
             tensors = [ms.Tensor(a) for a in arrays]
             results.append(to_nchw(function(from_nchw(tensors[0]), *tensors[1:], **options)).asnumpy())
     return results

@@ -45,7 +45,7 @@ def test_forward(net, temporal, name):
 @pytest.mark.slow
 def test_forward_as_one_graph_of_the_accelerators_form(net):
     data = recorded("latte_t2v")
-    with device.assume("GPU"):
+    with device.use("GPU"):
         graph = ms.jit(load_t2v(FOLDER / "transformer").construct)
         assert error(graph(*inputs(data)), video(data["transformer_out"])) <= 1e-5
 
@@ -119,7 +119,7 @@ def test_temporal_decoder():
 @pytest.mark.slow
 def test_temporal_decoder_in_the_accelerators_layout():
     data = recorded("vae")
-    with device.assume("GPU"):
+    with device.use("GPU"):
         decode = ms.jit(load_vae(FOLDER / "vae_temporal_decoder").decode)
         assert error(decode(ms.Tensor(data["z"])), data["decoded_temporal"]) <= 1e-5
 

@@ -42,9 +42,8 @@ def build(kind, recompute):
 @pytest.fixture(autouse=True)
 def forget():
     """Later tests do not recompute."""
-    before = device.current()
-    yield
-    device._current = before
+    with device.use():
+        yield
 
 
 @pytest.mark.parametrize("kind", ["Latte", pytest.param("LatteT2V", marks=pytest.mark.slow)])
@@ -62,6 +61,6 @@ def test_the_step_is_the_same(kind):
 
 @pytest.mark.parametrize("kind", ["Latte", pytest.param("LatteT2V", marks=pytest.mark.slow)])
 def test_the_graph_of_a_gpu_compiles(kind):
-    with device.assume("GPU"):
+    with device.use("GPU"):
         step, given = build(kind, True)
         assert graph_of(step, *given).ByteSize() > 0

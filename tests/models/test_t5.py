@@ -55,13 +55,12 @@ def test_the_recorded_prompt(encoder):
 
 
 @pytest.mark.parametrize("scope", ["block", "step", "none"])
-def test_long_texts_of_several_lengths(scope, monkeypatch):
+def test_long_texts_of_several_lengths(scope):
     """Through shared blocks, as the one graph that accelerators compile, and for debugging without graphs."""
     net, (data, inputs) = load_t5(FIXTURES / "t5"), texts()
-    target = {"step": "GPU"}.get(scope, "CPU")
-    monkeypatch.setattr(device, "_current", device.Device(target, graph_mode=scope != "none"))
-    assert device.current().compile_scope == scope
-    hidden = net(*inputs)
+    with device.use({"step": "GPU"}.get(scope, "CPU"), graph_mode=scope != "none") as here:
+        assert here.compile_scope == scope
+        hidden = net(*inputs)
     assert hidden.dtype == ms.float32 and error(hidden, data["hidden"]) <= 1e-5
 
 
@@ -126,7 +125,7 @@ def test_fp16_where_float16_overflows(tmp_path):
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_ascends_graph_multiplies_in_the_dtype(dtype):
     """And computes the norms, the softmax and, for fp16, the last product of a block in float32."""
-    with device.assume("Ascend"):
+    with device.use("Ascend"):
         net = load_t5(FOLDER / "text_encoder", dtype)
         ids = ms.Tensor(np.zeros((2, 120), np.int32))
         found = read_graph(graph_of(net, ids, ids))
@@ -162,7 +161,7 @@ def test_where_videos_are_batched_so_are_prompts(encoder):
     counted = Counted(load_t5(FOLDER / "text_encoder"))
     prompts = ["a dog", "a dog", "two cats in the rain"]
     expected, _ = encoder.encode(prompts)
-    with device.assume("GPU"):
+    with device.use("GPU"):
         hidden, _ = TextEncoder(encoder.tokenizer, counted).encode(prompts)
     assert counted.sizes == [2] and error(hidden, expected) <= 1e-5
 

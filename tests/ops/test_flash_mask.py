@@ -4,8 +4,6 @@ The emulation does in NumPy what the documentation of `ops.flash_attention_score
 keys that are not discarded (1 or True discards), times v.
 """
 
-import dataclasses
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -46,7 +44,8 @@ def emulated(query, key, value, head_num, attn_mask=None, scalar_value=1.0, inpu
 def kernel(monkeypatch):
     """Let the emulation stand in for the kernel, outside of graphs."""
     monkeypatch.setattr(ms.ops, "flash_attention_score", emulated)
-    monkeypatch.setattr(device, "_current", dataclasses.replace(device.current(), graph_mode=False))
+    with device.use(graph_mode=False):
+        yield
 
 
 def arrays(rng, *shapes):

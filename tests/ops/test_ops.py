@@ -244,7 +244,7 @@ def test_the_form_of_other_devices_computes_the_same(name):
     given = [tensor(a) for a in arrays]
     results = []
     for target in ("CPU", "GPU"):
-        with device.assume(target):
+        with device.use(target):
 
             def weighted(*inputs):
                 return (function(*inputs) * ops.cos(inputs[0])).sum()  # noqa: B023, called in this pass

@@ -61,10 +61,9 @@ def test_the_best_target_is_one_that_is_there():
 def test_ranks_come_from_the_launcher(environment, expected, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(device, "_current", None)
-    here = device.init_device("CPU", use_parallel=True)
+    with device.use():
+        here = device.init_device("CPU", use_parallel=True)
     assert (here.rank, here.world_size) == expected and ranks.read_ranks()[2] == 1
-    device.init_device("CPU")
 
 
 def test_parallel_without_a_launcher_is_refused():
@@ -72,20 +71,33 @@ def test_parallel_without_a_launcher_is_refused():
         device.init_device("CPU", use_parallel=True)
 
 
-def test_capabilities_of_an_assumed_device():
+def test_capabilities_of_a_pretended_device():
     assert device.current().compile_scope == "block" and device.current().channels_last
-    with device.assume("Ascend") as ascend:
+    with device.use("Ascend") as ascend:
         assert ascend.compile_scope == "step" and ascend.flash_attention and ascend.batches_videos
         assert device.compute_dtype("bf16") == ms.bfloat16
-    with device.assume("GPU"), pytest.raises(UserError, match="fp16"):
+    with device.use("GPU"), pytest.raises(UserError, match="fp16"):
         device.compute_dtype("bf16")
-    assert device.init_device("CPU", mode=1).compile_scope == "none"
-    device.init_device("CPU")
+    with device.use():
+        assert device.init_device("CPU", mode=1).compile_scope == "none"
+
+
+def test_a_pretended_device_is_the_one_in_use_but_for_the_fields_given_and_ends_with_its_block():
+    before = device.current()
+    with device.use(rank=1, world_size=2), device.use("GPU", graph_mode=False) as here:
+        assert here is device.current() and here == device.Device("GPU", 1, 2, graph_mode=False)
+        assert device.init_device("CPU").rank == 0
+    with pytest.raises(ZeroDivisionError), device.use("Ascend"):
+        raise ZeroDivisionError
+    assert device.current() == before
+    with pytest.raises(TypeError, match="colour"), device.use(colour="red"):
+        pass
+    assert device.current() == before
 
 
 def test_the_fused_kernel_is_not_given_float32(caplog):
     device.warn_once.cache_clear()
-    with device.assume("Ascend"):
+    with device.use("Ascend"):
         assert device.use_flash_attention(True, ms.bfloat16) and not caplog.messages
         assert not device.use_flash_attention(True, ms.float32) and "fp16 and bf16 only" in caplog.text
         assert not device.use_flash_attention(False, ms.float16)
@@ -94,16 +106,16 @@ def test_the_fused_kernel_is_not_given_float32(caplog):
 @pytest.mark.parametrize(
     "target, level, said", [("GPU", "O2", "O1"), ("GPU", "O1", ""), ("CPU", "O1", "changes nothing")]
 )
-def test_jit_levels(target, level, said, monkeypatch, caplog):
+def test_jit_levels(target, level, said, caplog):
     device.warn_once.cache_clear()
-    monkeypatch.setattr(device, "_current", device.Device(target, jit_level=level))
-    assert graphs.compile_step(device.TARGETS.index) is not None
+    with device.use(target, jit_level=level):
+        assert graphs.compile_step(device.TARGETS.index) is not None
     assert said in caplog.text and bool(said) == bool(caplog.text)
 
 
 def test_whole_graph_level_is_ascends_back_end(monkeypatch):
     asked = {}
-    monkeypatch.setattr(device, "_current", device.Device("Ascend", jit_level="O2"))
     monkeypatch.setattr(device.ms, "jit", lambda step, **options: asked.update(options) or step)
-    graphs.compile_step(device.TARGETS.index)
+    with device.use("Ascend", jit_level="O2"):
+        graphs.compile_step(device.TARGETS.index)
     assert asked == {"backend": "GE"}

@@ -1,7 +1,6 @@
 """Graphs with Ascend's settings, as MindSpore would hand them to the device's compiler; nothing is run."""
 
 import contextlib
-import dataclasses
 
 import mindspore as ms
 import numpy as np
@@ -21,8 +20,7 @@ HALVES = {"fp16": ms.float16, "bf16": ms.bfloat16}
 @contextlib.contextmanager
 def ascend(ranks=1):
     """Compile for so many Ascend devices."""
-    with device.assume("Ascend"):
-        device._current = dataclasses.replace(device.current(), world_size=ranks)
+    with device.use("Ascend", world_size=ranks):
         yield
 
 

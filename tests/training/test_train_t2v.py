@@ -61,9 +61,10 @@ def tuned(data, cache, tmp_path_factory):
 
 
 @pytest.fixture
-def uncompiled(monkeypatch):
+def uncompiled():
     """CustomGrad by operator, which for one call of a small network is faster than to compile it."""
-    monkeypatch.setattr(device, "_current", dataclasses.replace(device.current(), graph_mode=False))
+    with device.use(graph_mode=False):
+        yield
 
 
 def test_loss_and_gradients_are_pytorchs(uncompiled):
