@@ -69,7 +69,8 @@ class Denoiser(nn.Cell):
     def __init__(self, net: nn.Cell, guidance_scale: float, settings: tuple[bool, ...] = ()):
         super().__init__()
         self.net, self.settings = net, settings
-        self.denoise = make_denoiser(self.network, guidance_scale, device.current().batches_videos)
+        self.scale = ms.Tensor(np.float32(guidance_scale))  # fixed in the file, as its description says
+        self.denoise = make_denoiser(self.network, guidance_scale != 1, device.current().batches_videos)
 
     def network(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return what the network makes of its inputs."""
@@ -77,7 +78,7 @@ class Denoiser(nn.Cell):
 
     def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Return the guided noise, and the variance values if the network has them."""
-        return self.denoise(x, t, *conditions)
+        return self.denoise(x, t, self.scale, *conditions)
 
 
 class Encoder(nn.Cell):

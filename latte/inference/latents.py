@@ -61,7 +61,7 @@ def nearest(request: Request) -> np.ndarray:
 
 
 class LatentSampler:
-    """A network with one compiled denoising graph for every guidance scale used; it makes latents of videos."""
+    """A network with one compiled denoising graph, and one with guidance of any scale; it makes latents of videos."""
 
     def __init__(self, net: Latte | LatteT2V):
         self.net = net
@@ -104,8 +104,8 @@ class LatentSampler:
         return latents
 
     def _denoiser(self, request: Request) -> Callable:
-        reuses, settings = request.feature_cache > 0, request.settings
-        key = ("parts" if reuses else request.guidance_scale, settings)
+        reuses, guided, settings = request.feature_cache > 0, request.guidance_scale != 1, request.settings
+        key = ("parts" if reuses else guided, settings)
         if key not in self._denoisers and reuses:
             self._denoisers[key] = compiled_parts(self.net, *settings)
         elif key not in self._denoisers:
@@ -113,21 +113,21 @@ class LatentSampler:
             def network(*inputs: ms.Tensor) -> ms.Tensor:
                 return self.net(*inputs, *settings)
 
-            batched = device.current().batches_videos
-            denoise = make_denoiser(network if settings else self.net, request.guidance_scale, batched)
+            denoise = make_denoiser(network if settings else self.net, guided, device.current().batches_videos)
             self._denoisers[key] = graphs.compile_step(denoise)
         if reuses:
-            return ReusingDenoiser(self._denoisers[key], request.guidance_scale, request.feature_cache)
+            return ReusingDenoiser(self._denoisers[key], guided, request.feature_cache)
         return self._denoisers[key]
 
     def _model(self, denoise: Callable, request: Request, on_step: Callable[[int], None]) -> Callable:
         """Return what a solver calls: NumPy in, NumPy out."""
         inputs = [ms.Tensor(np.ascontiguousarray(values)) for values in (*request.conditions, *request.null)]
+        scale = ms.Tensor(np.float32(request.guidance_scale))  # (), an input, so that one graph serves every scale
 
         def model(x: np.ndarray, t: float) -> np.ndarray:
             start = time.perf_counter()
             times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
-            out = denoise(ms.Tensor(x), times, *inputs).asnumpy()
+            out = denoise(ms.Tensor(x), times, scale, *inputs).asnumpy()
             self.step_seconds.append(time.perf_counter() - start)
             on_step(len(x))
             return out

@@ -55,7 +55,8 @@ def inputs_of(described, seed=0):
 def denoised(pipe, arrays, scale, settings=()):
     """Return what the pipeline's own denoiser makes of the inputs."""
     request = Request(seeds=[0], shape=arrays[0].shape[1:], guidance_scale=scale, settings=settings)
-    return LatentSampler(pipe.net)._denoiser(request)(*map(ms.Tensor, arrays)).asnumpy()
+    x, t, *conditions = map(ms.Tensor, arrays)
+    return LatentSampler(pipe.net)._denoiser(request)(x, t, ms.Tensor(np.float32(scale)), *conditions).asnumpy()
 
 
 def test_denoiser_with_labels(tmp_path):
