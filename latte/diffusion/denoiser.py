@@ -9,7 +9,9 @@ from mindspore import Tensor, ops
 
 from latte.diffusion.gaussian import float32
 
-Denoise = Callable[..., Tensor]  # denoise(x, t, scale, *conditions) -> predicted noise, and variance values if there are any
+Denoise = Callable[
+    ..., Tensor
+]  # denoise(x, t, scale, *conditions) -> predicted noise, and variance values if there are any
 
 
 def make_denoiser(network: Callable[..., Tensor], guided: bool = False, batched: bool = True) -> Denoise:

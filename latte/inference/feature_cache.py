@@ -64,11 +64,18 @@ def change(new: ms.Tensor, old: ms.Tensor) -> float:
     return float((ops.abs(new - old).mean() / ops.abs(old).mean()).asnumpy())
 
 
-def compiled_parts(net: ms.nn.Cell, *settings: bool) -> tuple[Callable, Callable, Callable]:
-    """Return `begin`, `middle` and `end` of a network, each a graph where the compile scope is the step.
+def with_temporal(net: ms.nn.Cell, temporal: bool) -> Callable:
+    """Return a network, or what calls it without its blocks over frames."""
 
-    `settings` are what `begin` takes after its tensors, and `middle` too.
-    """
+    def without(*inputs: ms.Tensor) -> ms.Tensor:
+        return net(*inputs, False)
+
+    return net if temporal else without
+
+
+def compiled_parts(net: ms.nn.Cell, temporal: bool = True) -> tuple[Callable, Callable, Callable]:
+    """Return `begin`, `middle` and `end` of a network, each a graph where the compile scope is the step."""
+    settings = () if temporal else (False,)
 
     def begin(*inputs: ms.Tensor) -> tuple[ms.Tensor, tuple]:
         return net.begin(*inputs, *settings)
