@@ -52,10 +52,10 @@ def quantized(values: np.ndarray, name: str = "the matrix") -> tuple[np.ndarray,
 
 
 def matrices(net: nn.Cell) -> dict[str, Linear | Weight]:
-    """Return the layers of a network whose weights are quantized, by name: the linear ones inside its blocks."""
+    """Return the layers of a network whose weights are quantized, by name: the linear ones of blocks that say so."""
     found = {}
     for prefix, block in net.cells_and_names():
-        if isinstance(block, Block):
+        if isinstance(block, Block) and block.quantizes:
             for name, layer in block.cells_and_names(name_prefix=prefix):
                 is_matrix = isinstance(layer, Linear | Weight) and layer.weight.ndim == 2
                 if is_matrix and not name.endswith(BIAS_TABLE):

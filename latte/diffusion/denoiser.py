@@ -21,7 +21,8 @@ def make_denoiser(network: Callable[..., Tensor], guided: bool = False, batched:
     network that compiles its own pieces; one graph serves every solver, step and guidance scale. x is (B, F, C, H, W)
     float32, t (B,) float32 in the process of training, scale () float32, which only a ``guided`` denoiser looks at. Its
     conditions are those to follow and then as many for "none", e.g. (y, y_null). ``batched`` runs both as one batch of
-    2B (faster on accelerators), else as two calls (half the memory). Load weights before the first compiled call: a graph built by ``ms.jit`` sees later
+    2B (faster on accelerators), else as two calls (half the memory).
+    Load weights before the first compiled call: a graph built by ``ms.jit`` sees later
     updates in place (``ops.assign``), but not ``set_data`` or ``load_param_into_net``. It raises ValueError if it is
     to guide with conditions that are no pairs.
     """

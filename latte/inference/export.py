@@ -21,7 +21,6 @@ from latte.components.loading import Weights, load, read
 from latte.config import ExportConfig
 from latte.diffusion.denoiser import make_denoiser
 from latte.errors import UserError
-from latte.inference.feature_cache import with_temporal
 from latte.inference.inputs import Config, guidance, latent_shape, model_options
 from latte.io.atomic import atomic_entries
 from latte.io.mindir import count, read_graph, read_model, table
@@ -63,14 +62,14 @@ class Signature:
 
 
 class Denoiser(nn.Cell):
-    """A network and its guidance; `temporal` is False to leave out the blocks over frames of text to video."""
+    """A network and its guidance, whose scale is fixed."""
 
-    def __init__(self, net: nn.Cell, guidance_scale: float, temporal: bool = True):
+    def __init__(self, net: nn.Cell, guidance_scale: float):
         super().__init__()
         self.net = net
         self.scale = ms.Tensor(np.float32(guidance_scale))  # fixed in the file, as its description says
         batched = device.current().batches_videos
-        self.denoise = make_denoiser(with_temporal(net, temporal), guidance_scale != 1, batched)
+        self.denoise = make_denoiser(net, guidance_scale != 1, batched)
 
     def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Return the guided noise, and the variance values if the network has them."""
@@ -201,7 +200,8 @@ def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
             quantize=cfg.quantize,
             patch_embedder=cfg.patch_embedder,
         )
-        return Denoiser(net, signature.fixed["guidance_scale"], signature.fixed.get("temporal", True)), signature
+        net.temporal = signature.fixed.get("temporal", True)
+        return Denoiser(net, signature.fixed["guidance_scale"]), signature
     vae = load(weights)
     return Encoder(vae) if cfg.part == "vae_encoder" else Decoder(vae, signature.fixed["sd_scale_factor"]), signature
 

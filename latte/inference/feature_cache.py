@@ -17,6 +17,8 @@ from latte.diffusion.denoiser import guide
 from latte.diffusion.gaussian import float32
 from latte.runtime import graphs
 
+FIRST = 2  # blocks that always run
+
 
 @dataclass
 class Memory:
@@ -64,26 +66,18 @@ def change(new: ms.Tensor, old: ms.Tensor) -> float:
     return float((ops.abs(new - old).mean() / ops.abs(old).mean()).asnumpy())
 
 
-def with_temporal(net: ms.nn.Cell, temporal: bool) -> Callable:
-    """Return a network, or what calls it without its blocks over frames."""
-
-    def without(*inputs: ms.Tensor) -> ms.Tensor:
-        return net(*inputs, False)
-
-    return net if temporal else without
-
-
-def compiled_parts(net: ms.nn.Cell, temporal: bool = True) -> tuple[Callable, Callable, Callable]:
-    """Return `begin`, `middle` and `end` of a network, each a graph where the compile scope is the step."""
-    settings = () if temporal else (False,)
+def compiled_parts(net: ms.nn.Cell) -> tuple[Callable, Callable, Callable]:
+    """Return the first two blocks, the others and the final layer, each a graph where the compile scope is the step."""
+    first, last = min(FIRST, len(net.blocks)), len(net.blocks)
 
     def begin(*inputs: ms.Tensor) -> tuple[ms.Tensor, tuple]:
-        return net.begin(*inputs, *settings)
+        tokens, context = net.embed(*inputs)
+        return net.run_blocks(tokens, context, 0, first), context
 
     def middle(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
-        return net.middle(tokens, context, *settings)
+        return net.run_blocks(tokens, context, first, last)
 
     def end(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
-        return net.end(tokens, context)
+        return net.final_layer(tokens, net.final_condition(context))
 
     return tuple(graphs.compile_step(part) for part in (begin, middle, end))

@@ -145,7 +145,7 @@ def suffix(given: dict[str, Any], row: int) -> str:
 
 
 def read_text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return `text` (N, 77, 768) and, for guidance, `null` (1, 77, 768) or None of an .npz file; UserError if it is not."""
+    """Return `text` (N, 77, 768) and `null` (1, 77, 768), or None, of an .npz file; raises UserError for others."""
     try:
         with np.load(path, allow_pickle=False) as file:
             text, null = file["text"], file["null"][None] if "null" in file else None

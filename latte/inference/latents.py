@@ -16,7 +16,7 @@ from latte.diffusion.fixed_frames import holding
 from latte.diffusion.noise import NoiseStream
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
-from latte.inference.feature_cache import ReusingDenoiser, compiled_parts, with_temporal
+from latte.inference.feature_cache import ReusingDenoiser, compiled_parts
 from latte.runtime import device, graphs
 
 Conditions = Sequence[np.ndarray]  # what the network takes after x and t, each with a row a video
@@ -107,10 +107,11 @@ class LatentSampler:
     def _denoiser(self, request: Request) -> Callable:
         reuses, guided = request.feature_cache > 0, request.guidance_scale != 1
         key = ("parts" if reuses else guided, request.temporal)
+        self.net.temporal = request.temporal  # a graph keeps the value that it was built with, hence the key
         if key not in self._denoisers and reuses:
-            self._denoisers[key] = compiled_parts(self.net, request.temporal)
+            self._denoisers[key] = compiled_parts(self.net)
         elif key not in self._denoisers:
-            denoise = make_denoiser(with_temporal(self.net, request.temporal), guided, device.current().batches_videos)
+            denoise = make_denoiser(self.net, guided, device.current().batches_videos)
             self._denoisers[key] = graphs.compile_step(denoise)
         if reuses:
             return ReusingDenoiser(self._denoisers[key], guided, request.feature_cache)

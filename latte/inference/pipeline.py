@@ -169,7 +169,7 @@ class LattePipeline:
             num_inference_steps=steps,
             sampler=solver,
             guidance_scale=scale,
-            temporal=enable_temporal_attentions or config.conditioning != "prompt",
+            temporal=enable_temporal_attentions,
             latents=latents,
             feature_cache=feature_cache,
             strength=strength,

@@ -143,47 +143,28 @@ def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def resnet_block(
-    x: ms.Tensor,
-    norm1_weight: ms.Tensor,
-    norm1_bias: ms.Tensor,
-    conv1_weight: ms.Tensor,
-    conv1_bias: ms.Tensor,
-    norm2_weight: ms.Tensor,
-    norm2_bias: ms.Tensor,
-    conv2_weight: ms.Tensor,
-    conv2_bias: ms.Tensor,
-    shortcut_weight: ms.Tensor | None,
-    shortcut_bias: ms.Tensor | None,
-    groups: int,
+    x: ms.Tensor, norm1: tuple, conv1: tuple, norm2: tuple, conv2: tuple, shortcut: tuple | None, groups: int
 ) -> ms.Tensor:
-    """Return x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 x 1 convolution of x where the channels change."""
-    y = conv2d(silu(group_norm(x, norm1_weight, norm1_bias, groups, EPS)), conv1_weight, conv1_bias)  # (N, H, W, out)
-    y = conv2d(silu(group_norm(y, norm2_weight, norm2_bias, groups, EPS)), conv2_weight, conv2_bias)
-    if shortcut_weight is not None:
-        x = conv2d(x, shortcut_weight, shortcut_bias)
+    """Return x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 x 1 convolution of x where the channels change.
+
+    Each layer is a pair (weight, bias).
+    """
+    y = conv2d(silu(group_norm(x, *norm1, groups, EPS)), *conv1)  # (N, H, W, out)
+    y = conv2d(silu(group_norm(y, *norm2, groups, EPS)), *conv2)
+    if shortcut is not None:
+        x = conv2d(x, *shortcut)
     return x + y
 
 
 def attention_block(
-    x: ms.Tensor,
-    norm_weight: ms.Tensor,
-    norm_bias: ms.Tensor,
-    q_weight: ms.Tensor,
-    q_bias: ms.Tensor,
-    k_weight: ms.Tensor,
-    k_bias: ms.Tensor,
-    v_weight: ms.Tensor,
-    v_bias: ms.Tensor,
-    out_weight: ms.Tensor,
-    out_bias: ms.Tensor,
-    groups: int,
+    x: ms.Tensor, norm: tuple, to_q: tuple, to_k: tuple, to_v: tuple, to_out: tuple, groups: int
 ) -> ms.Tensor:
-    """Return x plus its single-head self-attention over all pixels."""
-    y = to_nchw(group_norm(x, norm_weight, norm_bias, groups, EPS))  # (N, C, H, W)
+    """Return x plus its single-head self-attention over all pixels; each layer is a pair (weight, bias)."""
+    y = to_nchw(group_norm(x, *norm, groups, EPS))  # (N, C, H, W)
     n, c, h, w = y.shape
     y = y.reshape(n, c, h * w).transpose(0, 2, 1)  # (N, H W, C)
-    q, k, v = linear(y, q_weight, q_bias), linear(y, k_weight, k_bias), linear(y, v_weight, v_bias)
-    y = linear(attention(q, k, v, 1, c**-0.5, False), out_weight, out_bias)  # (N, H W, C)
+    q, k, v = linear(y, *to_q), linear(y, *to_k), linear(y, *to_v)
+    y = linear(attention(q, k, v, 1, c**-0.5, False), *to_out)  # (N, H W, C)
     return x + from_nchw(y.transpose(0, 2, 1).reshape(n, c, h, w))
 
 
@@ -192,16 +173,9 @@ def upsample_conv(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor
     return conv2d(upsample_nearest(x), weight, bias)
 
 
-def norm_conv(
-    x: ms.Tensor,
-    norm_weight: ms.Tensor,
-    norm_bias: ms.Tensor,
-    conv_weight: ms.Tensor,
-    conv_bias: ms.Tensor,
-    groups: int,
-) -> ms.Tensor:
-    """Return conv(silu(norm(x))), the end of encoder and decoder."""
-    return conv2d(silu(group_norm(x, norm_weight, norm_bias, groups, EPS)), conv_weight, conv_bias)
+def norm_conv(x: ms.Tensor, norm: tuple, conv: tuple, groups: int) -> ms.Tensor:
+    """Return conv(silu(norm(x))), the end of encoder and decoder; each layer is a pair (weight, bias)."""
+    return conv2d(silu(group_norm(x, *norm, groups, EPS)), *conv)
 
 
 class Conv(Block):
@@ -213,15 +187,11 @@ class Conv(Block):
         super().__init__()
         self.weight = parameter(init.torch_default((out_channels, in_channels, kernel, kernel)))
         self.bias = parameter(zeros((out_channels,)))
-        self.stride = stride
+        self.takes(stride=stride)
 
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return weight and bias."""
+    def weights(self) -> tuple[ms.Parameter, ms.Parameter]:
+        """Return weight and bias, which are the block's own."""
         return self.weight, self.bias
-
-    def settings(self) -> tuple[int]:
-        """Return the stride."""
-        return (self.stride,)
 
 
 class ResnetBlock(Block):
@@ -235,20 +205,10 @@ class ResnetBlock(Block):
         self.conv1 = Conv2d(in_channels, out_channels, 3, init.torch_default)
         self.norm2 = Norm(out_channels)
         self.conv2 = Conv2d(out_channels, out_channels, 3, init.torch_default)
-        self.has_shortcut = in_channels != out_channels
-        if self.has_shortcut:
-            self.conv_shortcut = Conv2d(in_channels, out_channels, 1, init.torch_default)
-        self.groups = groups
-
-    def weights(self) -> tuple[ms.Parameter | None, ...]:
-        """Return the parameters in the order of `resnet_block`."""
-        shortcut = (self.conv_shortcut.weight, self.conv_shortcut.bias) if self.has_shortcut else (None, None)
-        first = (self.norm1.weight, self.norm1.bias, self.conv1.weight, self.conv1.bias)
-        return (*first, self.norm2.weight, self.norm2.bias, self.conv2.weight, self.conv2.bias, *shortcut)
-
-    def settings(self) -> tuple[int]:
-        """Return the number of groups."""
-        return (self.groups,)
+        shortcut = None
+        if in_channels != out_channels:
+            shortcut = self.conv_shortcut = Conv2d(in_channels, out_channels, 1, init.torch_default)
+        self.takes(self.norm1, self.conv1, self.norm2, self.conv2, shortcut, groups=groups)
 
 
 class AttentionBlock(Block):
@@ -263,17 +223,7 @@ class AttentionBlock(Block):
         self.to_k = Linear(channels, channels, init.torch_default)
         self.to_v = Linear(channels, channels, init.torch_default)
         self.to_out = nn.CellList([Linear(channels, channels, init.torch_default)])
-        self.groups = groups
-
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return the parameters in the order of `attention_block`."""
-        q, k, v, out = self.to_q, self.to_k, self.to_v, self.to_out[0]
-        first = (self.group_norm.weight, self.group_norm.bias, q.weight, q.bias, k.weight, k.bias)
-        return (*first, v.weight, v.bias, out.weight, out.bias)
-
-    def settings(self) -> tuple[int]:
-        """Return the number of groups."""
-        return (self.groups,)
+        self.takes(self.group_norm, self.to_q, self.to_k, self.to_v, self.to_out[0], groups=groups)
 
 
 class UpsampleConv(Conv):
@@ -281,9 +231,9 @@ class UpsampleConv(Conv):
 
     forward = staticmethod(upsample_conv)
 
-    def settings(self) -> tuple[()]:
-        """Return nothing: the stride is 1."""
-        return ()
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Initializers):
+        super().__init__(in_channels, out_channels, kernel, init)
+        self.takes()  # no stride
 
 
 class Solver(nn.Cell):
@@ -342,18 +292,7 @@ class NormConv(Block):
 
     def __init__(self, norm: Norm, conv: Conv2d, groups: int):
         super().__init__()
-        # Not as attributes of the cell: it would list the weights a second time, under a second name.
-        object.__setattr__(self, "borrowed", (norm, conv))
-        self.groups = groups
-
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return the parameters in the order of `norm_conv`."""
-        norm, conv = self.borrowed
-        return norm.weight, norm.bias, conv.weight, conv.bias
-
-    def settings(self) -> tuple[int]:
-        """Return the number of groups."""
-        return (self.groups,)
+        self.takes(norm, conv, groups=groups)
 
 
 class Coder(nn.Cell):

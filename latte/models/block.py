@@ -43,21 +43,34 @@ class Recomputed(CustomGrad):
 class Block(nn.Cell):
     """A cell whose forward is a function of (inputs, weights, settings).
 
-    Where the compile scope is the block, all cells with the same function, settings and shapes run through one
-    compiled graph, each with its own weights. Inside a larger graph the function is part of that graph.
+    A subclass lists its layers and settings once, with `takes`; each layer gives its own weights, usually a pair
+    (weight, bias), so that int8 matrices and LoRA adapters reach every block. Where the compile scope is the block, all
+    cells with the same function, settings and shapes run through one compiled graph, each with its own weights. Inside
+    a larger graph the function is part of that graph.
     """
 
     forward: Callable
     recomputed: Recomputed | None = None
+    quantizes: bool = True  # whether its matrices may be int8
     independent_axis: int | None = None  # of tokens (B, F, T, D): 1 if frames, 2 if patches do not see each other
 
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return the parameters in the order that `forward` takes them."""
-        raise NotImplementedError
+    def takes(self, *layers: nn.Cell | None, **settings: Any) -> None:
+        """Note what `forward` takes after its inputs: the weights of these layers, then these constants, in order.
+
+        None stands for a layer that this block does not have.
+        """
+        # Not as attributes of the cell: it would list the weights a second time, under a second name.
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "names", tuple(settings))
+        object.__setattr__(self, "constants", tuple(settings.values()))
+
+    def weights(self) -> tuple[Any, ...]:
+        """Return the weights of each layer in the order that `forward` takes them."""
+        return tuple([None if layer is None else layer.weights() for layer in self.layers])
 
     def settings(self) -> tuple[Any, ...]:
         """Return the constants that `forward` takes last."""
-        return ()
+        return self.constants
 
     def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs, as part of the surrounding graph."""
@@ -66,12 +79,16 @@ class Block(nn.Cell):
         return self.forward(*inputs, *self.weights(), *self.settings())
 
     def recompute(self) -> None:
-        """Keep only the block's input in training, and compute the rest again for its gradient."""
+        """Keep only the block's input in training, and compute the rest again for its gradient.
+
+        Attention that takes the setting `whole` then has all scores of this block at once.
+        """
         if device.current().compiler_recomputes:
             super().recompute()
-        else:
-            device.recompute()
-            object.__setattr__(self, "recomputed", Recomputed(self.forward, self.settings()))
+            return
+        pairs = zip(self.names, self.constants, strict=True)
+        settings = tuple(True if name == "whole" else value for name, value in pairs)
+        object.__setattr__(self, "recomputed", Recomputed(self.forward, settings))
 
     def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs through the graph that equal cells share."""
@@ -79,16 +96,29 @@ class Block(nn.Cell):
 
 
 class Network(nn.Cell):
-    """A cell that is called as one compiled graph where the compile scope is the step."""
+    """A cell that is called as one compiled graph where the compile scope is the step.
+
+    `temporal` says whether blocks over frames run where there are frames. A graph keeps the value it was built with, so
+    there is one for each value here; whoever compiles a network as part of something else does the same.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._graph: Callable | None = None
+        self.temporal = True
+        self._graphs: dict[bool, Callable] = {}
 
     def __call__(self, *inputs: Any) -> ms.Tensor:
         """Return `construct` of the inputs."""
         if device.current().compile_scope != "step":
             return super().__call__(*inputs)
-        if self._graph is None:
-            self._graph = graphs.compile_step(self.construct)
-        return self._graph(*inputs)
+        if self.temporal not in self._graphs:
+            self._graphs[self.temporal] = graphs.compile_step(self._new_call())
+        return self._graphs[self.temporal](*inputs)
+
+    def _new_call(self) -> Callable:
+        """Return a function of its own for each graph, as MindSpore keeps one graph a function."""
+
+        def call(*inputs: Any) -> ms.Tensor:
+            return self.construct(*inputs)
+
+        return call

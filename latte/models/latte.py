@@ -222,35 +222,30 @@ def _stored_size(beside: Any, patches: int, patch: int, source: str) -> int | tu
 def transformer_block(  # the weights are arguments, so that all blocks share one compiled graph
     x: ms.Tensor,
     c: ms.Tensor,
-    qkv_weight: ms.Tensor,
-    qkv_bias: ms.Tensor,
-    proj_weight: ms.Tensor,
-    proj_bias: ms.Tensor,
-    fc1_weight: ms.Tensor,
-    fc1_bias: ms.Tensor,
-    fc2_weight: ms.Tensor,
-    fc2_bias: ms.Tensor,
-    ada_weight: ms.Tensor,
-    ada_bias: ms.Tensor,
+    qkv: tuple,
+    proj: tuple,
+    fc1: tuple,
+    fc2: tuple,
+    ada: tuple,
     heads: int,
     temporal: bool,
     flash: bool,
+    whole: bool,
 ) -> ms.Tensor:
     """Return a block of figure 2: attention and MLP, each normed, modulated and gated by the condition.
 
-    x (B, F, T, D), c (B, D). The weights are those of `TransformerBlock`.
+    x (B, F, T, D), c (B, D). Each layer of `TransformerBlock` is a pair (weight, bias).
     """
-    b, _, _, d = x.shape
-    scale = (d // heads) ** -0.5
-    modulation = linear(silu(c).astype(x.dtype), ada_weight, ada_bias)  # (B, 6D)
+    scale = (x.shape[-1] // heads) ** -0.5
+    modulation = linear(silu(c).astype(x.dtype), *ada)  # (B, 6D)
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
-    y = self_attention(y, (qkv_weight, qkv_bias), (proj_weight, proj_bias), heads, scale, temporal, flash)
+    y = self_attention(y, qkv, proj, heads, scale, temporal, flash, whole)
     x = gated_residual(x, gate_attn, y)
 
     y = modulated_norm(x, shift_mlp, scale_mlp)
-    y = linear(gelu(linear(y, fc1_weight, fc1_bias)), fc2_weight, fc2_bias)  # (B, F, T, 4D) -> (B, F, T, D)
+    y = linear(gelu(linear(y, *fc1)), *fc2)  # (B, F, T, 4D) -> (B, F, T, D)
     return gated_residual(x, gate_mlp, y)
 
 
@@ -282,59 +277,40 @@ class TransformerBlock(Block):
         self.attn = Attention(width, init)
         self.mlp = Mlp(width, init)
         self.adaLN_modulation = nn.SequentialCell(SiLU(), Linear(width, 6 * width, zeros))
-        self.heads, self.temporal, self.flash = heads, temporal, flash
+        self.temporal = temporal
         self.independent_axis = 2 if temporal else 1  # patches do not see each other there, and frames here
-
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return the parameters in the order of `transformer_block`."""
-        qkv, proj, fc1, fc2 = self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
-        ada = self.adaLN_modulation[1]
-        attn = (qkv.weight, qkv.bias, proj.weight, proj.bias)
-        return (*attn, fc1.weight, fc1.bias, fc2.weight, fc2.bias, ada.weight, ada.bias)
-
-    def settings(self) -> tuple[int, bool, bool]:
-        """Return heads, direction of attention, fused kernel."""
-        return self.heads, self.temporal, self.flash
+        layers = (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, self.adaLN_modulation[1])
+        self.takes(*layers, heads=heads, temporal=temporal, flash=flash, whole=False)
 
 
 def final_layer(
     x: ms.Tensor,
     c: ms.Tensor,
-    linear_weight: ms.Tensor,
-    linear_bias: ms.Tensor,
-    ada_weight: ms.Tensor,
-    ada_bias: ms.Tensor,
+    proj: tuple,
+    ada: tuple,
     grid: tuple[int, int],
     patch_size: int,
 ) -> ms.Tensor:
     """Return the latents that the tokens stand for, in float32.
 
-    x (B, F, T, D), c (B, D) -> (B, F, out channels, H, W).
+    x (B, F, T, D), c (B, D), pairs (weight, bias) -> (B, F, out channels, H, W).
     """
-    shift, scale = ops.chunk(linear(silu(c), ada_weight, ada_bias), 2, 1)  # (B, D)
-    return tokens_to_latents(x, shift, scale, grid, linear_weight, linear_bias, patch_size)
+    shift, scale = ops.chunk(linear(silu(c), *ada), 2, 1)  # (B, D)
+    return tokens_to_latents(x, shift, scale, grid, proj, patch_size)
 
 
 class FinalLayer(Block):
     """The last norm and projection, always in float32."""
 
     forward = staticmethod(final_layer)
+    quantizes = False
 
     def __init__(self, config: LatteConfig):
         super().__init__()
         width, patch = config.hidden_size, config.patch_size
         self.linear = Linear(width, patch * patch * config.out_channels, zeros)
         self.adaLN_modulation = nn.SequentialCell(SiLU(), Linear(width, 2 * width, zeros))
-        self.grid, self.patch_size = config.grid, patch
-
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return the parameters in the order of `final_layer`."""
-        ada = self.adaLN_modulation[1]
-        return self.linear.weight, self.linear.bias, ada.weight, ada.bias
-
-    def settings(self) -> tuple[tuple[int, int], int]:
-        """Return the grid of patches and the patch size."""
-        return self.grid, self.patch_size
+        self.takes(self.linear, self.adaLN_modulation[1], grid=config.grid, patch_size=patch)
 
 
 class TimestepEmbedder(nn.Cell):
@@ -395,55 +371,53 @@ class Latte(Network):
         )
         self.final_layer = FinalLayer(config)
 
-    def construct(self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None) -> ms.Tensor:
+    def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Predict the noise in `x` and the interpolation of its variance.
 
-        x (B, F, C, H, W) float32; t (B,) timesteps 0 .. 999; y: labels (B,) int32 or CLIP text (B, 77, 768) float32,
-        None for the unconditional network. Single images (B, 1, C, H, W) skip the temporal blocks.
+        x (B, F, C, H, W) float32; t (B,) timesteps 0 .. 999; conditions: labels (B,) int32, or CLIP text (B, 77, 768)
+        float32, or none for the unconditional network. Single images (B, 1, C, H, W) skip the temporal blocks.
         Returns (B, F, 2C, H, W) float32, or C channels without learn_sigma.
-        Raises ValueError if the shapes are others, or the condition is missing or there is none to take.
+        Raises ValueError if the shapes are others, or the condition is missing or not taken.
         """
-        if (y is None) != (self.config.condition is None):
-            raise ValueError("give the network labels or text exactly if it has a condition")
-        images = x.shape[1] == 1 and self.shape[0] > 1
-        fits = x.shape[2:] == self.shape[1:] and (images or x.shape[1] == self.shape[0])
-        if not fits or t.shape[0] != x.shape[0] or (y is not None and y.shape[0] != x.shape[0]):
-            raise ValueError(f"the network takes x (B, *{self.shape}), with a timestep and a condition a video")
-        tokens, context = self.begin(x, t, y)
-        return self.end(self.middle(tokens, context), context)
+        x, c = self.embed(x, t, *conditions)  # (B, F, T, D), (B, D) of the blocks and of the final layer
+        x = self.run_blocks(x, c, 0, len(self.blocks))  # (B, F, T, D)
+        return self.final_layer(x, self.final_condition(c))  # (B, F, 2C, H, W)
 
-    def begin(
+    def embed(
         self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None
     ) -> tuple[ms.Tensor, tuple[ms.Tensor, ms.Tensor]]:
-        """Return the tokens (B, F, T, D) after the first two blocks, and the conditions of the other ones and the end.
-
-        The arguments are those of `construct`, unchecked.
-        """
-        images = x.shape[1] == 1 and self.shape[0] > 1
-        x = self.x_embedder(x) + self.pos_embed  # (B, F, T, D)
-        x = x.astype(self.dtype)
-        c = final_c = self.t_embedder(t)  # (B, D), and so all that is added to it
+        """Return the tokens (B, F, T, D), and the conditions (B, D) of the blocks and of the final layer."""
+        self._check(x, t, y)
+        x = (self.x_embedder(x) + self.pos_embed).astype(self.dtype)  # (B, F, T, D)
+        c = final = self.t_embedder(t)  # (B, D), and so all that is added to it
         if self.config.condition == "class":
-            c = final_c = c + self.y_embedder(y)
+            c = final = c + self.y_embedder(y)
         if self.config.condition == "text":  # the official final layer does not see the text
             c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
-        x = self.blocks[0](x, c)  # over T
-        if self.config.depth > 1 and not images:
-            x = x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
-            x = self.blocks[1](x, c)  # over F
-        return x, (c, final_c)
+        return x, (c, final)
 
-    def middle(self, x: ms.Tensor, context: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
-        """Return the tokens after all blocks but the first two."""
-        images = x.shape[1] == 1 and self.shape[0] > 1
-        for i, block in enumerate(self.blocks):
-            if i > 1 and not (images and block.temporal):
-                x = block(x, context[0])  # over T, then over F, and so on
+    def run_blocks(self, x: ms.Tensor, c: tuple[ms.Tensor, ms.Tensor], first: int, last: int) -> ms.Tensor:
+        """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
+        image = x.shape[1] == 1 and self.shape[0] > 1
+        over_frames = self.temporal and not image
+        for i in range(first, last):
+            if i == 1 and over_frames:
+                x = x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
+            if i % 2 == 0 or over_frames:
+                x = self.blocks[i](x, c[0])  # over T, then over F, and so on
         return x
 
-    def end(self, x: ms.Tensor, context: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
-        """Return the output (B, F, 2C, H, W) of the last tokens."""
-        return self.final_layer(x, context[1])
+    def final_condition(self, c: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
+        """Return what the final layer takes beside the tokens, (B, D)."""
+        return c[1]
+
+    def _check(self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None) -> None:
+        if (y is None) != (self.config.condition is None):
+            raise ValueError("give the network labels or text exactly if it has a condition")
+        image = x.shape[1] == 1 and self.shape[0] > 1
+        fits = x.shape[2:] == self.shape[1:] and (image or x.shape[1] == self.shape[0])
+        if not fits or t.shape[0] != x.shape[0] or (y is not None and y.shape[0] != x.shape[0]):
+            raise ValueError(f"the network takes x (B, *{self.shape}), with a timestep and a condition a video")
 
 
 def named_sizes(name: str) -> dict[str, int]:

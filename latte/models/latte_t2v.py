@@ -166,6 +166,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     heads: int,
     temporal: bool,
     flash: bool,
+    whole: bool,
 ) -> ms.Tensor:
     """Return a block: self-attention, attention to the text where it is given, and MLP.
 
@@ -177,7 +178,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
-    y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash)
+    y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash, whole)
     x = gated_residual(x, gate_attn, y)
     read = _text_attention_of(text is not None)
     x = read(x, attn2, text, text_bias, heads, scale, flash)
@@ -256,17 +257,15 @@ class VideoBlock(Block):
         if not temporal:
             self.attn2 = Attention(width, init)
         self.ff = FeedForward(width, init)
-        self.heads, self.temporal, self.flash = heads, temporal, flash
+        self.temporal = temporal
         self.independent_axis = 2 if temporal else 1  # patches do not see each other there, and frames here
+        cross = None if temporal else self.attn2
+        self.takes(self.attn1, cross, self.ff, heads=heads, temporal=temporal, flash=flash, whole=False)
 
     def weights(self) -> tuple:
-        """Return the parameters in the order of `video_block`."""
-        cross = None if self.temporal else self.attn2.weights()
-        return self.scale_shift_table, self.attn1.weights(), cross, self.ff.weights()
-
-    def settings(self) -> tuple[int, bool, bool]:
-        """Return heads, direction of attention, fused kernel."""
-        return self.heads, self.temporal, self.flash
+        """Return the table, which is the block's own, and the weights of its layers."""
+        attn1, cross, ff = self.layers
+        return self.scale_shift_table, attn1.weights(), None if cross is None else cross.weights(), ff.weights()
 
 
 class TimestepEmbedder(nn.Cell):
@@ -352,57 +351,69 @@ class LatteT2V(Network):
         object.__setattr__(self, "head", TokensToLatents(self.proj_out, config.patch_size))
         self.set_train(False)
 
-    def construct(
-        self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor, temporal: bool = True
-    ) -> ms.Tensor:
+    def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Predict the noise in `x` and the interpolation of its variance.
 
-        x (B, F, C, H, W) float32 of any length and size; t (B,) timesteps 0 .. 999, maybe between two; text (B, S,
-        caption_channels) float32; mask (B, S), 0 for tokens that are none. Without `temporal`, and for single images,
-        the blocks over frames are left out. Returns (B, F, out_channels, H, W) float32.
+        x (B, F, C, H, W) float32 of any length and size; t (B,) timesteps 0 .. 999, maybe between two; conditions: text
+        (B, S, caption_channels) float32, and its mask (B, S), 0 for padding. Single images skip the blocks over frames.
+        Returns (B, F, out_channels, H, W) float32.
         Raises ValueError if the shapes do not fit.
         """
-        tokens, context = self.begin(x, t, text, mask, temporal)
-        return self.end(self.middle(tokens, context, temporal), context)
+        x, c = self.embed(x, t, *conditions)  # (B, F, T, D), what `embed` says
+        x = self.run_blocks(x, c, 0, len(self.blocks))  # (B, F, T, D)
+        return self.final_layer(x, self.final_condition(c))  # (B, F, out_channels, H, W)
 
-    def begin(
-        self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor, temporal: bool = True
-    ) -> tuple[ms.Tensor, tuple]:
-        """Return the tokens (B, F, T, D) after the first pair of blocks, and what the other blocks take besides."""
-        b, f, c, h, w = x.shape
+    def embed(self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor) -> tuple[ms.Tensor, tuple]:
+        """Return the tokens (B, F, T, D), and what blocks and final layer are conditioned on.
+
+        That is the modulation (B, 6D), the embedding of the time (B, D), the text (B, S, D), its mask as what is added
+        to the scores (B, 1, 1, S), and the grid of patches (h, w).
+        """
+        self._check(x, t, text, mask)
         config = self.config
-        fits = c == config.in_channels and h % config.patch_size == 0 and w % config.patch_size == 0
-        if not fits or t.shape[0] != b or text.shape[0] != b or mask.shape != text.shape[:2]:
-            raise ValueError("the network takes x (B, F, C, H, W), with a timestep, a text and its mask for each video")
-        grid = (h // config.patch_size, w // config.patch_size)
+        grid = (x.shape[3] // config.patch_size, x.shape[4] // config.patch_size)
         x = self.pos_embed(x) + _positions(config.hidden_size, grid, (config.sample_size, config.patch_size))
-        x = x.astype(self.dtype)  # (B, F, T, D)
         time, c = self.adaln_single(t)  # (B, 6D), (B, D)
         text = self.caption_projection(text).astype(self.dtype)  # (B, S, D)
-        kept = mask.astype(ms.float32)
-        # A text without any token counts as a whole: a softmax over nothing is no number in the fused kernel.
-        bias = ((kept.max(1, keepdims=True) - kept) * DISCARD).reshape(b, 1, 1, -1)  # (B, 1, 1, S)
-        x = self.transformer_blocks[0](x, time, text, bias)
-        if temporal and f > 1:
-            x = x + _frames(config.hidden_size, f).astype(x.dtype)  # (1, F, 1, D)
-            x = self.temporal_transformer_blocks[0](x, time, None, None)
-        return x, (time, c, text, bias, grid)
+        return x.astype(self.dtype), (time, c, text, _mask_bias(mask), grid)  # (B, F, T, D)
 
-    def middle(self, x: ms.Tensor, context: tuple, temporal: bool = True) -> ms.Tensor:
-        """Return the tokens after all pairs of blocks but the first."""
-        time, _, text, bias, _ = context
-        temporal = temporal and x.shape[1] > 1
-        for i in range(1, self.config.num_layers):
-            x = self.transformer_blocks[i](x, time, text, bias)
-            if temporal:
-                x = self.temporal_transformer_blocks[i](x, time, None, None)
+    def run_blocks(self, x: ms.Tensor, c: tuple, first: int, last: int) -> ms.Tensor:
+        """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
+        time, _, text, bias, _ = c
+        over_frames = self.temporal and x.shape[1] > 1
+        for i in range(first, last):
+            if i == 1 and over_frames:
+                x = x + _frames(self.config.hidden_size, x.shape[1]).astype(x.dtype)  # (1, F, 1, D)
+            if i % 2 == 0:
+                x = self.blocks[i](x, time, text, bias)  # over T, and to the text
+            elif over_frames:
+                x = self.blocks[i](x, time, None, None)  # over F
         return x
 
-    def end(self, x: ms.Tensor, context: tuple) -> ms.Tensor:
+    def final_condition(self, c: tuple) -> tuple[ms.Tensor, ms.Tensor, tuple[int, int]]:
+        """Return what the final layer takes beside the tokens: shift and scale (B, D), and the grid of patches."""
+        return self.scale_shift_table[0] + c[1], self.scale_shift_table[1] + c[1], c[4]
+
+    def final_layer(self, x: ms.Tensor, condition: tuple) -> ms.Tensor:
         """Return the output (B, F, out_channels, H, W) of the last tokens."""
-        _, c, _, _, grid = context
-        shift, scale = self.scale_shift_table[0] + c, self.scale_shift_table[1] + c  # (B, D)
+        shift, scale, grid = condition
         return self.head(x, shift, scale, grid)
+
+    def _check(self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor) -> None:
+        b, _, channels, h, w = x.shape
+        patch = self.config.patch_size
+        fits = channels == self.config.in_channels and h % patch == 0 and w % patch == 0
+        if not fits or t.shape[0] != b or text.shape[0] != b or mask.shape != text.shape[:2]:
+            raise ValueError("the network takes x (B, F, C, H, W), with a timestep, a text and its mask for each video")
+
+
+def _mask_bias(mask: ms.Tensor) -> ms.Tensor:
+    """Return what is added to the scores (B, 1, 1, S) for a mask (B, S).
+
+    A text without any token counts as a whole: a softmax over nothing is no number in the fused kernel.
+    """
+    kept = mask.astype(ms.float32)
+    return ((kept.max(1, keepdims=True) - kept) * DISCARD).reshape(mask.shape[0], 1, 1, -1)
 
 
 @constexpr

@@ -130,7 +130,15 @@ class Embedding(nn.Cell):
         return ops.gather(self.weight, index, 0)
 
 
-class Conv2d(nn.Cell):
+class Affine(nn.Cell):
+    """A layer that holds a weight and a bias for the block around it."""
+
+    def weights(self) -> tuple[ms.Parameter, ms.Parameter]:
+        """Return weight and bias."""
+        return self.weight, self.bias
+
+
+class Conv2d(Affine):
     """The weight (out, in, k, k) and bias (out,) of a convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Init):
@@ -139,7 +147,7 @@ class Conv2d(nn.Cell):
         self.bias = parameter(zeros((out_channels,)))
 
 
-class Norm(nn.Cell):
+class Norm(Affine):
     """The weight and bias (channels,) of a group norm."""
 
     def __init__(self, channels: int):
@@ -148,23 +156,20 @@ class Norm(nn.Cell):
         self.bias = parameter(zeros((channels,)))
 
 
+def embed_patches(x: ms.Tensor, proj: tuple, as_convolution: bool) -> ms.Tensor:
+    """Return the tokens (B, F, T, D) of latents (B, F, C, H, W); `proj` is (weight, bias)."""
+    return patch_projection(x, *proj, as_convolution)
+
+
 class PatchEmbed(Block):
     """Latents (B, F, C, H, W) to tokens (B, F, T, D); `sizes` are channels, width and patch size."""
 
-    forward = staticmethod(patch_projection)
+    forward = staticmethod(embed_patches)
 
     def __init__(self, sizes: tuple[int, int, int], as_convolution: bool, init: Initializers):
         super().__init__()
         self.proj = Conv2d(*sizes, init.xavier)
-        self.as_convolution = as_convolution
-
-    def weights(self) -> tuple[ms.Parameter, ...]:
-        """Return weight and bias."""
-        return self.proj.weight, self.proj.bias
-
-    def settings(self) -> tuple[bool]:
-        """Return whether the convolution operator computes it."""
-        return (self.as_convolution,)
+        self.takes(self.proj, as_convolution=as_convolution)
 
 
 def tokens_to_latents(
@@ -172,17 +177,17 @@ def tokens_to_latents(
     shift: ms.Tensor,
     scale: ms.Tensor,
     grid: tuple[int, int],
-    weight: ms.Tensor,
-    bias: ms.Tensor,
+    proj: tuple,
     patch_size: int,
 ) -> ms.Tensor:
     """Return the latents that the tokens stand for, in float32: norm, modulation, projection of each patch.
 
-    x (B, F, T, D), shift and scale (B, D), grid (h, w) with T = h w -> (B, F, out channels, H, W).
+    x (B, F, T, D), shift and scale (B, D), grid (h, w) with T = h w, `proj` (weight, bias)
+    -> (B, F, out channels, H, W).
     """
     b, f, _, _ = x.shape
     x = modulated_norm(x.astype(ms.float32), shift, scale)
-    x = linear(x, weight, bias)  # (B, F, T, p p C)
+    x = linear(x, *proj)  # (B, F, T, p p C)
     x = x.reshape(b, f, grid[0], grid[1], patch_size, patch_size, -1)  # (B, F, h, w, p, p, C)
     x = x.transpose(0, 1, 6, 2, 4, 3, 5)  # (B, F, C, h, p, w, p)
     return x.reshape(b, f, -1, grid[0] * patch_size, grid[1] * patch_size)
@@ -195,14 +200,4 @@ class TokensToLatents(Block):
 
     def __init__(self, layer: Linear, patch_size: int):
         super().__init__()
-        # Not as an attribute of the cell: it would list the weights a second time, under a second name.
-        object.__setattr__(self, "borrowed", layer)
-        self.patch_size = patch_size
-
-    def weights(self) -> tuple[ms.Parameter, ms.Parameter]:
-        """Return weight and bias."""
-        return self.borrowed.weights()
-
-    def settings(self) -> tuple[int]:
-        """Return the patch size."""
-        return (self.patch_size,)
+        self.takes(layer, patch_size=patch_size)

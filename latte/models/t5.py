@@ -164,7 +164,7 @@ class Weight(nn.Cell):
         super().__init__()
         self.weight = parameter(np.empty(shape, NUMPY[dtype]), requires_grad=False)  # not touched before it is loaded
 
-    def matrix(self) -> ms.Parameter | tuple[ms.Parameter, ms.Parameter]:
+    def weights(self) -> ms.Parameter | tuple[ms.Parameter, ms.Parameter]:
         """Return the weight, as `latte.ops.linear` takes it."""
         return (self.weight, self.scale) if self.quantized else self.weight
 
@@ -216,17 +216,11 @@ class T5Block(Block):
     def __init__(self, config: T5Config, has_bias: bool, dtype: ms.Type):
         super().__init__()
         self.layer = nn.CellList([AttentionLayer(config, has_bias, dtype), FeedForwardLayer(config, dtype)])
-        self.heads, self.eps, self.dtype = config.num_heads, config.layer_norm_epsilon, dtype
-
-    def weights(self) -> tuple:
-        """Return the parameters in the order of `t5_block`."""
         attn, ff = self.layer[0].SelfAttention, self.layer[1].DenseReluDense
-        first = (self.layer[0].layer_norm.weight, attn.q.matrix(), attn.k.matrix(), attn.v.matrix(), attn.o.matrix())
-        return (*first, self.layer[1].layer_norm.weight, ff.wi_0.matrix(), ff.wi_1.matrix(), ff.wo.matrix())
-
-    def settings(self) -> tuple[int, float, ms.Type, ms.Type]:
-        """Return heads, the epsilon of the norms, and the dtypes of the products."""
-        return self.heads, self.eps, self.dtype, _last(self.dtype)
+        layers = (self.layer[0].layer_norm, attn.q, attn.k, attn.v, attn.o)
+        layers = (*layers, self.layer[1].layer_norm, ff.wi_0, ff.wi_1, ff.wo)
+        eps = config.layer_norm_epsilon
+        self.takes(*layers, heads=config.num_heads, eps=eps, dtype=dtype, last_dtype=_last(dtype))
 
 
 class Stack(nn.Cell):

@@ -18,7 +18,7 @@ from latte.models.autoencoder import (
     resnet_block,
 )
 from latte.models.block import Block
-from latte.models.layers import Initializers, Norm, parameter, zeros
+from latte.models.layers import Affine, Initializers, Norm, parameter, zeros
 from latte.ops import conv_frames, from_nchw, group_norm, silu, to_nchw
 
 EPS = 1e-5  # of the norms over frames
@@ -27,7 +27,10 @@ FRAMES_AT_ONCE = 14  # as the decoder was trained
 
 def video_resnet_block(
     x: ms.Tensor,
-    spatial: tuple,
+    spatial_norm1: tuple,
+    spatial_conv1: tuple,
+    spatial_norm2: tuple,
+    spatial_conv2: tuple,
     shortcut: tuple | None,
     norm1: tuple,
     conv1: tuple,
@@ -38,18 +41,15 @@ def video_resnet_block(
 ) -> ms.Tensor:
     """Return a residual block on each frame, plus sigmoid(mix) times one along the frames.
 
-    x (F, H, W, C) of one video; `spatial` and `shortcut` are the weights of `resnet_block`, the others (weight, bias).
+    x (F, H, W, C) of one video; layers are pairs (weight, bias), the first five those of `resnet_block`.
     """
-    if shortcut is None:
-        x = resnet_block(x, *spatial, None, None, groups)  # (F, H, W, out)
-    else:
-        x = resnet_block(x, *spatial, *shortcut, groups)
+    x = resnet_block(x, spatial_norm1, spatial_conv1, spatial_norm2, spatial_conv2, shortcut, groups)  # (F, H, W, out)
     y = conv_frames(silu(group_norm(x, *norm1, groups, EPS, joint=True)), *conv1)
     y = conv_frames(silu(group_norm(y, *norm2, groups, EPS, joint=True)), *conv2)
     return x + ops.sigmoid(mix.astype(ms.float32)).astype(x.dtype) * y  # = (1 - s) x + s (x + y)
 
 
-class FrameConv(nn.Cell):
+class FrameConv(Affine):
     """The weight (out, in, 3, 1, 1) and bias (out,) of a convolution along the frames."""
 
     def __init__(self, channels: int, init: Initializers):
@@ -74,6 +74,10 @@ class Mixer(nn.Cell):
         super().__init__()
         self.mix_factor = parameter(zeros((1,)))
 
+    def weights(self) -> ms.Parameter:
+        """Return the factor."""
+        return self.mix_factor
+
 
 class VideoResnetBlock(Block):
     """A residual block on frames, then along frames."""
@@ -85,20 +89,9 @@ class VideoResnetBlock(Block):
         self.spatial_res_block = ResnetBlock(in_channels, out_channels, groups, init)
         self.temporal_res_block = TemporalResBlock(out_channels, init)
         self.time_mixer = Mixer()
-        self.groups = groups
-
-    def weights(self) -> tuple:
-        """Return the parameters in the order of `video_resnet_block`."""
         along = self.temporal_res_block
-        layers = (along.norm1, along.conv1, along.norm2, along.conv2)
-        pairs = [(layer.weight, layer.bias) for layer in layers]
-        spatial = self.spatial_res_block.weights()
-        shortcut = spatial[-2:] if self.spatial_res_block.has_shortcut else None
-        return spatial[:-2], shortcut, *pairs, self.time_mixer.mix_factor
-
-    def settings(self) -> tuple[int]:
-        """Return the number of groups."""
-        return (self.groups,)
+        layers = (*self.spatial_res_block.layers, along.norm1, along.conv1, along.norm2, along.conv2, self.time_mixer)
+        self.takes(*layers, groups=groups)
 
 
 class FrameConvOut(Block):
@@ -110,9 +103,10 @@ class FrameConvOut(Block):
         super().__init__()
         self.weight = parameter(init.torch_default((channels, channels, 3, 1, 1)))
         self.bias = parameter(zeros((channels,)))
+        self.takes()
 
     def weights(self) -> tuple[ms.Parameter, ms.Parameter]:
-        """Return weight and bias."""
+        """Return weight and bias, which are the block's own."""
         return self.weight, self.bias
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import ops
 from mindspore.ops.primitive import constexpr
 
-from latte.ops.blockwise import blockwise_attention
+from latte.ops.blockwise import UNLIMITED, blockwise_attention
 from latte.ops.linear import linear
 from latte.ops.target import CustomGrad, attends_in_blocks, on_cpu
 
@@ -29,19 +29,23 @@ def attention(
     scale: float,
     flash: bool,
     bias: ms.Tensor | None = None,
+    whole: bool = False,
 ) -> ms.Tensor:
     """Return softmax(scale q k^T + bias) v, the attention of Vaswani et al. (2017), equation 1.
 
     q (N, L, heads * width), k and v (N, S, heads * width) -> (N, L, heads * width). `bias` float32, of four axes that
     broadcast to (N, heads, L, S), holds what is added to the scores: 0 and a large negative number for a mask.
     `flash` takes Ascend's fused kernel (float16 or bfloat16, width a multiple of 16), for which a bias of (N, 1, 1, S)
-    only says which keys to discard, those where it is negative. Otherwise the softmax is in float32.
+    only says which keys to discard, those where it is negative. Otherwise the softmax is in float32. `whole` is set inside a block that is recomputed: all
+    scores exist at once there, as the block is the unit that is forgotten.
     """
     attend = _attention_of(flash)
-    return attend(q, k, v, heads, scale, bias)
+    return attend(q, k, v, heads, scale, bias, whole)
 
 
-def _fused(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None) -> ms.Tensor:
+def _fused(
+    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None, whole: bool
+) -> ms.Tensor:
     n, length, _ = q.shape
     if bias is not None:
         return _flash(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])))
@@ -51,10 +55,12 @@ def _fused(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, b
     return ops.concat([_flash(*[a[i : i + FLASH_BATCH] for a in (q, k, v)], heads, scale) for i in starts], 0)
 
 
-def _unfused(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None) -> ms.Tensor:
+def _unfused(
+    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None, whole: bool
+) -> ms.Tensor:
     n, length, channels = q.shape
     q, k, v = [swap(a.reshape(n, a.shape[1], heads, -1)) for a in (q * scale, k, v)]  # (N, heads, L or S, width)
-    return swap(_exact(q, k, v, bias)).reshape(n, length, channels)  # (N, L, heads * width)
+    return swap(_exact(q, k, v, bias, whole)).reshape(n, length, channels)  # (N, L, heads * width)
 
 
 def _flash(
@@ -67,15 +73,20 @@ def _flash(
     )
 
 
-def _exact(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None) -> ms.Tensor:
+def _exact(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None, whole: bool) -> ms.Tensor:
     """Attend with q (N, H, L, width) and k, v (N, H, S, width), each head by itself."""
-    attend = _exact_of(bias is not None)
+    attend = _exact_of(bias is not None, whole)
     return attend(q, k, v, bias)
 
 
 def _by_blocks(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
     flat = [a.reshape(-1, *a.shape[2:]) for a in (q, k, v)]  # (N H, L or S, width)
     return blockwise_attention(*flat).reshape(q.shape)
+
+
+def _in_one_block(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
+    flat = [a.reshape(-1, *a.shape[2:]) for a in (q, k, v)]  # (N H, L or S, width)
+    return blockwise_attention(*flat, UNLIMITED).reshape(q.shape)
 
 
 def _at_once(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
@@ -91,14 +102,22 @@ def _biased(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor) -> ms.Ten
 
 
 def self_attention(
-    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, flash: bool
+    x: ms.Tensor,
+    qkv: tuple,
+    proj: tuple,
+    heads: int,
+    scale: float,
+    temporal: bool,
+    flash: bool,
+    whole: bool = False,
 ) -> ms.Tensor:
     """Attend over the T patches of each frame, or over the F frames of each patch.
 
-    x (B, F, T, D); `qkv` is (weight, bias) of a joint input projection or three such pairs, `proj` that of the output.
+    x (B, F, T, D); `qkv` is (weight, bias) of a joint input projection or three such pairs, `proj` that of the output;
+    `flash` and `whole` are those of `attention`.
     """
     attend = _self_attention_of(flash)
-    return attend(x, qkv, proj, heads, scale, temporal)
+    return attend(x, qkv, proj, heads, scale, temporal, whole)
 
 
 # What chooses a function does not call it: `latte.models.layers.Recomputed` says why.
@@ -110,10 +129,12 @@ def _attention_of(flash: bool) -> Callable:
     return _fused if flash else _unfused
 
 
-def _exact_of(biased: bool) -> Callable:
+def _exact_of(biased: bool, whole: bool) -> Callable:
     if biased:
         return _biased
-    return _by_blocks if attends_in_blocks() else _at_once
+    if not attends_in_blocks():
+        return _at_once
+    return _in_one_block if whole else _by_blocks
 
 
 def _projection_of(parts: int) -> Callable:
@@ -124,12 +145,14 @@ def _heads_of(parts: int) -> Callable:
     return _joint_heads if parts == 2 and on_cpu() else _swapped_heads
 
 
-def _exact_self_attention(x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool) -> ms.Tensor:
+def _exact_self_attention(
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
+) -> ms.Tensor:
     """Attend without the fused kernel: the axis in question changes places with all heads (and patches) at once."""
     b, f, t, _ = x.shape
     heads_of = _heads_of(len(qkv))
     q, k, v = heads_of(x, qkv, heads, temporal)  # (B, T heads, F, width) or (B F, heads, T, width)
-    return linear(swap(_exact(q * scale, k, v, None)).reshape(b, f, t, -1), *proj)
+    return linear(swap(_exact(q * scale, k, v, None, whole)).reshape(b, f, t, -1), *proj)
 
 
 def _swapped_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> list[ms.Tensor]:
@@ -145,7 +168,9 @@ def _joint_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> tuple[
     return _cpu_heads(linear(x, *qkv).reshape(shape))
 
 
-def _fused_self_attention(x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool) -> ms.Tensor:
+def _fused_self_attention(
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
+) -> ms.Tensor:
     """Do the same by the fused kernel: patches and frames change places once before and once after all products."""
     x = x.transpose(0, 2, 1, 3) if temporal else x
     a, b, length, _ = x.shape  # (B, F, T, D) or (B, T, F, D)

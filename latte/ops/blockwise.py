@@ -16,7 +16,6 @@ from mindspore import ops
 from mindspore.ops.primitive import constexpr
 
 from latte.ops.target import CustomGrad
-from latte.runtime import device
 
 SCORES = 2**23  # that exist at once, at most: 32 MB in float32
 UNLIMITED = 2**62
@@ -34,10 +33,10 @@ def blockwise_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scores: int = 
     """Return softmax(q k^T) v with the softmax in float32.
 
     q (N, L, width), k and v (N, S, width) of one float dtype -> (N, L, width). No more than `scores` scores exist at
-    once, by default SCORES, and where one of the N has more, those of `keys` keys. In blocks that are recomputed all
-    exist at once: a block is the unit there, and its loops could not be compiled.
+    once, by default SCORES, and where one of the N has more, those of `keys` keys. In blocks that are recomputed
+    `scores` is UNLIMITED: a block is the unit there, and these loops could not be compiled.
     """
-    scores = _limit(scores)
+    scores = scores or SCORES
     count = _parts(q.shape[0], q.shape[1] * k.shape[1], scores)
     attend = _way(count)
     return attend(q, k, v, count, (scores, keys))
@@ -60,11 +59,6 @@ def _some_by_some(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, count: int, limits: 
 
 def _tile_by_tile(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, count: int, limits: tuple[int, int]) -> ms.Tensor:
     return _tiled(limits)(q, k, v)[0]
-
-
-@constexpr
-def _limit(scores: int) -> int:
-    return scores or (UNLIMITED if device.current().recomputes else SCORES)
 
 
 @constexpr

@@ -39,7 +39,6 @@ class Device:
     world_size: int = 1
     jit_level: str | None = None  # how far the compiler fuses; None is MindSpore's own choice
     graph_mode: bool = True  # False: PyNative everywhere, for debugging
-    recomputes: bool = False  # whether blocks are computed again for their gradients
 
     @property
     def compile_scope(self) -> str:
@@ -118,12 +117,6 @@ def use(target: str | None = None, **fields: object) -> Iterator[Device]:
         yield _current
     finally:
         _current = saved
-
-
-def recompute() -> None:
-    """Note that blocks are computed again for their gradients from now on."""
-    global _current
-    _current = dataclasses.replace(current(), recomputes=True)
 
 
 def best_target() -> str:

@@ -7,10 +7,10 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore.common.np_dtype import bfloat16
-from support.golden_values import FIXTURES, error, recorded
+from support.golden_values import FIXTURES, error, recorded, tiny
 
 from latte.components.convert import convert_folder
-from latte.components.loading import check, load_t2v
+from latte.components.loading import check, load_t2v, load_vae
 from latte.components.quantize import (
     empty_int8,
     holds_int8,
@@ -25,7 +25,7 @@ from latte.errors import UserError
 from latte.inference.export import graph_of
 from latte.io.mindir import read_graph
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
-from latte.models.layers import set_int8
+from latte.models.layers import Initializers, set_int8
 from latte.models.precision import pad_block
 from latte.models.t5 import T5Config, T5Encoder
 from latte.ops import linear
@@ -130,6 +130,62 @@ def test_the_video_network():
     assert error(found, dequantize(load_t2v(FOLDER / "transformer"))(*video_inputs()).asnumpy()) <= 1e-5
     assert 1e-5 < error(found, exact) <= 2e-3
     equal(quantize(load_t2v(FOLDER / "transformer")), net)
+
+
+def latte_inputs():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *tiny("class").shape)).astype(np.float32)
+    return [ms.Tensor(a) for a in (x, np.array([10, 700], np.float32), np.array([1, 2], np.int32))]
+
+
+def images():
+    return [ms.Tensor(np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32))]
+
+
+@pytest.mark.parametrize(
+    "load, inputs, count, most",
+    [
+        (lambda: tiny("class"), latte_inputs, 5 * 4, 2e-2),
+        (lambda: load_vae(FIXTURES / "vae.bin"), images, 4 * 2, 5e-3),
+    ],
+    ids=["latte", "autoencoder"],
+)
+@pytest.mark.parametrize("as_graph", [False, True])
+def test_every_network_keeps_its_scales(load, inputs, count, most, as_graph):
+    """An int8 network computes what its dequantized weights do: before, blocks took the int8 numbers for the weights."""
+
+    def run(net):
+        return (ms.jit(net.construct) if as_graph else net)(*inputs()).asnumpy()
+
+    net = quantize(load())
+    assert len(matrices(net)) == count and holds_int8(net)
+    found = run(net)
+    assert error(found, run(dequantize(load()))) <= 1e-5
+    assert 1e-5 < error(found, run(load())) <= most
+
+
+def test_adapters_work_in_a_block_of_latte():
+    """They begin as nothing, change the output once trained, and get gradients; also on top of an int8 matrix."""
+    net, init = quantize(tiny("class")), Initializers(0)
+    before, layers = net(*latte_inputs()).asnumpy(), [net.blocks[0].attn.qkv, net.blocks[0].attn.proj]
+    for layer in layers:
+        layer.adapt(2, 1.0, init)
+    assert np.array_equal(net(*latte_inputs()).asnumpy(), before)
+    for layer in layers:
+        layer.lora_up.set_data(ms.Tensor(np.full(layer.lora_up.shape, 0.1, np.float32)))
+    assert error(net(*latte_inputs()).asnumpy(), before) > 1e-4
+    weights = ms.ParameterTuple([weight for layer in layers for weight in (layer.lora_down, layer.lora_up)])
+
+    def loss(*inputs):
+        return ms.ops.square(net.construct(*inputs)).mean()
+
+    gradient = ms.grad(loss, None, weights)
+
+    def step(*inputs):
+        return gradient(*inputs)
+
+    gradients = ms.jit(step)(*latte_inputs())
+    assert all(np.abs(gradient.asnumpy()).max() > 0 for gradient in gradients)
 
 
 @pytest.mark.slow

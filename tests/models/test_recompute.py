@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from latte.inference.export import graph_of
+from latte.io.mindir import read_graph
 from latte.models.latte import Latte, LatteConfig
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
 from latte.models.precision import prepare
+from latte.ops import blockwise
 from latte.runtime import device, graphs
 from latte.training.step import StepOptions, TrainStep
 
@@ -39,13 +41,6 @@ def build(kind, recompute):
     return step, [ms.Tensor(a if a.dtype == np.int32 else a.astype(np.float32)) for a in given]
 
 
-@pytest.fixture(autouse=True)
-def forget():
-    """Later tests do not recompute."""
-    with device.use():
-        yield
-
-
 @pytest.mark.parametrize("kind", ["Latte", pytest.param("LatteT2V", marks=pytest.mark.slow)])
 def test_the_step_is_the_same(kind):
     found = []
@@ -57,6 +52,18 @@ def test_the_step_is_the_same(kind):
     assert abs(loss - again) <= 1e-6 * abs(loss)
     for a, b in zip(gradients, others, strict=True):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max() + 1e-9
+
+
+def test_other_networks_still_attend_block_by_block(monkeypatch):
+    """Only inside a recomputed block do all scores exist at once: that is a setting of the block, not of the process."""
+    monkeypatch.setattr(blockwise, "SCORES", 16)  # those of one head
+    other, given = Latte(LatteConfig(16, 2, 2, input_size=SIZE, num_frames=FRAMES)), [LATENTS, (2,)]
+
+    for block in Latte(other.config).blocks:
+        block.recompute()
+    nodes = read_graph(graph_of(other, *[ms.Tensor(np.zeros(shape, np.float32)) for shape in given]))
+    over_patches, over_frames = 2 * FRAMES * 2, 2 * (SIZE // 2) ** 2 * 2  # videos, frames or patches, heads
+    assert [node.op for node in nodes].count("Softmax") == over_patches + over_frames
 
 
 @pytest.mark.parametrize("kind", ["Latte", pytest.param("LatteT2V", marks=pytest.mark.slow)])
