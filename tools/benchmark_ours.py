@@ -42,7 +42,8 @@ def _our_step(job: dict[str, Any]) -> dict[str, Any]:
     t, after = (int(t) for t in walk.timesteps[124:126])
     step = Steps(walk.timesteps[124:125], walk.alphas_cumprod, walk.alphas_cumprod[after])
     denoise, times = graphs.compile_step(make_denoiser(net)), ms.Tensor(np.array([t], np.float32))
-    model = Network(lambda x, _: denoise(ms.Tensor(x), times).asnumpy())
+    scale = ms.Tensor(np.float32(1))
+    model = Network(lambda x, _: denoise(ms.Tensor(x), times, scale).asnumpy())
     call = lambda _: next(ddpm(model, arrays["x"], step, iter([arrays["noise"]])))  # noqa: E731
     result = timed(call, job["steps"])
     return result | {"load": load, "deviation": deviation(job, "out", net(ms.Tensor(arrays["x"]), times).asnumpy())}

@@ -9,43 +9,43 @@ from mindspore import Tensor, ops
 
 from latte.diffusion.gaussian import float32
 
-Denoise = Callable[..., Tensor]  # denoise(x, t, *conditions) -> predicted noise, and variance values if there are any
+Denoise = Callable[
+    ..., Tensor
+]  # denoise(x, t, scale, *conditions) -> predicted noise, and variance values if there are any
 
 
-def make_denoiser(
-    network: Callable[..., Tensor], guidance_scale: float = 1.0, batched_guidance: bool = True
-) -> Denoise:
-    """Put network and guidance together: ``denoise(x, t, *conditions)`` -> (B, F, C or 2C, H, W) float32.
+def make_denoiser(network: Callable[..., Tensor], guided: bool = False, batched: bool = True) -> Denoise:
+    """Put network and guidance together: ``denoise(x, t, scale, *conditions)`` -> (B, F, C or 2C, H, W) float32.
 
     It is a plain function that takes tensors only: compile it whole with ``ms.jit``, or call it as it is around a
-    network that compiles its own pieces; one graph serves every solver and step. x is (B, F, C, H, W) float32, t (B,)
-    float32 in the process of training. At a guidance scale other than 1 the conditions are those to follow and then as
-    many for "none", e.g. (y, y_null). ``batched_guidance`` runs both as one batch of 2B (faster on accelerators), else
-    as two calls (half the memory). Load weights before the first compiled call: a graph built by ``ms.jit`` sees later
+    network that compiles its own pieces; one graph serves every solver, step and guidance scale. x is (B, F, C, H, W)
+    float32, t (B,) float32 in the process of training, scale () float32, which only a ``guided`` denoiser looks at. Its
+    conditions are those to follow and then as many for "none", e.g. (y, y_null). ``batched`` runs both as one batch of
+    2B (faster on accelerators), else as two calls (half the memory).
+    Load weights before the first compiled call: a graph built by ``ms.jit`` sees later
     updates in place (``ops.assign``), but not ``set_data`` or ``load_param_into_net``. It raises ValueError if it is
     to guide with conditions that are no pairs.
     """
-    scale = float(guidance_scale)
 
-    def plain(x, t, *conditions):
+    def plain(x, t, scale, *conditions):
         return float32(network(x, t, *conditions))
 
-    def two_calls(x, t, *conditions):
+    def two_calls(x, t, scale, *conditions):
         half = _half(conditions)
         cond = network(x, t, *conditions[:half])  # (B, F, 2C, H, W)
         uncond = network(x, t, *conditions[half:])  # (B, F, 2C, H, W)
-        return guided(cond, uncond, scale, x.shape[2])
+        return guide(cond, uncond, scale, x.shape[2])
 
-    def one_batch(x, t, *conditions):
+    def one_batch(x, t, scale, *conditions):
         half = _half(conditions)
         pairs = [ops.concat((conditions[i], conditions[half + i]), axis=0) for i in range(half)]  # each (2B, ...)
         both = network(ops.concat((x, x), axis=0), ops.concat((t, t), axis=0), *pairs)  # (2B, F, 2C, H, W)
         cond, uncond = ops.split(both, x.shape[0], axis=0)  # 2 x (B, F, 2C, H, W)
-        return guided(cond, uncond, scale, x.shape[2])
+        return guide(cond, uncond, scale, x.shape[2])
 
-    if scale == 1.0:
+    if not guided:
         return plain
-    return one_batch if batched_guidance else two_calls
+    return one_batch if batched else two_calls
 
 
 def _half(conditions: Sequence[Any]) -> int:
@@ -55,7 +55,7 @@ def _half(conditions: Sequence[Any]) -> int:
     return len(conditions) // 2
 
 
-def guided(cond: Tensor, uncond: Tensor, scale: float, channels: int) -> Tensor:
+def guide(cond: Tensor, uncond: Tensor, scale: Tensor | float, channels: int) -> Tensor:
     """Move the predicted noise from the unconditional towards and past the conditional one.
 
     Both inputs are (B, F, 2C, H, W), noise then variance values, or (B, F, C, H, W), noise alone, with C = `channels`;

@@ -17,18 +17,16 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 
 from latte.components.codec import LOGVAR_RANGE
 from latte.components.folders import INDEX, find_parts, is_t2v_folder
-from latte.components.loading import check, load_model, load_t2v, load_vae
-from latte.components.text_encoder import load_t5
+from latte.components.loading import Weights, load, read
 from latte.config import ExportConfig
 from latte.diffusion.denoiser import make_denoiser
 from latte.errors import UserError
-from latte.inference.videos import guidance, model_options, sizes
+from latte.inference.inputs import Config, guidance, latent_shape, model_options
 from latte.io.atomic import atomic_entries
 from latte.io.mindir import count, read_graph, read_model, table
 from latte.models import AutoencoderKL
 from latte.models.autoencoder import AutoencoderConfig
-from latte.models.latte import CLIP_TEXT, LatteConfig
-from latte.models.latte_t2v import LatteT2VConfig
+from latte.models.latte import CLIP_TEXT
 from latte.models.temporal_decoder import FRAMES_AT_ONCE
 from latte.runtime import device
 
@@ -64,20 +62,18 @@ class Signature:
 
 
 class Denoiser(nn.Cell):
-    """A network and its guidance."""
+    """A network and its guidance, whose scale is fixed."""
 
     def __init__(self, net: nn.Cell, guidance_scale: float):
         super().__init__()
         self.net = net
-        self.denoise = make_denoiser(self.network, guidance_scale, device.current().batches_videos)
-
-    def network(self, *inputs: ms.Tensor) -> ms.Tensor:
-        """Return what the network makes of its inputs."""
-        return self.net(*inputs)
+        self.scale = ms.Tensor(np.float32(guidance_scale))  # fixed in the file, as its description says
+        batched = device.current().batches_videos
+        self.denoise = make_denoiser(net, guidance_scale != 1, batched)
 
     def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Return the guided noise, and the variance values if the network has them."""
-        return self.denoise(x, t, *conditions)
+        return self.denoise(x, t, self.scale, *conditions)
 
 
 class Encoder(nn.Cell):
@@ -193,46 +189,49 @@ def describe(cfg: ExportConfig, signature: Signature, files: list[str]) -> dict[
 
 def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
     """Load a part and return it as a cell, with what it takes and returns; raises UserError if it cannot be."""
+    weights, signature = _read(cfg)
+    if cfg.part == "t5":
+        return load(weights, dtype=cfg.dtype, quantize=cfg.quantize), signature
+    if cfg.part == "denoiser":
+        net = load(
+            weights,
+            dtype=cfg.dtype,
+            flash=cfg.enable_flash_attention,
+            quantize=cfg.quantize,
+            patch_embedder=cfg.patch_embedder,
+        )
+        net.temporal = signature.fixed.get("temporal", True)
+        return Denoiser(net, signature.fixed["guidance_scale"]), signature
+    vae = load(weights)
+    return Encoder(vae) if cfg.part == "vae_encoder" else Decoder(vae, signature.fixed["sd_scale_factor"]), signature
+
+
+def _read(cfg: ExportConfig) -> tuple[Weights, Signature]:
+    """Return the weights of a part, read but not loaded, and its signature; raises UserError if it cannot be had."""
     parts = find_parts(cfg.checkpoint, _vae(cfg), cfg.enable_vae_temporal_decoder)
     if cfg.part == "t5":
-        net = load_t5(_text_encoder(cfg), cfg.dtype, cfg.quantize)
-        return net, t5_signature(cfg, net.config.d_model)
-    if cfg.part == "denoiser":
-        flash = {"dtype": cfg.dtype, "enable_flash_attention": cfg.enable_flash_attention}
-        if is_t2v_folder(cfg.checkpoint):
-            net = load_t2v(parts.network, quantize=cfg.quantize, **flash)
-        else:
-            asked = model_options(cfg, check(parts.vae, "autoencoder"))
-            net = load_model(parts.network, patch_embedder=cfg.patch_embedder, **flash, **asked)
-        signature = denoiser_signature(cfg, net.config, check(parts.vae, "autoencoder"))
-        net.temporal = signature.fixed.get("temporal", True)
-        return Denoiser(net, guidance(cfg, net.config)), signature
-    vae = load_vae(parts.vae)
-    signature = vae_signature(cfg, vae.config)
-    factor = signature.fixed["sd_scale_factor"]
-    return Encoder(vae) if cfg.part == "vae_encoder" else Decoder(vae, factor), signature
+        weights = read(_text_encoder(cfg), "t5")
+        return weights, t5_signature(cfg, weights.config.d_model)
+    vae = read(parts.vae, "autoencoder")
+    if cfg.part != "denoiser":
+        return vae, vae_signature(cfg, vae.config)
+    text = parts.prompts is not None
+    if cfg.quantize and not text:
+        raise UserError(f"quantize is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
+    asked = {} if text else model_options(cfg, vae.config)
+    weights = read(parts.network, "latte_t2v" if text else "latte", **asked)
+    return weights, denoiser_signature(cfg, weights.config, vae.config)
 
 
 def dry_run(cfg: ExportConfig) -> str:
     """Check options and files and return what would be written; nothing is compiled."""
     if cfg.target:
         check_free(Path(cfg.target))
-    parts, compute = find_parts(cfg.checkpoint, _vae(cfg), cfg.enable_vae_temporal_decoder), device.DTYPES[cfg.dtype]
-    if cfg.part == "t5":
-        config = check(_text_encoder(cfg), "t5")
-        signature, size = (
-            t5_signature(cfg, config.d_model),
-            config.parameter_count * (4 if compute == ms.float32 else 2),
-        )
-    elif cfg.part == "denoiser":
-        vae, t2v = check(parts.vae, "autoencoder"), is_t2v_folder(cfg.checkpoint)
-        config = check(parts.network, "latte_t2v") if t2v else check(parts.network, "latte", **model_options(cfg, vae))
-        signature = denoiser_signature(cfg, config, vae)
-        blocks = 28 * config.num_layers if t2v else 18 * config.depth
-        size = blocks * config.hidden_size**2 * (4 if compute == ms.float32 else 2)
+    weights, signature = _read(cfg)
+    if cfg.part in ("denoiser", "t5"):
+        size = weights.config.parameter_count * (4 if device.DTYPES[cfg.dtype] == ms.float32 else 2)
     else:
-        signature, size = vae_signature(cfg, check(parts.vae, "autoencoder")), Path(parts.vae)
-        size = sum(file.stat().st_size for file in ([size] if size.is_file() else size.glob("*.safetensors"))) // 2
+        size = sum(values.size * 4 for values in weights.tensors.values()) // 2
     lines = [
         f"{kind} {field.name}: {field.dtype} {list(field.shape)}, {field.meaning}" for kind, field in _all(signature)
     ]
@@ -240,29 +239,29 @@ def dry_run(cfg: ExportConfig) -> str:
     return "\n".join([f"{cfg.part} for {device.current().target}: {where}, about {size / 1e6:,.0f} MB", *lines])
 
 
-def denoiser_signature(cfg: ExportConfig, config: LatteConfig | LatteT2VConfig, vae: AutoencoderConfig) -> Signature:
+def denoiser_signature(cfg: ExportConfig, config: Config, vae: AutoencoderConfig) -> Signature:
     """Return what a network with its guidance takes; raises UserError if it cannot be guided."""
-    frames, height, width = sizes(cfg, config, vae.downsampling)
-    side, batch, scale = vae.downsampling, cfg.batch_size, guidance(cfg, config)
-    shape = (batch, frames, config.in_channels, height // side, width // side)
+    batch, scale = cfg.batch_size, guidance(cfg, config)
+    shape = (batch, *latent_shape(cfg, config, vae.downsampling))
+    frames = shape[1]
     factor = cfg.sd_scale_factor or vae.scaling_factor
     fields = [
         Field("x", shape, "float32", f"noisy latents (B, F, C, H, W), scaled by {factor:g}"),
         Field("t", (batch,), "float32", "timesteps of the training's process, 0 to 999, maybe between two"),
     ]
     fixed = {"guidance_scale": scale, "sd_scale_factor": factor}
-    if isinstance(config, LatteT2VConfig):
+    if config.conditioning == "prompt":
         fixed["temporal"] = cfg.enable_temporal_attentions and frames > 1
         text = (batch, cfg.text_tokens)
         given = [
             Field("text", (*text, config.caption_channels), "float32", "embeddings of T5"),
             Field("mask", text, "int32", "1 for tokens of the prompt, 0 for what fills it up"),
         ]
-    elif config.condition == "class":
+    elif config.conditioning == "class":
         classes = f"labels, 0 to {config.num_classes - 1}; {config.num_classes} is none"
         given = [Field("y", (batch,), "int32", classes)]
     else:
-        given = [Field("y", (batch, *CLIP_TEXT), "float32", "embeddings of CLIP")] * (config.condition == "text")
+        given = [Field("y", (batch, *CLIP_TEXT), "float32", "embeddings of CLIP")] * (config.conditioning == "text")
     if scale != 1:
         if not given:
             raise UserError(f"guidance_scale {scale:g} needs a conditional model; {cfg.checkpoint} is not one")

@@ -13,7 +13,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import ops
 
-from latte.diffusion.denoiser import guided
+from latte.diffusion.denoiser import guide
 from latte.diffusion.gaussian import float32
 from latte.runtime import graphs
 
@@ -35,20 +35,20 @@ class ReusingDenoiser:
     skips about half of the passes. `calls` and `skipped` count passes through the network.
     """
 
-    def __init__(self, parts: tuple[Callable, Callable, Callable], guidance_scale: float, threshold: float):
+    def __init__(self, parts: tuple[Callable, Callable, Callable], guided: bool, threshold: float):
         self.begin, self.middle, self.end = parts
-        self.guidance_scale, self.threshold = guidance_scale, threshold
+        self.guided, self.threshold = guided, threshold
         self.memories = Memory(), Memory()  # of the conditional and the unconditional half
         self.calls = self.skipped = 0
 
-    def __call__(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
+    def __call__(self, x: ms.Tensor, t: ms.Tensor, scale: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Return the guided output (B, F, C or 2C, H, W) float32; see `make_denoiser`."""
-        if self.guidance_scale == 1.0:
+        if not self.guided:
             return float32(self._run(self.memories[0], x, t, *conditions))
         half = len(conditions) // 2
         cond = self._run(self.memories[0], x, t, *conditions[:half])
         uncond = self._run(self.memories[1], x, t, *conditions[half:])
-        return guided(cond, uncond, self.guidance_scale, x.shape[2])
+        return guide(cond, uncond, scale, x.shape[2])
 
     def _run(self, memory: Memory, *inputs: ms.Tensor) -> ms.Tensor:
         tokens, context = self.begin(*inputs)
@@ -68,13 +68,14 @@ def change(new: ms.Tensor, old: ms.Tensor) -> float:
 
 def compiled_parts(net: ms.nn.Cell) -> tuple[Callable, Callable, Callable]:
     """Return the first two blocks, the others and the final layer, each a graph where the compile scope is the step."""
+    first, last = min(FIRST, len(net.blocks)), len(net.blocks)
 
     def begin(*inputs: ms.Tensor) -> tuple[ms.Tensor, tuple]:
         tokens, context = net.embed(*inputs)
-        return net.run_blocks(tokens, context, 0, FIRST), context
+        return net.run_blocks(tokens, context, 0, first), context
 
     def middle(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
-        return net.run_blocks(tokens, context, FIRST, len(net.blocks))
+        return net.run_blocks(tokens, context, first, last)
 
     def end(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
         return net.final_layer(tokens, net.final_condition(context))

@@ -1,17 +1,28 @@
-"""From what a user gives - prompts, labels, seeds, frames - to the arrays that a network takes, a row a video."""
+"""From what a user gives - options, prompts, labels, seeds - to the arrays that a network takes, a row per video."""
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latte.components.folders import INDEX
 from latte.components.text_encoder import Prompts
+from latte.config import SampleConfig
+from latte.diffusion.scheduler_config import solver_of
+from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference.latents import Conditions
+from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import CLIP_TEXT, LatteConfig
 from latte.models.latte_t2v import LatteT2VConfig
+
+Config = LatteConfig | LatteT2VConfig
+LONGEST_NAME = 60  # characters of a prompt in the name of a file
 
 Prompt = str | Sequence[str] | None
 Embeds = tuple[Any, Any]  # of the prompts and of what guidance steers away from; either may be None
@@ -33,6 +44,140 @@ def seeds_of(seed: int | Sequence[int] | None, generator: np.random.Generator | 
     if len(seeds) != count or min(seeds) < 0:
         raise UserError(f"there are {count} videos, but {len(seeds)} seeds: {seeds[:8]}; they count from 0 on")
     return seeds
+
+
+def guidance(cfg: SampleConfig, config: Config) -> float:
+    """Return the guidance scale that is asked for, or the network's own."""
+    return config.default_guidance if cfg.guidance_scale is None else cfg.guidance_scale
+
+
+def latent_shape(cfg: SampleConfig, config: Config, side: int) -> tuple[int, int, int, int]:
+    """Return the shape (F, C, h, w) of a video's latents, of which each spans `side` pixels; raises UserError."""
+    return config.latent_shape(cfg.num_frames, cfg.height or cfg.image_size, cfg.width or cfg.image_size, side)
+
+
+def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, int | str | None]:
+    """Return what the options ask of a Latte when it is loaded, as arguments of `load`."""
+    names = ("model_name", "condition", "num_classes", "hidden_size", "depth", "num_heads", "patch_size", "num_frames")
+    asked = {name: getattr(cfg, name) for name in names}
+    return asked | {"input_size": cfg.image_size and cfg.image_size // vae.downsampling}
+
+
+def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | Solver | None, eta: float) -> Solver:
+    """Return the solver that is asked for, or the default; what a scheduler's configuration says holds for every one.
+
+    Without a default it is the configuration's own. Raises UserError for what is not supported.
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if not scheduler:
+        return Solver(solver or default or "ddpm", eta=eta)
+    name, options = solver_of(scheduler, solver or default)
+    return Solver(name, **options, eta=eta)
+
+
+def check_options(cfg: SampleConfig, text: bool) -> None:
+    """Raise UserError for options that the checkpoint does not take, which is a text-to-video folder or is not."""
+    if not text:
+        if not Path(cfg.checkpoint).exists():
+            raise UserError(f"{cfg.checkpoint} does not exist; check the name of the checkpoint")
+        for name in ("prompts", "height", "width", "quantize", "enable_vae_temporal_decoder", "negative_prompt"):
+            if getattr(cfg, name):
+                raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
+        if not cfg.vae_checkpoint and not Path(cfg.checkpoint).is_dir():
+            raise UserError("vae_checkpoint is not set; name a file in the YAML or with --vae_checkpoint")
+        return
+    if cfg.prompts is None:
+        raise UserError(f"{cfg.checkpoint} makes videos from text: give prompts, in the YAML or with --prompts")
+    for name in ("class_labels", "text_embeddings", "model_name", "condition", "num_classes"):
+        if getattr(cfg, name) is not None:
+            raise UserError(f"{name} is for other checkpoints; {cfg.checkpoint} makes videos from prompts")
+    if cfg.image_size and (cfg.height or cfg.width):
+        raise UserError("image_size is given beside height or width; give either")
+
+
+def check_inputs(cfg: SampleConfig, config: Config) -> None:
+    """Raise UserError if labels, text embeddings or guidance are not what the network takes."""
+    kind, guided = config.conditioning, guidance(cfg, config) != 1
+    if cfg.class_labels and kind != "class":
+        raise UserError(f"class_labels are given, but {cfg.checkpoint} is not a class-conditional model")
+    if cfg.class_labels and max(cfg.class_labels) >= config.num_classes:
+        raise UserError(
+            f"class_labels go up to {max(cfg.class_labels)}, but {cfg.checkpoint} has classes 0 to "
+            f"{config.num_classes - 1}"
+        )
+    if guided and kind == "none":
+        raise UserError(f"guidance_scale {cfg.guidance_scale:g} needs a conditional model; {cfg.checkpoint} is not one")
+    if (kind == "text") != bool(cfg.text_embeddings):
+        need = "name its CLIP embeddings with" if kind == "text" else "leave out"
+        what = "is" if kind == "text" else "is not"
+        raise UserError(f"{cfg.checkpoint} {what} conditioned on text; {need} --text_embeddings")
+    if kind == "text" and read_text_embeddings(Path(cfg.text_embeddings))[1] is None and guided:
+        raise UserError(f"text_embeddings {cfg.text_embeddings} has no 'null', which guidance needs")
+
+
+def choose_inputs(cfg: SampleConfig, config: Config, numbers: list[int]) -> dict[str, Any]:
+    """Return the arguments of the pipeline that say what the videos of these numbers show.
+
+    A list of labels is gone through again and again; without one, a label is drawn from each video's seed.
+    """
+    if config.conditioning == "prompt":
+        names = ("negative_prompt", "mask_feature", "enable_temporal_attentions")
+        return {"prompt": [cfg.prompts[k // cfg.num_samples] for k in numbers]} | {
+            name: getattr(cfg, name) for name in names
+        }
+    if config.conditioning == "class":
+        labels = cfg.class_labels
+        drawn = [random_label(cfg.seed + k, config.num_classes) for k in numbers]
+        return {"class_labels": [labels[k % len(labels)] for k in numbers] if labels else drawn}
+    if config.conditioning == "text":
+        text, null = read_text_embeddings(Path(cfg.text_embeddings))
+        return {"prompt_embeds": text[[k % len(text) for k in numbers]], "negative_prompt_embeds": null}
+    return {"num_videos_per_prompt": len(numbers)}
+
+
+def suffix(given: dict[str, Any], row: int) -> str:
+    """Return what a video's condition adds to the name of its file: safe characters, whatever the prompt holds."""
+    if "class_labels" in given:
+        return f"-class{given['class_labels'][row]}"
+    words = re.sub(r"[^a-z0-9]+", "-", given["prompt"][row].lower()).strip("-") if "prompt" in given else ""
+    return f"-{words[:LONGEST_NAME].strip('-')}" if words else ""
+
+
+def read_text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return `text` (N, 77, 768) and `null` (1, 77, 768), or None, of an .npz file; raises UserError for others."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            text, null = file["text"], file["null"][None] if "null" in file else None
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"text_embeddings {path} is not an .npz file with an array 'text': {error}") from error
+    for name, array in (("text", text), ("null", null)):
+        if array is not None and (array.shape[1:] != CLIP_TEXT or not len(array) or array.dtype.kind != "f"):
+            raise UserError(f"text_embeddings {path}: '{name}' is {array.dtype} {array.shape}; see docs/sample.md")
+    return text, null
+
+
+def make_conditions(
+    config: Config,
+    prompts: Prompts | None,
+    texts: tuple[Prompt, Prompt],
+    labels: int | Sequence[int] | None,
+    embeds: Embeds,
+    guided: bool,
+    mask_feature: bool = True,
+) -> tuple[Conditions, Conditions]:
+    """Return what a network takes after x and t, a row per video, and the same of what guidance steers away from.
+
+    The second is empty without guidance. `texts` are prompt and negative prompt, which `prompts` encodes; `embeds` are
+    their embeddings. Raises UserError if what is given is not what the network is conditioned on.
+    """
+    if config.conditioning == "prompt":
+        if labels is not None:
+            raise UserError("class_labels are given, but this network is conditioned on text; give a prompt")
+        return text_conditions(config, prompts, texts, embeds, guided, mask_feature)
+    if texts[0] is not None:
+        raise UserError("a prompt is given, but this network has no text encoder")
+    return label_conditions(config, labels, embeds, guided)
 
 
 def text_conditions(
@@ -80,12 +225,14 @@ def label_conditions(
     not what the network takes.
     """
     text, null = embeds
-    kind, wanted = config.condition, {"class": "class_labels", "text": "prompt_embeds"}
+    kind, wanted = config.conditioning, {"class": "class_labels", "text": "prompt_embeds"}
     given = {"class_labels": labels, "prompt_embeds": text}
     for name, value in given.items():
         if value is not None and wanted.get(kind) != name:
-            raise UserError(f"{name} are given, but this network is conditioned on {kind or 'nothing'}")
-    if kind is None:
+            raise UserError(
+                f"{name} are given, but this network is conditioned on {'nothing' if kind == 'none' else kind}"
+            )
+    if kind == "none":
         if guided:
             raise UserError("guidance_scale other than 1 needs a conditional model; this one has no condition")
         return (), ()

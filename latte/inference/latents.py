@@ -9,6 +9,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+from mindspore import nn
 
 from latte.diffusion.denoiser import make_denoiser
 from latte.diffusion.fixed_frames import holding
@@ -16,7 +17,6 @@ from latte.diffusion.noise import NoiseStream
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference.feature_cache import ReusingDenoiser, compiled_parts
-from latte.models import Latte, LatteT2V
 from latte.runtime import device, graphs
 
 Conditions = Sequence[np.ndarray]  # what the network takes after x and t, each with a row a video
@@ -33,7 +33,7 @@ class Request:
     num_inference_steps: int | str = 250
     sampler: Solver = Solver("ddpm")
     guidance_scale: float = 1.0
-    settings: tuple[bool, ...] = ()  # what the network takes after its conditions
+    temporal: bool = True  # without, text to video leaves its blocks over frames out
     latents: np.ndarray | None = None  # (B, F, C, h, w) standard normal noise in place of the seeds' first
     held: np.ndarray | None = None  # (B, n, C, h, w) latents of given frames
     held_frames: Sequence[int] = ()  # their places
@@ -61,9 +61,9 @@ def nearest(request: Request) -> np.ndarray:
 
 
 class LatentSampler:
-    """A network with one compiled denoising graph for every guidance scale used; it makes latents of videos."""
+    """A network with one compiled denoising graph, and one with guidance of any scale; it makes latents of videos."""
 
-    def __init__(self, net: Latte | LatteT2V):
+    def __init__(self, net: nn.Cell):
         self.net = net
         self.step_seconds: list[float] = []  # of every network call so far; the first one compiles
         self.skipped = 0.0  # share of the passes of the last request whose inner blocks were skipped
@@ -81,50 +81,51 @@ class LatentSampler:
         after it. Where the device takes videos one by one, it comes to both once a video.
         """
         count = len(request.seeds)
-        if not device.current().batches_videos and count > 1:
-            return np.concatenate([self.sample(request.one(k), on_step, callback) for k in range(count)])
-        stream = NoiseStream(request.seeds, request.shape)
         expected = (count, *request.shape)
         if request.latents is not None and np.shape(request.latents) != expected:
             raise UserError(f"latents are {np.shape(request.latents)}, but these videos take {expected}")
-        latents = stream.normal() if request.latents is None else np.asarray(request.latents, np.float32)
-        denoise = self._denoiser(request)
-        model = self._model(denoise, request, on_step)
-        if request.held is not None:
-            steps = request.sampler.steps(request.num_inference_steps)
-            model = holding(model, request.held, request.held_frames, steps)
-        begin = nearest(request) if request.held is not None else None
-        walk = request.sampler.sample(model, latents, request.num_inference_steps, stream, begin, request.strength)
-        for step, latents in enumerate(walk):  # noqa: B020, the noise is not needed any more
-            callback(step, latents)
-        if isinstance(denoise, ReusingDenoiser):
-            self.skipped = denoise.skipped / denoise.calls
-        if request.held is not None:
-            latents[:, list(request.held_frames)] = request.held
-        return latents
+        together = device.current().batches_videos or count == 1
+        made = []
+        for part in [request] if together else [request.one(k) for k in range(count)]:
+            stream = NoiseStream(part.seeds, part.shape)
+            latents = stream.normal() if part.latents is None else np.asarray(part.latents, np.float32)
+            denoise, begin = self._denoiser(part), None
+            model = self._model(denoise, part, on_step)
+            if part.held is not None:
+                steps, begin = part.sampler.steps(part.num_inference_steps), nearest(part)
+                model = holding(model, part.held, part.held_frames, steps)
+            walk = part.sampler.sample(model, latents, part.num_inference_steps, stream, begin, part.strength)
+            for step, latents in enumerate(walk):  # noqa: B020, the noise is not needed any more
+                callback(step, latents)
+            if isinstance(denoise, ReusingDenoiser):
+                self.skipped = denoise.skipped / denoise.calls
+            if part.held is not None:
+                latents[:, list(part.held_frames)] = part.held
+            made.append(latents)
+        return np.concatenate(made)
 
     def _denoiser(self, request: Request) -> Callable:
-        reuses, settings = request.feature_cache > 0, request.settings
-        self.net.temporal = settings[0] if settings else True  # a graph keeps the value, hence a key for each
-        key = ("parts" if reuses else request.guidance_scale, settings)
+        reuses, guided = request.feature_cache > 0, request.guidance_scale != 1
+        key = ("parts" if reuses else guided, request.temporal)
+        self.net.temporal = request.temporal  # a graph keeps the value that it was built with, hence the key
         if key not in self._denoisers and reuses:
             self._denoisers[key] = compiled_parts(self.net)
         elif key not in self._denoisers:
-            batched = device.current().batches_videos
-            denoise = make_denoiser(self.net, request.guidance_scale, batched)
+            denoise = make_denoiser(self.net, guided, device.current().batches_videos)
             self._denoisers[key] = graphs.compile_step(denoise)
         if reuses:
-            return ReusingDenoiser(self._denoisers[key], request.guidance_scale, request.feature_cache)
+            return ReusingDenoiser(self._denoisers[key], guided, request.feature_cache)
         return self._denoisers[key]
 
     def _model(self, denoise: Callable, request: Request, on_step: Callable[[int], None]) -> Callable:
         """Return what a solver calls: NumPy in, NumPy out."""
         inputs = [ms.Tensor(np.ascontiguousarray(values)) for values in (*request.conditions, *request.null)]
+        scale = ms.Tensor(np.float32(request.guidance_scale))  # (), an input, so that one graph serves every scale
 
         def model(x: np.ndarray, t: float) -> np.ndarray:
             start = time.perf_counter()
             times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
-            out = denoise(ms.Tensor(x), times, *inputs).asnumpy()
+            out = denoise(ms.Tensor(x), times, scale, *inputs).asnumpy()
             self.step_seconds.append(time.perf_counter() - start)
             on_step(len(x))
             return out

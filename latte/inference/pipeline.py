@@ -12,18 +12,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from latte.components.codec import Codec
-from latte.components.folders import find_parts, read_scheduler
-from latte.components.loading import load_model, load_t2v, load_vae
+from latte.components.folders import Parts, find_parts, read_scheduler
+from latte.components.loading import Source, load
 from latte.components.text_encoder import Prompts
-from latte.diffusion.scheduler_config import solver_of
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
-from latte.inference.inputs import Prompt, label_conditions, seeds_of, text_conditions
+from latte.inference.inputs import Prompt, choose_solver, make_conditions, seeds_of
 from latte.inference.latents import LatentSampler, Request
 from latte.models import Latte, LatteT2V
 
 OUTPUT_TYPES = ("pil", "np", "uint8", "latent")
-STEPS, T2V_STEPS, T2V_GUIDANCE = 250, 50, 7.5  # what the authors take, of other networks and of text to video
 StepCallback = Callable[["LattePipeline", int, float, dict[str, np.ndarray]], Any]
 
 
@@ -68,7 +66,6 @@ class LattePipeline:
         self.net, self.codec, self.prompts = net, codec, prompts
         self.scheduler = scheduler or {}  # a diffusers scheduler_config.json
         self.latents = LatentSampler(net)
-        self.takes_text = isinstance(net, LatteT2V)
 
     @classmethod
     def from_pretrained(
@@ -90,19 +87,38 @@ class LattePipeline:
         path: a diffusers text-to-video folder, as it is or converted; a folder with latte.* and vae.*; or a checkpoint
         of a class-conditional or unconditional network, with its autoencoder in `vae`. quantize: "int8" keeps the
         matrices of a text-to-video network and of its text encoder in 8 bits. The text encoder is loaded when there are
-        prompts to encode. model: for `load_model`, such as num_frames. Raises UserError for what cannot be loaded.
+        prompts to encode. model: for `load`, such as num_frames. Raises UserError for what cannot be loaded.
         """
         parts = find_parts(path, vae, enable_vae_temporal_decoder)
-        codec = Codec(load_vae(parts.vae), sd_scale_factor, vae_slice, vae_tile)
-        if parts.prompts is None:
-            if quantize:
-                raise UserError(f"quantize {quantize} is for text-to-video folders; {path} is none")
-            net = load_model(parts.network, dtype=dtype, enable_flash_attention=enable_flash_attention, **model)
-            return cls(net, codec)
-        if model:
+        if parts.prompts is None and quantize:
+            raise UserError(f"quantize {quantize} is for text-to-video folders; {path} is none")
+        if parts.prompts is not None and model:
             raise UserError(f"{', '.join(model)}: a text-to-video network takes no such option when it is loaded")
-        net = load_t2v(parts.network, dtype=dtype, enable_flash_attention=enable_flash_attention, quantize=quantize)
-        return cls(net, codec, Prompts(parts.prompts, dtype, quantize), read_scheduler(parts.scheduler))
+        options = {"dtype": dtype, "quantize": quantize, "enable_flash_attention": enable_flash_attention, **model}
+        codec = {"vae_slice": vae_slice, "vae_tile": vae_tile, "sd_scale_factor": sd_scale_factor}
+        return cls.from_parts(parts, parts.network, parts.vae, **codec, **options)
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Parts,
+        network: Source,
+        vae: Source,
+        *,
+        dtype: str = "fp32",
+        quantize: str | None = None,
+        enable_flash_attention: bool = False,
+        vae_slice: int = 0,
+        vae_tile: int = 0,
+        sd_scale_factor: float | None = None,
+        **model: Any,
+    ) -> LattePipeline:
+        """Load a pipeline whose parts were found, and maybe read, before; see `from_pretrained`."""
+        codec = Codec(load(vae, "autoencoder"), sd_scale_factor, vae_slice, vae_tile)
+        prompts = Prompts(parts.prompts, dtype, quantize) if parts.prompts else None
+        options = {"dtype": dtype, "quantize": quantize, "flash": enable_flash_attention, **model}
+        net = load(network, "latte_t2v" if prompts else "latte", **options)
+        return cls(net, codec, prompts, read_scheduler(parts.scheduler))
 
     def __call__(
         self,
@@ -137,26 +153,37 @@ class LattePipeline:
         """Return videos; the arguments are explained at the class. Raises UserError for impossible settings."""
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not known; choose one of {', '.join(OUTPUT_TYPES)}")
-        scale = guidance_scale if guidance_scale is not None else T2V_GUIDANCE if self.takes_text else 1.0
-        shape, embeds = self._shape(height, width, video_length), (prompt_embeds, negative_prompt_embeds)
-        both = self._conditions((prompt, negative_prompt), class_labels, embeds, scale != 1, mask_feature)
+        config, side = self.net.config, self.codec.vae.config.downsampling
+        scale = float(config.default_guidance if guidance_scale is None else guidance_scale)
+        shape = config.latent_shape(video_length, height, width, side)
+        texts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
+        both = make_conditions(config, self.prompts, texts, class_labels, embeds, scale != 1, mask_feature)
         conditions, null = ([np.repeat(values, num_videos_per_prompt, axis=0) for values in part] for part in both)
         count = len(conditions[0]) if conditions else num_videos_per_prompt
+        steps, solver = num_inference_steps or config.default_steps, self._solver(sampler, eta)
         request = Request(
             seeds=seeds_of(seed, generator, count),
             shape=shape,
             conditions=conditions,
             null=null,
-            num_inference_steps=num_inference_steps or (T2V_STEPS if self.takes_text else STEPS),
-            sampler=self._sampler(sampler, eta),
-            guidance_scale=float(scale),
-            settings=(enable_temporal_attentions and shape[0] > 1,) if self.takes_text else (),
+            num_inference_steps=steps,
+            sampler=solver,
+            guidance_scale=scale,
+            temporal=enable_temporal_attentions,
             latents=latents,
             feature_cache=feature_cache,
             strength=strength,
             **self._held(frames, frame_indices, shape, count, strength),
         )
-        made = self._sample(request, callback_on_step_end, progress)
+        timesteps = solver.steps(steps, strength).timesteps.tolist()
+
+        def after(step: int, latents: np.ndarray) -> None:
+            told = {"latents": latents.copy()} if callback_on_step_end else {}
+            if callback_on_step_end and callback_on_step_end(self, step, timesteps[step], told):
+                raise UserError("callback_on_step_end returned something, but latents cannot be changed on their way")
+
+        with _bar(progress, count * solver.calls(steps, strength), "denoising", "call") as bar:
+            made = self.latents.sample(request, bar.update, after)
         if output_type == "latent":
             return LatteOutput(made)
         return LatteOutput(self.decode(made, output_type, decode_chunk_size, progress))
@@ -176,53 +203,8 @@ class LattePipeline:
             return [[Image.fromarray(frame) for frame in video] for video in videos]
         return np.stack(videos)
 
-    def _sample(self, request: Request, callback: StepCallback | None, progress: bool) -> np.ndarray:
-        timesteps = request.sampler.steps(request.num_inference_steps, request.strength).timesteps.tolist()
-
-        def after(step: int, latents: np.ndarray) -> None:
-            if callback and callback(self, step, timesteps[step], {"latents": latents.copy()}):
-                raise UserError("callback_on_step_end returned something, but latents cannot be changed on their way")
-
-        total = len(request.seeds) * request.sampler.calls(request.num_inference_steps, request.strength)
-        with _bar(progress, total, "denoising", "call") as bar:
-            return self.latents.sample(request, bar.update, after)
-
-    def _conditions(self, texts: tuple[Prompt, Prompt], labels: Any, embeds: tuple, guided: bool, masks: bool) -> tuple:
-        if self.takes_text:
-            if labels is not None:
-                raise UserError("class_labels are given, but this network is conditioned on text; give a prompt")
-            return text_conditions(self.net.config, self.prompts, texts, embeds, guided, masks)
-        if texts[0] is not None:
-            raise UserError("a prompt is given, but this network has no text encoder")
-        return label_conditions(self.net.config, labels, embeds, guided)
-
-    def _sampler(self, sampler: str | Solver | None, eta: float) -> Solver:
-        """Return the solver to use; what the folder's configuration says of the process holds for every solver."""
-        if isinstance(sampler, Solver):
-            return sampler
-        if not self.scheduler:
-            return Solver(sampler or "ddpm", eta=eta)
-        name, options = solver_of(self.scheduler, sampler)
-        return Solver(name, **options, eta=eta)
-
-    def _shape(self, height: int | None, width: int | None, frames: int | None) -> tuple[int, int, int, int]:
-        """Return the shape (F, C, h, w) of a video's latents."""
-        config, side = self.net.config, self.codec.vae.config.downsampling
-        if self.takes_text:
-            unit, own = side * config.patch_size, config.sample_size * side
-            pixels, frames = (height or own, width or own), frames or config.video_length
-            if frames < 1 or any(size < unit or size % unit for size in pixels):
-                raise UserError(
-                    f"height and width must be multiples of {unit}, video_length 1 or more; "
-                    f"asked for are {pixels[0]}, {pixels[1]} and {frames}"
-                )
-            return frames, config.in_channels, pixels[0] // side, pixels[1] // side
-        h, w = config.latent_size
-        own = {"height": h * side, "width": w * side, "video_length": config.num_frames}
-        for (name, value), asked in zip(own.items(), (height, width, frames), strict=True):
-            if asked not in (None, value):
-                raise UserError(f"{name} is {value} in this network, but {asked} is asked for; load it for other sizes")
-        return config.num_frames, config.in_channels, h, w
+    def _solver(self, solver: str | Solver | None, eta: float) -> Solver:
+        return choose_solver(self.scheduler, self.net.config.default_solver, solver, eta)
 
     def _held(
         self, frames: Any, indices: Sequence[int] | None, shape: tuple, count: int, strength: float

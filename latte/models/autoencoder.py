@@ -236,7 +236,7 @@ class UpsampleConv(Conv):
         self.takes()  # no stride
 
 
-class Solver(nn.Cell):
+class Resampler(nn.Cell):
     """The holder of a down- or upsampling convolution, for its official name."""
 
     def __init__(self, conv: nn.Cell):
@@ -251,9 +251,9 @@ class Stage(nn.Cell):
         super().__init__()
         self.resnets = nn.CellList(resnets)
         if down is not None:
-            self.downsamplers = nn.CellList([Solver(down)])
+            self.downsamplers = nn.CellList([Resampler(down)])
         if up is not None:
-            self.upsamplers = nn.CellList([Solver(up)])
+            self.upsamplers = nn.CellList([Resampler(up)])
         self.has_down, self.has_up = down is not None, up is not None
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:

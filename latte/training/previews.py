@@ -33,26 +33,36 @@ def conditions_of(source: TrainingSource, count: int) -> tuple[Arrays, Arrays]:
     return (), ()
 
 
-def sample_videos(
-    net: nn.Cell,
-    codec: Codec,
-    shape: tuple[int, ...],
-    conditions: Arrays,
-    nulls: Arrays,
-    count: int,
-    steps: int,
-    guidance_scale: float,
-    on_step: Callable[[int], Any],
-) -> np.ndarray:
-    """Return `count` videos (count, F, H, W, 3) uint8 of DDIM; video k has the seed k. `shape` is (F, L, h, w)."""
-    scale = guidance_scale if conditions else 1.0
-    request = Request(
-        seeds=range(count),
-        shape=shape,
-        conditions=conditions,
-        null=nulls if scale != 1 else (),
-        num_inference_steps=steps,
-        sampler=Solver("ddim"),
-        guidance_scale=scale,
-    )
-    return np.stack([codec.decode(video) for video in LatentSampler(net).sample(request, on_step)])
+class Previews:
+    """Makes `count` videos of DDIM, video k with the seed k, of which the network is compiled for the first time only.
+
+    `shape` is (F, L, h, w). The weights of `net` may be updated in place (`ops.assign`) between two calls.
+    """
+
+    def __init__(
+        self,
+        net: nn.Cell,
+        codec: Codec,
+        shape: tuple[int, ...],
+        source: TrainingSource,
+        *,
+        count: int,
+        steps: int,
+        guidance_scale: float,
+    ):
+        conditions, null = conditions_of(source, count)
+        scale = guidance_scale if conditions else 1.0
+        self.codec, self.latents = codec, LatentSampler(net)
+        self.request = Request(
+            seeds=range(count),
+            shape=shape,
+            conditions=conditions,
+            null=null if scale != 1 else (),
+            num_inference_steps=steps,
+            sampler=Solver("ddim"),
+            guidance_scale=scale,
+        )
+
+    def make(self, on_step: Callable[[int], Any] = lambda count: None) -> np.ndarray:
+        """Return the videos (count, F, H, W, 3) uint8; `on_step` is told how many went through the network."""
+        return np.stack([self.codec.decode(video) for video in self.latents.sample(self.request, on_step)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -25,7 +26,7 @@ from latte.training.build import Training
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, sum_over_ranks
 from latte.training.metrics import Metrics, describe
-from latte.training.previews import conditions_of, sample_videos
+from latte.training.previews import Previews
 from latte.training.state import check_same, load_state, state_of, weights_of
 from latte.training.step import SUMS
 from latte.training.stopping import StopSignal
@@ -178,14 +179,25 @@ class Trainer:
             self._sample()
         self.seen = time.perf_counter(), self.step  # saving is no training time
 
+    @functools.cached_property
+    def previews(self) -> Previews:
+        """What makes the videos of all checkpoints, so that the network is compiled for the first of them only."""
+        cfg, training = self.cfg, self.training
+        return Previews(
+            training.step.ema or training.step.net,
+            training.codec,
+            (training.num_frames, *training.source.latent_shape[1:]),
+            training.source,
+            count=cfg.sample_videos,
+            steps=cfg.sample_steps,
+            guidance_scale=cfg.guidance_scale,
+        )
+
     def _sample(self) -> None:
         """Write a grid of videos made with the current weights, always from the same seeds."""
-        cfg, training, count = self.cfg, self.training, self.cfg.sample_videos
-        net, source = training.step.ema or training.step.net, training.source
-        shape = (training.num_frames, *source.latent_shape[1:])
-        settings = (count, cfg.sample_steps, cfg.guidance_scale)
-        with tqdm(total=count * cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
-            videos = sample_videos(net, training.codec, shape, *conditions_of(source, count), *settings, bar.update)
+        count = self.cfg.sample_videos
+        with tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
+            videos = self.previews.make(bar.update)
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
         save_video(board, self.folder / "samples" / f"step-{self.step:08d}", ["gif"])
 

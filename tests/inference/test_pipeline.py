@@ -17,7 +17,7 @@ from latte.config import SampleConfig
 from latte.diffusion.noise import NoiseStream
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
-from latte.inference import videos
+from latte.inference import inputs, videos
 from latte.io.video import read_frames, read_video
 from latte.models import latte
 from latte.runtime import device
@@ -95,7 +95,7 @@ def test_text_embeddings_that_are_none(content, tmp_path):
         rows = 0 if content == "empty" else 1
         np.savez(path, text=np.zeros((rows, 77, 768), np.float32 if rows == 0 else np.int32))
     with pytest.raises(UserError, match="text.npz"):
-        videos._text_embeddings(path)
+        inputs.read_text_embeddings(path)
 
 
 def test_one_graph_for_all_steps_blocks_and_halves_of_guidance(codec, monkeypatch):
@@ -127,7 +127,7 @@ def test_ddpm_without_a_learned_variance(codec):
     pipe = LattePipeline(net, codec)
     fixed = latents(pipe, [1], 3, Solver("ddpm", variance="fixed_small"))
     narrow = LattePipeline(net, codec)
-    narrow.latents._denoisers[1.0, ()] = lambda x, t: net(x, t)[:, :, :4]
+    narrow.latents._denoisers[False, True] = lambda x, t, scale: net(x, t)[:, :, :4]
     assert np.array_equal(latents(narrow, [1], 3), fixed)
     with pytest.raises(UserError, match="predicts variance"):
         latents(narrow, [1], 3, Solver("ddpm", variance="learned_range"))
@@ -160,10 +160,10 @@ def test_videos_do_not_depend_on_batches_or_ranks(tmp_path):
 
 def test_labels_are_taken_in_turn_or_drawn_from_the_seed():
     config = tiny("class").config
-    given = videos.conditions(options("x", class_labels=[4, 1]), config, [0, 1, 2, 3])
+    given = inputs.choose_inputs(options("x", class_labels=[4, 1]), config, [0, 1, 2, 3])
     assert given == {"class_labels": [4, 1, 4, 1]}
-    drawn = [videos.conditions(options("x"), config, [k])["class_labels"][0] for k in range(40)]
-    assert drawn == videos.conditions(options("x"), config, list(range(40)))["class_labels"]
+    drawn = [inputs.choose_inputs(options("x"), config, [k])["class_labels"][0] for k in range(40)]
+    assert drawn == inputs.choose_inputs(options("x"), config, list(range(40)))["class_labels"]
     assert set(drawn) == {0, 1, 2, 3, 4}
 
 
