@@ -9,7 +9,7 @@ from support.golden_values import FIXTURES, error, recorded, tiny
 
 from latte import create_model, load_weights
 from latte.components.loading import fill
-from latte.diffusion.denoiser import guided
+from latte.diffusion.denoiser import guide
 from latte.diffusion.loss import DiffusionLoss
 from latte.diffusion.schedule import create_schedule
 from latte.errors import UserError
@@ -60,7 +60,7 @@ def test_guidance(batched):
         cond, uncond = both[:1], both[1:]
     else:
         cond, uncond = net(x, t, labels[:1]), net(x, t, labels[1:])
-    out = guided(cond, uncond, float(data["cfg_scale"]), 4).asnumpy()
+    out = guide(cond, uncond, float(data["cfg_scale"]), 4).asnumpy()
     second = np.concatenate([out[:, :, :4], uncond.asnumpy()[:, :, 4:]], axis=2)  # the official code's other half
     assert error(np.concatenate([out, second]), data["cfg_out"]) <= 1e-5
 
