@@ -47,7 +47,7 @@ def test_forward(net, temporal, name, monkeypatch):
 def test_temporal_blocks_are_switched_also_once_compiled():
     """A graph keeps the value it was built with: the network has a graph for each."""
     data = recorded("latte_t2v")
-    with device.assume("GPU"):
+    with device.use("GPU"):
         net = load_t2v(FOLDER / "transformer")
         for temporal, name in ((True, "transformer_out"), (False, "transformer_out_no_temporal"), (True, "transformer_out")):
             net.temporal = temporal
