@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
 
 from latte.io.video import to_uint8
-from latte.models import AutoencoderKL
 from latte.models.temporal_decoder import FRAMES_AT_ONCE
 from latte.runtime import device, graphs
 from latte.weights.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from latte.models import AutoencoderKL
 
 LOGVAR_RANGE = (-30.0, 20.0)  # what Stable Diffusion clamps the posterior's log-variance to
 

@@ -6,11 +6,9 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from latte.components.folders import INDEX, read_json
@@ -21,6 +19,11 @@ from latte.errors import UserError
 from latte.io.atomic import atomic_folder, check_new_folder, sync
 from latte.weights.files import CONFIG, check_suffix, read_state_dict, write_state_dict
 from latte.weights.match import read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    import numpy as np
 
 FORMS = ("ckpt", "safetensors", "bin")
 COMPONENTS = {  # that have weights

@@ -6,14 +6,12 @@ sizes from weights (`from_weights`), and their modules what weights are called e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn
 
 from latte.components.quantize import check_int8, check_kind, is_quantized, load_int8
@@ -29,6 +27,11 @@ from latte.runtime import device
 from latte.weights.files import StateFile, read_state_dict
 from latte.weights.lora import is_low_rank
 from latte.weights.match import check_state, load_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import numpy as np
 
 Config = LatteConfig | LatteT2VConfig | AutoencoderConfig | T5Config
 Net = TypeVar("Net", Latte, LatteT2V)

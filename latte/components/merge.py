@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +20,9 @@ from latte.weights import lora
 from latte.weights.files import StateFile, read_state_dict
 from latte.weights.fingerprint import base_fingerprint
 from latte.weights.safetensors_file import write_safetensors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TRANSFORMER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -7,9 +7,7 @@ final layer stay as they are. In files the scales are called `NAME.scale`, besid
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import mindspore as ms
 import numpy as np
@@ -21,6 +19,10 @@ from latte.models.layers import Linear, set_int8
 from latte.models.t5 import Weight
 from latte.weights.mapped import release_pages
 from latte.weights.match import check_state, set_values
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
 
 Net = TypeVar("Net", bound=nn.Cell)
 KINDS = ("int8",)

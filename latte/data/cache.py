@@ -12,9 +12,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +21,9 @@ from latte.data.index import Index, Record
 from latte.data.records import RecordClip, segment_frames
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 log = logging.getLogger("latte")
 FORMAT = "latte-cache-1"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import imageio.v3 as iio
@@ -12,6 +11,10 @@ import numpy as np
 
 from latte.errors import UserError
 from latte.io.video import FRAME_SUFFIXES, import_decord, list_frames, read_frames, read_video
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 decord = import_decord()
 _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, av.FFmpegError)

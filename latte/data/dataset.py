@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from latte.config import DataOptions
 from latte.data.clips import open_clip
-from latte.data.index import Index, Record
 from latte.data.transforms import to_pixels
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from latte.config import DataOptions
+    from latte.data.index import Index, Record
 
 MAX_TRIES = 256  # broken or short videos in a row before the data set is given up
 MAX_SKIPPED = 8  # of them are reported with a sample; and tries for a single image

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from latte.config import DataOptions
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from latte.config import DataOptions
 
 QUALITY = 95  # of the jpg files
 CLASSES = ("day", "sunset", "night")

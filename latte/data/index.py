@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from latte.config import DataOptions
 from latte.errors import UserError
 from latte.io.video import FRAME_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latte.config import DataOptions
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm")
 

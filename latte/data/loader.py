@@ -6,8 +6,8 @@ import gc
 import math
 import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -15,8 +15,12 @@ import numpy as np
 from latte.data.cache import Cache
 from latte.data.dataset import Sample, VideoDataset, stream
 from latte.data.records import read_rows
-from latte.data.text_embeddings import Captions
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latte.data.text_embeddings import Captions
 
 _CHUNK = 256  # samples whose MindRecord rows are read in one go
 _NOISE = 3  # a stream of random numbers

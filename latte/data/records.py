@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +12,10 @@ from mindspore.mindrecord import FileWriter
 
 from latte.errors import UserError
 from latte.io.atomic import sync
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 SEGMENT_BYTES = 2**20  # a window reads at most two segments more than it needs
 HEADER_BYTES, PAGE_BYTES = (

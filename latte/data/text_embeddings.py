@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 REMEDY = "make it with tools/embedding_cache.py and the options of this training"
 

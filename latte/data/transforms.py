@@ -26,7 +26,7 @@ def to_pixels(frames: np.ndarray, size: int, transform: str, flip: bool = False)
 
 def centre(frames: np.ndarray, size: int) -> np.ndarray:
     """Return the central square (F, size, size, 3); an odd pixel too many is split as PyTorch's round does."""
-    top, left = (int(round((side - size) / 2.0)) for side in frames.shape[1:3])
+    top, left = (round((side - size) / 2.0) for side in frames.shape[1:3])
     return frames[:, top : top + size, left : left + size]
 
 

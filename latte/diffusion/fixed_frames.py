@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latte.diffusion.solvers import Model
-from latte.diffusion.timesteps import Steps
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from latte.diffusion.solvers import Model
+    from latte.diffusion.timesteps import Steps
 
 
 def holding(model: Model, given: np.ndarray, frames: Sequence[int], steps: Steps) -> Model:

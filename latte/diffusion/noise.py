@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 
 class NoiseStream:

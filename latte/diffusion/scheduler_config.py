@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SPACED = {"timestep_spacing": "linspace", "steps_offset": 0}
 _LEADING = {"timestep_spacing": "leading", "steps_offset": 0}

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -18,17 +18,19 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 from latte.components.codec import LOGVAR_RANGE
 from latte.components.folders import INDEX, find_parts, is_t2v_folder
 from latte.components.loading import Weights, load, read
-from latte.config import ExportConfig
 from latte.diffusion.denoiser import make_denoiser
 from latte.errors import UserError
 from latte.inference.inputs import Config, guidance, latent_shape, model_options
 from latte.io.atomic import atomic_entries
 from latte.io.mindir import count, read_graph, read_model, table
-from latte.models import AutoencoderKL
-from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import CLIP_TEXT
 from latte.models.temporal_decoder import FRAMES_AT_ONCE
 from latte.runtime import device
+
+if TYPE_CHECKING:
+    from latte.config import ExportConfig
+    from latte.models import AutoencoderKL
+    from latte.models.autoencoder import AutoencoderConfig
 
 log = logging.getLogger("latte")
 DESCRIPTION = ".yaml"  # what the file beside the graph ends with

@@ -6,9 +6,8 @@ pair of blocks are nearly those of a step before, what the other blocks added th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 from mindspore import ops
@@ -16,6 +15,9 @@ from mindspore import ops
 from latte.diffusion.denoiser import guide
 from latte.diffusion.gaussian import float32
 from latte.runtime import graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FIRST = 2  # blocks that always run
 

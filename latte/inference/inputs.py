@@ -6,20 +6,22 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latte.components.folders import INDEX
-from latte.components.text_encoder import Prompts
-from latte.config import SampleConfig
 from latte.diffusion.scheduler_config import solver_of
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
-from latte.inference.latents import Conditions
-from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import CLIP_TEXT, LatteConfig
 from latte.models.latte_t2v import LatteT2VConfig
+
+if TYPE_CHECKING:
+    from latte.components.text_encoder import Prompts
+    from latte.config import SampleConfig
+    from latte.inference.latents import Conditions
+    from latte.models.autoencoder import AutoencoderConfig
 
 Config = LatteConfig | LatteT2VConfig
 LONGEST_NAME = 60  # characters of a prompt in the name of a file

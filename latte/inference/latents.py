@@ -95,7 +95,7 @@ class LatentSampler:
                 steps, begin = part.sampler.steps(part.num_inference_steps), nearest(part)
                 model = holding(model, part.held, part.held_frames, steps)
             walk = part.sampler.sample(model, latents, part.num_inference_steps, stream, begin, part.strength)
-            for step, latents in enumerate(walk):  # noqa: B020, the noise is not needed any more
+            for step, latents in enumerate(walk):
                 callback(step, latents)
             if isinstance(denoise, ReusingDenoiser):
                 self.skipped = denoise.skipped / denoise.calls

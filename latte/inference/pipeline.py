@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -15,11 +14,15 @@ from latte.components.codec import Codec
 from latte.components.folders import Parts, find_parts, read_scheduler
 from latte.components.loading import Source, load
 from latte.components.text_encoder import Prompts
-from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference.inputs import Prompt, choose_solver, make_conditions, seeds_of
 from latte.inference.latents import LatentSampler, Request
-from latte.models import Latte, LatteT2V
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latte.diffusion.solvers import Solver
+    from latte.models import Latte, LatteT2V
 
 OUTPUT_TYPES = ("pil", "np", "uint8", "latent")
 StepCallback = Callable[["LattePipeline", int, float, dict[str, np.ndarray]], Any]

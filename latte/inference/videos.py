@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -15,7 +15,6 @@ from latte.components.folders import Parts, find_parts, is_t2v_folder, read_sche
 from latte.components.loading import Weights, read
 from latte.components.quantize import is_quantized
 from latte.components.text_encoder import load_tokenizer, t5_bytes
-from latte.config import SampleConfig
 from latte.errors import UserError
 from latte.inference.inputs import (
     Config,
@@ -30,8 +29,11 @@ from latte.inference.inputs import (
 )
 from latte.inference.pipeline import LattePipeline
 from latte.io.video import fit, grid, read_any, save_video
-from latte.models.autoencoder import AutoencoderConfig
 from latte.runtime import device, graphs
+
+if TYPE_CHECKING:
+    from latte.config import SampleConfig
+    from latte.models.autoencoder import AutoencoderConfig
 
 GIB = 2**30
 GRID = 16  # the most videos in a grid

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import imageio.v3 as iio
 import numpy as np
@@ -14,6 +13,10 @@ from PIL import Image, ImageOps
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from mindspore import Tensor
 
-from latte.models.latte_t2v import LatteT2V
 from latte.models.layers import Initializers, Linear
+
+if TYPE_CHECKING:
+    from latte.models.latte_t2v import LatteT2V
 
 TEMPORAL = "temporal_transformer_blocks."
 LOW_RANK = ("lora_down", "lora_up")  # how the names of low-rank additions end

@@ -6,12 +6,11 @@ Layer names are those of diffusers. Images are in the native layout of `latte.op
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn
 
 from latte.errors import UserError
@@ -19,6 +18,11 @@ from latte.models.block import Block
 from latte.models.layers import Conv2d, Initializers, Linear, Norm, parameter, zeros
 from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to_nchw, upsample_nearest
 from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
 
 EPS = 1e-6
 NORM_GROUPS = 32  # of every released autoencoder
@@ -316,7 +320,7 @@ class Encoder(Coder):
         stages = []
         for i, width in enumerate(widths):
             sizes = [widths[max(i - 1, 0)]] + [width] * config.layers_per_block
-            resnets = [ResnetBlock(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
+            resnets = [ResnetBlock(a, b, groups, init) for a, b in itertools.pairwise(sizes)]
             stages.append(Stage(resnets, down=Conv(width, width, 3, init, stride=2) if i < len(widths) - 1 else None))
         self.down_blocks = nn.CellList(stages)
         self.mid_block = MidBlock(widths[-1], config, init)
@@ -340,7 +344,7 @@ class Decoder(Coder):
         stages = []
         for i, width in enumerate(widths):
             sizes = [widths[max(i - 1, 0)]] + [width] * (config.layers_per_block + 1)
-            resnets = [self.resnet_type(a, b, groups, init) for a, b in zip(sizes, sizes[1:], strict=False)]
+            resnets = [self.resnet_type(a, b, groups, init) for a, b in itertools.pairwise(sizes)]
             stages.append(Stage(resnets, up=UpsampleConv(width, width, 3, init) if i < len(widths) - 1 else None))
         self.up_blocks = nn.CellList(stages)
         self.mid_block = self.mid_type(widths[0], config, init)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 from mindspore import nn
 
 from latte.ops.recompute import Recomputed
 from latte.runtime import device, graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Block(nn.Cell):

@@ -9,11 +9,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn, ops
 
 from latte.errors import UserError
@@ -24,6 +22,11 @@ from latte.models.precision import prepare
 from latte.ops import chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
 from latte.runtime import device
 from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
 
 log = logging.getLogger("latte")
 

@@ -8,11 +8,9 @@ section 2.3, adaLN-single): one projection serves all blocks, and each block add
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import mindspore as ms
-import numpy as np
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
@@ -23,6 +21,11 @@ from latte.models.latte import FREQUENCIES
 from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
 from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
 from latte.weights.match import check_asked, read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
 
 FIXED = {  # what every LatteTransformer3DModel has and this one computes; another value is another network
     "activation_fn": "gelu-approximate",

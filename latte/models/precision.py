@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte.models.block import Block
 from latte.models.layers import Linear, parameter
+
+if TYPE_CHECKING:
+    from latte.models.block import Block
 
 HEAD_MULTIPLE = 16  # the fused attention kernel takes head widths that are multiples of this
 JOINT = re.compile(r"attn\.qkv\.(weight|bias)$")  # q, k and v one after the other, each by heads

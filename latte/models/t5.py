@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -23,6 +22,9 @@ from latte.models.block import Block, Network
 from latte.models.layers import parameter
 from latte.ops import attention, gelu, linear, lookup, rms_norm
 from latte.weights.match import check_asked, read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MASKED = float(np.finfo(np.float32).min)  # what a mask adds to the scores of padding
 NUMPY = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: bfloat16}

@@ -10,6 +10,7 @@ from latte.ops.target import CustomGrad
 __all__ = [
     "CustomGrad",
     "attention",
+    "chunk6",
     "conv2d",
     "conv_frames",
     "from_nchw",
@@ -24,7 +25,6 @@ __all__ = [
     "rms_norm",
     "self_attention",
     "silu",
-    "chunk6",
     "sum_of_squares",
     "to_nchw",
     "upsample_nearest",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import ops
@@ -11,6 +11,9 @@ from latte.ops import cpu
 from latte.ops.blockwise import UNLIMITED, blockwise_attention
 from latte.ops.linear import linear
 from latte.ops.target import attends_in_blocks, on_cpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention has one row a patch
 

@@ -9,13 +9,16 @@ gradient both branch in, MindSpore 2.10 compiles once and finds empty the second
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import ops
 from mindspore.ops.primitive import constexpr
 
 from latte.ops.target import CustomGrad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SCORES = 2**23  # that exist at once, at most: 32 MB in float32
 UNLIMITED = 2**62

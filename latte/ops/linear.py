@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import ops
@@ -10,6 +10,9 @@ from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
 from latte.ops import cpu
 from latte.ops.target import in_graph, multiplies_int8, on_cpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import ops
 
 from latte.ops import cpu
 from latte.ops.target import channels_last, on_cpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _bias_add = ops.BiasAdd()
 _split = ops.Split(1, 6)

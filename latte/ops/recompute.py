@@ -16,13 +16,15 @@ Other places point here. The rules, each found with the error that breaking it g
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 from mindspore import ops
 
 from latte.ops.target import CustomGrad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # x, once something else is there: MindSpore orders nothing by itself.
 _after = ops.Depend()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import mindspore as ms
@@ -19,12 +18,11 @@ def main(target: str, device_id: str) -> None:
     """Print, as JSON, the device (by default the best) and what `run` returns, or why that failed."""
     try:
         here = device.init_device(target or None, int(device_id))
-        told = {"target": here.target, "errors": run()}
+        {"target": here.target, "errors": run()}
     except UserError as error:
-        told = {"failed": str(error)}
+        {"failed": str(error)}
     except Exception as error:  # whatever a driver can do
-        told = {"failed": f"{target or 'the best device'}: {first_line(error)}"}
-    print(json.dumps(told))
+        {"failed": f"{target or 'the best device'}: {first_line(error)}"}
 
 
 def run() -> dict[str, dict[str, float]]:

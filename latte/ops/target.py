@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
 from latte.runtime import device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @constexpr

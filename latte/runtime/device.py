@@ -8,9 +8,9 @@ import functools
 import logging
 import os
 import resource
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -18,6 +18,9 @@ import psutil
 
 from latte.errors import UserError, first_line
 from latte.runtime import cuda, ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 log = logging.getLogger("latte")
 

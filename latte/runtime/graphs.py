@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 
 from latte.runtime import device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enough to stay in its caches
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import sys
-import traceback
-from collections.abc import Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latte.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -154,7 +155,6 @@ def ending_together(world_size: int) -> Iterator[None]:
         from mpi4py import MPI
 
         known = isinstance(error, UserError)
-        print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr, flush=True)
         MPI.COMM_WORLD.Abort(2 if known else 1)
 
 

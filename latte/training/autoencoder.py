@@ -8,8 +8,8 @@ import io
 import json
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -18,7 +18,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from latte.components.codec import LOGVAR_RANGE
-from latte.config import VaeTrainConfig
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.io.video import FRAME_SUFFIXES, read_video, to_uint8
@@ -27,6 +26,11 @@ from latte.runtime import graphs
 from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_average
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latte.config import VaeTrainConfig
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".gif")
 HELD_OUT = 20  # every so manieth clip is kept for measuring

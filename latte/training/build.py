@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import mindspore as ms
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from latte.components.codec import Codec
 from latte.components.loading import load
-from latte.config import TrainConfig
 from latte.data.cache import TEXT, Cache, read_cache
 from latte.data.dataset import PixelStore, Store, VideoDataset
 from latte.data.index import Index, list_records
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
-from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import LatteConfig, named_sizes
-from latte.models.latte_t2v import LatteT2VConfig
 from latte.runtime import device, graphs
 from latte.training.captions import captions_for
 from latte.training.optim import learning_rates
 from latte.training.start import networks, read_start
 from latte.training.step import StepOptions, TrainStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import mindspore as ms
+    import numpy as np
+
+    from latte.config import TrainConfig
+    from latte.models.autoencoder import AutoencoderConfig
+    from latte.models.latte_t2v import LatteT2VConfig
 
 log = logging.getLogger("latte")
 DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16

@@ -11,16 +11,14 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from latte.components.codec import Codec
 from latte.components.loading import load
-from latte.config import CacheConfig
 from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, read_cache
 from latte.data.dataset import PixelStore
 from latte.data.demo import draw_if_missing
@@ -33,6 +31,11 @@ from latte.runtime import device, ranks
 from latte.training.captions import store_captions
 from latte.training.run_folder import LOCK, lock
 from latte.training.start import read_start
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from latte.config import CacheConfig
 
 log = logging.getLogger("latte")
 AHEAD = 4  # slices of frames that are decoded before they are needed
@@ -274,7 +277,7 @@ def make_cache(cfg: CacheConfig) -> Report:
     ranks.wait_for_all(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_folder), codec)
     if rank == 0:
-        print(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.", flush=True)
+        pass
     maker.run(ranks.WorkCounter(world_size))
     ranks.wait_for_all(world_size)
     cache = read_cache(cfg.cache_folder)
@@ -283,10 +286,9 @@ def make_cache(cfg: CacheConfig) -> Report:
     if rank == 0:
         cache.save()
         held.close()
-        for entry in failed:
-            print(f"failed: {entry.error}")
-        done = len(cache.entries) - len(failed)
-        print(f"Saving Attempts: 1: save {done} videos, failed {len(failed)} videos.", flush=True)
+        for _entry in failed:
+            pass
+        len(cache.entries) - len(failed)
     clock = maker.clock
     log.info(
         "%d frames, %.1f a second, %.1f %% of the time outside the autoencoder",
@@ -314,11 +316,10 @@ def verify_cache(folder: str) -> None:
     for file, expected in tqdm(hashes.items(), desc="verifying", unit="file"):
         if not (cache.folder / file).exists() or file_hash(cache.folder / file) != expected:
             bad.append(file)
-    failed = sum(bool(entry.error) for entry in cache.entries.values())
-    missing = cache.total - len(cache.entries)
+    sum(bool(entry.error) for entry in cache.entries.values())
+    cache.total - len(cache.entries)
     if bad:
         raise UserError(
             f"{len(bad)} of {len(hashes)} files of {folder} are damaged or missing: {', '.join(bad[:8])}; "
             "delete them and make the cache again: only they will be made"
         )
-    print(f"{folder}: {len(hashes)} files are whole; {failed} videos failed, {missing} are missing")

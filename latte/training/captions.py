@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +16,9 @@ from latte.data.cache import TEXT
 from latte.data.text_embeddings import Captions, read_captions
 from latte.errors import UserError
 from latte.runtime import device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 ENCODER = "text_encoder"
 PROMPTS_AT_ONCE = 8  # of the text encoder on an accelerator; a CPU takes one

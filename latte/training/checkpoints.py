@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError
 from latte.io.atomic import sync_folder
 from latte.weights.files import write_state_dict
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import numpy as np
 
 log = logging.getLogger("latte")
 GIB = 2**30

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 
 from latte.runtime import device, graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TEXT = 4096  # the most bytes that ranks tell each other
 

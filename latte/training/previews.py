@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mindspore import nn
 
-from latte.components.codec import Codec
-from latte.data.loader import TrainingSource
 from latte.diffusion.solvers import Solver
 from latte.inference.latents import LatentSampler, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mindspore import nn
+
+    from latte.components.codec import Codec
+    from latte.data.loader import TrainingSource
 
 Arrays = tuple[np.ndarray, ...]
 

@@ -6,24 +6,26 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
-
-import mindspore as ms
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from latte.components.folders import is_t2v_folder
 from latte.components.loading import KINDS, Kind, Weights, open_weights, read
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.errors import UserError
-from latte.models import Latte, LatteT2V
 from latte.models.adapters import choose_trained, share_frozen_weights
-from latte.models.latte import LatteConfig
-from latte.models.latte_t2v import LatteT2VConfig
 from latte.models.precision import prepare
 from latte.runtime import device
 from latte.weights import lora
 from latte.weights.files import CONFIG, StateFile
 from latte.weights.fingerprint import base_fingerprint
 from latte.weights.match import load_state
+
+if TYPE_CHECKING:
+    import mindspore as ms
+
+    from latte.models import Latte, LatteT2V
+    from latte.models.latte import LatteConfig
+    from latte.models.latte_t2v import LatteT2VConfig
 
 log = logging.getLogger("latte")
 Options = TypeVar("Options", bound=TrainConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -11,8 +11,12 @@ from latte.errors import UserError
 from latte.models.precision import pad_heads, unpad_heads
 from latte.runtime import graphs
 from latte.training.collective import join_parts, own_part
-from latte.training.step import TrainStep
 from latte.weights.lora import ALPHA, BASE, RANK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from latte.training.step import TrainStep
 
 REMEDY = "resume with the options that the run was started with"
 COUNTERS = ("step", "skipped", "good_steps", "loss_scale", "sums")

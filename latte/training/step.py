@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -11,11 +12,13 @@ from mindspore import mint, nn, ops
 
 from latte.components.codec import LOGVAR_RANGE
 from latte.diffusion.loss import DiffusionLoss
-from latte.models import AutoencoderKL, Latte
-from latte.models.latte_t2v import LatteT2V
 from latte.runtime import device
 from latte.training.collective import is_shared, join_parts, own_part, sum_over_ranks
 from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_average
+
+if TYPE_CHECKING:
+    from latte.models import AutoencoderKL, Latte
+    from latte.models.latte_t2v import LatteT2V
 
 SUMS = ("loss", "mse", "bound", "batches", "grad_norm", "updates", "skipped_videos")  # since they were last read
 MAX_LOSS_SCALE = 2.0**24

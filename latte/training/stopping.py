@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 log = logging.getLogger("latte")
 _entered: list[StopSignal] = []

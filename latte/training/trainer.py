@@ -6,12 +6,11 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mindspore as ms
-import numpy as np
 from mindspore import ops
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -22,7 +21,6 @@ from latte.errors import UserError
 from latte.io.video import grid, save_video
 from latte.runtime import device, graphs
 from latte.training import run_folder
-from latte.training.build import Training
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, sum_over_ranks
 from latte.training.metrics import Metrics, describe
@@ -30,6 +28,13 @@ from latte.training.previews import Previews
 from latte.training.state import check_same, load_state, state_of, weights_of
 from latte.training.step import SUMS
 from latte.training.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from latte.training.build import Training
 
 log = logging.getLogger("latte")
 GIB = 2**30

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
@@ -17,6 +14,11 @@ from latte.weights.mindspore_file import read_mindspore, write_mindspore
 from latte.weights.names import unnest
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
 from latte.weights.torch_file import read_torch_file, write_torch_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
 
 CONFIG = "config"  # the metadata key whose value is the network's configuration as JSON
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")

@@ -7,11 +7,14 @@ says lora_rank and lora_alpha.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DOWN, UP = ".lora_down", ".lora_up"
 RANK, ALPHA, BASE = "lora_rank", "lora_alpha", "base_fingerprint"  # keys of the metadata

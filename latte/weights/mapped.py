@@ -6,13 +6,15 @@ import codecs
 import math
 import mmap
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latte.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 REMEDY = "download or copy it again"
 MAX_HEADER = 100 << 20  # bytes of a safetensors header, by its specification

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -16,6 +14,10 @@ from latte.errors import UserError
 from latte.weights.dtypes import numpy_dtype
 from latte.weights.files import CONFIG
 from latte.weights.mapped import release_pages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 SHOWN = 5  # names of each kind in an error
 

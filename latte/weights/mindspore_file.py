@@ -11,10 +11,7 @@ in several values with one tag.
 from __future__ import annotations
 
 import math
-import mmap
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +19,11 @@ from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, raw_bytes
 from latte.weights.mapped import REMEDY, map_file, view
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 MAX_CONTENT = 512 << 20  # bytes of one value; MindSpore's own limit, as protobuf's is 2 GiB
 _NUMPY = {names.mindspore: names.numpy for names in TABLE}

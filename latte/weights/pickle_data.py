@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import pickletools
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 MAX_BYTES = 32 << 20  # of one pickle; that of the largest known checkpoint has one
 

@@ -6,9 +6,7 @@ Read and written here because the package of that name gives NumPy no bfloat16 a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +14,10 @@ from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, raw_bytes
 from latte.weights.mapped import REMEDY, map_file, view
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 _NUMPY = {names.safetensors: names.numpy for names in TABLE}
 _METADATA = "__metadata__"

@@ -8,12 +8,10 @@ each after its int64 length. Nothing in a file is ever executed; see pickle_data
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +20,10 @@ from latte.io.atomic import atomic_path
 from latte.weights.dtypes import BY_NUMPY, TABLE, names_of, numpy_dtype, raw_bytes
 from latte.weights.mapped import REMEDY, map_file, not_a_checkpoint, sniff, view
 from latte.weights.pickle_data import KEYS, MAX_BYTES, Opaque, PickleError, Table, read_pickle
+
+if TYPE_CHECKING:
+    import mmap
+    from pathlib import Path
 
 ALIGNMENT = 64  # of storages in the zip archive, as PyTorch does it
 _ZIP_ERRORS = (zipfile.BadZipFile, struct.error, ValueError, LookupError, OSError, EOFError, NotImplementedError)

@@ -132,7 +132,7 @@ def test_missing_number_of_heads_and_weights(tmp_path, convert, capsys):
 def test_as_a_program(tmp_path):
     command = [sys.executable, "tools/latte_converter.py", "--source", FIXTURES / "latte_uncond.pt", "--target"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    options = dict(cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": False}
     done = subprocess.run([*command, tmp_path / "x.ckpt"], **options)
     assert done.returncode == 0 and "52 tensors" in done.stdout, done.stderr
     failed = subprocess.run([*command, tmp_path / "x.txt"], **options)

@@ -1,5 +1,6 @@
 """Weights of int8: how far they are from the float ones, in networks and in files, and the graph that Ascend gets."""
 
+import itertools
 import shutil
 from collections import Counter
 
@@ -325,7 +326,7 @@ def test_large_layers_are_given_back_one_by_one(monkeypatch):
 
     monkeypatch.setattr("latte.components.quantize.set_int8", note)
     quantize(net)
-    assert len(seen) == 14 and all(later < earlier for earlier, later in zip(seen, seen[1:], strict=False))
+    assert len(seen) == 14 and all(later < earlier for earlier, later in itertools.pairwise(seen))
 
 
 def uses_of_int8(nodes):

@@ -159,7 +159,7 @@ def write(file, data):
 def wrong_shape(source):
     shard = in_shards(source, "text_encoder")[1]
     tensors = {key: values.copy() for key, values in read_state_dict(shard).tensors.items()}
-    key = next(key for key in tensors if key.endswith("wi_0.weight") or key.endswith("k.weight"))
+    key = next(key for key in tensors if key.endswith(("wi_0.weight", "k.weight")))
     write_state_dict(shard, tensors | {key: tensors[key][:-1]}, {})
 
 

@@ -51,9 +51,7 @@ def test_the_moments_of_every_frame_are_those_of_the_autoencoder(videos, whole):
         list_records(TrainConfig(data_folder=str(videos))), 4, store, TrainConfig(random_flip=True), 0
     )
     source = TrainingSource(dataset, (4, 4, 8, 8), seed=0)
-    rows = [
-        row for row in make_loader(source, 1, 0, 12, 0, 1, 1).create_tuple_iterator(num_epochs=1, output_numpy=True)
-    ]
+    rows = list(make_loader(source, 1, 0, 12, 0, 1, 1).create_tuple_iterator(num_epochs=1, output_numpy=True))
     assert len(rows) == 12
     for position, row in enumerate(rows):
         expected = codec.moments(direct.sample(position).x)

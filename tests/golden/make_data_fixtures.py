@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 def centre(x: torch.Tensor, size: int) -> torch.Tensor:
     """Cut out the central square."""
-    top, left = (int(round((side - size) / 2.0)) for side in x.shape[-2:])
+    top, left = (round((side - size) / 2.0) for side in x.shape[-2:])
     return x[..., top : top + size, left : left + size]
 
 

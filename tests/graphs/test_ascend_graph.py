@@ -36,10 +36,24 @@ BUDGETS = {
     },
     "blocks.odd": {"Flash": 1, "MatMul": 5, "LayerNorm": 2, "Transpose": 2, "Pad": 0, "Slice": 2, "Tile": 0, "Cast": 8},
     "transformer_blocks": {
-        **{"Flash": 2, "MatMul": 10, "LayerNorm": 2, "Transpose": 0, "Pad": 0, "Slice": 1, "Tile": 0, "Cast": 6},
+        "Flash": 2,
+        "MatMul": 10,
+        "LayerNorm": 2,
+        "Transpose": 0,
+        "Pad": 0,
+        "Slice": 1,
+        "Tile": 0,
+        "Cast": 6,
     },
     "temporal_transformer_blocks": {
-        **{"Flash": 1, "MatMul": 6, "LayerNorm": 2, "Transpose": 2, "Pad": 0, "Slice": 1, "Tile": 0, "Cast": 6},
+        "Flash": 1,
+        "MatMul": 6,
+        "LayerNorm": 2,
+        "Transpose": 2,
+        "Pad": 0,
+        "Slice": 1,
+        "Tile": 0,
+        "Cast": 6,
     },
 }
 

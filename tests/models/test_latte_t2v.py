@@ -180,7 +180,7 @@ def broken(folder, how):
         shutil.copy(FOLDER / "vae" / file.name, file)
     elif how == "missing shard":
         file.unlink()
-        index = {"weight_map": {name: "model-00001-of-00002.safetensors" for name in state.tensors}}
+        index = {"weight_map": dict.fromkeys(state.tensors, "model-00001-of-00002.safetensors")}
         (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 

@@ -127,7 +127,7 @@ CORES = ["0", "1", "2", "3", *map(str, range(8, 19)), "20"]
 def test_what_each_rank_is_given(servers, start, server, expected, launch, table, sixteen_cores, tmp_path):
     path, places = table(servers), list(next(iter(servers.values())))
     process = launch(CONFIG, path, start, 4, "--max_steps", "3", SERVER_ID=server, BIND_CORES="1", PATH=sixteen_cores)
-    out, error = process.communicate(timeout=60)
+    _out, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     found = recorded(tmp_path)
     for rank, (given, arguments) in sorted(found.items()):  # shown by pytest -s

@@ -62,7 +62,7 @@ def test_accumulated_batches_are_one_large_batch():
 
 @pytest.mark.slow
 def test_half_precision_follows_float32_and_an_overflow_halves_the_scale():
-    exact, call_exact = build(small())
+    _exact, call_exact = build(small())
     half, call = build(small(ms.float16), loss_scale=2.0**16, loss_scale_window=3)
     for seed in range(5):
         assert float(call(*batch(seed=seed))) == pytest.approx(float(call_exact(*batch(seed=seed))), rel=0.02)
@@ -91,7 +91,7 @@ def test_nothing_changes_when_float32_overflows():
 @pytest.mark.slow
 def test_single_images_count_like_frames_and_skip_the_temporal_blocks():
     net = small(condition="class", num_classes=3)
-    step, call = build(net, images=2)
+    _step, call = build(net, images=2)
     moments, zeros, t, noise, none, labels = batch(frames=5, labels=[[0, 1, 2], [2, 2, 0]])
     loss = float(call(moments, zeros, t, noise, none, labels))
 
@@ -153,7 +153,7 @@ def test_learning_rates():
 @pytest.mark.slow
 def test_create_model_trains_too():
     net = create_model("Latte-S/2", hidden_size=32, depth=1, num_heads=2, input_size=4, num_frames=3)
-    step, call = build(net)
+    _step, call = build(net)
     first = float(call(*batch()))
     for _ in range(20):
         last = float(call(*batch()))

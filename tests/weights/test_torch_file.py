@@ -143,23 +143,23 @@ def test_nesting_does_not_exhaust_the_stack(tmp_path):
 @pytest.mark.parametrize(
     "tensor",
     [
-        dict(offset=1, shape=(4,), strides=(1,)),
-        dict(offset=0, shape=(2, 3), strides=(3, 1)),
-        dict(offset=0, shape=(2,), strides=(4,)),
-        dict(offset=3, shape=(2,), strides=(-1,)),
-        dict(offset=-1, shape=(2,), strides=(1,)),
-        dict(offset=0, shape=(-2,), strides=(1,)),
-        dict(offset=0, shape=(10**12,), strides=(0,)),
-        dict(offset=0, shape=(2**40, 2**40), strides=(0, 0)),
-        dict(offset=0, shape=(2, 2), strides=(1,)),
-        dict(offset=0, shape=(1,) * 40, strides=(1,) * 40),
-        dict(offset=0.5, shape=(1,), strides=(1,)),
-        dict(offset=0, shape="ab", strides=(1, 1)),
-        dict(offset=0, shape=None, strides=None),
-        dict(offset=0, shape=(4,), strides=(1,), count=5),
-        dict(offset=0, shape=(1,), strides=(1,), count=-1),
-        dict(offset=0, shape=(1,), strides=(1,), count=2**70),
-        dict(offset=0, shape=(1,), strides=(1,), storage="QInt8Storage"),
+        {"offset": 1, "shape": (4,), "strides": (1,)},
+        {"offset": 0, "shape": (2, 3), "strides": (3, 1)},
+        {"offset": 0, "shape": (2,), "strides": (4,)},
+        {"offset": 3, "shape": (2,), "strides": (-1,)},
+        {"offset": -1, "shape": (2,), "strides": (1,)},
+        {"offset": 0, "shape": (-2,), "strides": (1,)},
+        {"offset": 0, "shape": (10**12,), "strides": (0,)},
+        {"offset": 0, "shape": (2**40, 2**40), "strides": (0, 0)},
+        {"offset": 0, "shape": (2, 2), "strides": (1,)},
+        {"offset": 0, "shape": (1,) * 40, "strides": (1,) * 40},
+        {"offset": 0.5, "shape": (1,), "strides": (1,)},
+        {"offset": 0, "shape": "ab", "strides": (1, 1)},
+        {"offset": 0, "shape": None, "strides": None},
+        {"offset": 0, "shape": (4,), "strides": (1,), "count": 5},
+        {"offset": 0, "shape": (1,), "strides": (1,), "count": -1},
+        {"offset": 0, "shape": (1,), "strides": (1,), "count": 2**70},
+        {"offset": 0, "shape": (1,), "strides": (1,), "storage": "QInt8Storage"},
     ],
 )
 def test_tensors_outside_their_storage(tmp_path, tensor):
@@ -176,11 +176,11 @@ def test_tensors_inside_their_storage(tmp_path):
         read_torch_file(zip_file(path, described, bytes(16), byteorder=b"big"))
 
 
-@pytest.mark.parametrize("name", KINDS + ("wrapped.pt",))
+@pytest.mark.parametrize("name", [*KINDS, "wrapped.pt"])
 def test_cut_files(tmp_path, name):
     whole = (WEIGHTS / name).read_bytes()
     path = tmp_path / "cut.pt"
-    for length in [*range(0, 40), *np.linspace(40, len(whole) - 1, 60, dtype=int)]:
+    for length in [*range(40), *np.linspace(40, len(whole) - 1, 60, dtype=int)]:
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="cut.pt"):
             read_torch_file(path)
