@@ -277,7 +277,7 @@ def make_cache(cfg: CacheConfig) -> Report:
     ranks.wait_for_all(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_folder), codec)
     if rank == 0:
-        pass
+        _say(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.")
     maker.run(ranks.WorkCounter(world_size))
     ranks.wait_for_all(world_size)
     cache = read_cache(cfg.cache_folder)
@@ -286,9 +286,10 @@ def make_cache(cfg: CacheConfig) -> Report:
     if rank == 0:
         cache.save()
         held.close()
-        for _entry in failed:
-            pass
-        len(cache.entries) - len(failed)
+        for entry in failed:
+            _say(f"failed: {entry.error}")
+        done = len(cache.entries) - len(failed)
+        _say(f"Saving Attempts: 1: save {done} videos, failed {len(failed)} videos.")
     clock = maker.clock
     log.info(
         "%d frames, %.1f a second, %.1f %% of the time outside the autoencoder",
@@ -316,10 +317,16 @@ def verify_cache(folder: str) -> None:
     for file, expected in tqdm(hashes.items(), desc="verifying", unit="file"):
         if not (cache.folder / file).exists() or file_hash(cache.folder / file) != expected:
             bad.append(file)
-    sum(bool(entry.error) for entry in cache.entries.values())
-    cache.total - len(cache.entries)
+    failed = sum(bool(entry.error) for entry in cache.entries.values())
+    missing = cache.total - len(cache.entries)
     if bad:
         raise UserError(
             f"{len(bad)} of {len(hashes)} files of {folder} are damaged or missing: {', '.join(bad[:8])}; "
             "delete them and make the cache again: only they will be made"
         )
+    _say(f"{folder}: {len(hashes)} files are whole; {failed} videos failed, {missing} are missing")
+
+
+def _say(line: str) -> None:
+    """Print a line of the command's result to the standard output; programs read these lines."""
+    print(line, flush=True)  # noqa: T201, it is a result, not a message for the log
