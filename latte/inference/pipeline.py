@@ -58,8 +58,8 @@ class LattePipeline:
     - latents (B, F, C, h, w) float32: standard normal noise to start from, in place of the first noise of the seeds.
 
     Denoising:
-    - num_inference_steps: denoising steps, or another value that the solver's spacing takes. Default: 50 for text to
-      video, else 250.
+    - num_inference_steps: denoising steps; without a text-to-video folder also "ddim50" or sections such as "10,15,20".
+      Default: 50 for text to video, else 250.
     - sampler: the name of a solver in `latte.diffusion.solvers.SOLVERS`, or a `Solver`. Default: the
       solver of the text-to-video folder, else ddpm.
     - eta: noise that ddim adds, from 0 (none) to 1 (as much as ddpm).

@@ -255,7 +255,7 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
 
 
 def make_cache(cfg: CacheConfig) -> Report:
-    """Make or complete a cache and print the numbers of videos; raises UserError if options or data do not fit."""
+    """Make or complete a cache and print how many videos it has; raises UserError if options or data do not fit."""
     rank, world_size = device.current().rank, device.current().world_size
     start = read_start(cfg)
     cfg = start.cfg
