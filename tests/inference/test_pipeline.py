@@ -10,8 +10,8 @@ import pytest
 from mindspore import ops
 from support.golden_values import FIXTURES, ROOT, error, recorded, tiny
 
-import sample
 from latte import LattePipeline, load_model, load_vae
+from latte.commands import sample
 from latte.components.codec import Codec
 from latte.config import SampleConfig
 from latte.diffusion.noise import NoiseStream
@@ -94,7 +94,7 @@ def test_text_embeddings_that_are_none(content, tmp_path):
     else:
         rows = 0 if content == "empty" else 1
         np.savez(path, text=np.zeros((rows, 77, 768), np.float32 if rows == 0 else np.int32))
-    with pytest.raises(UserError, match="text.npz"):
+    with pytest.raises(UserError, match=r"text\.npz"):
         inputs.read_text_embeddings(path)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from support.golden_values import FIXTURES, error, recorded
 
-import sample
 from latte import LattePipeline, export_to_gif, export_to_video
+from latte.commands import sample
 from latte.data.demo import make_clip
 from latte.errors import UserError
 from latte.io.video import fit, read_any, read_video, save_png_frames

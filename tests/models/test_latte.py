@@ -263,7 +263,7 @@ def test_create_then_load_weights():
         qkv = net.blocks[0].attn.qkv.weight.asnumpy().reshape(3, 4, 16, 48)
         expected = official["blocks.0.attn.qkv.weight"].reshape(3, 4, 12, 48).astype(np.float16)
         assert np.array_equal(qkv[:, :, :12], expected) and not qkv[:, :, 12:].any()
-    with pytest.raises(UserError, match="blocks.3"):
+    with pytest.raises(UserError, match=r"blocks\.3"):
         load_weights(create_model(seed=None, **sizes | {"depth": 3}), FIXTURES / "latte_uncond.pt")
 
 
