@@ -122,7 +122,7 @@ def test_fp16_where_float16_overflows(tmp_path):
     assert 1e-6 < error(found, expected) <= 1e-2
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("dtype", [pytest.param("fp16", marks=pytest.mark.slow), "bf16"])
 def test_ascends_graph_multiplies_in_the_dtype(dtype):
     """And computes the norms, the softmax and, for fp16, the last product of a block in float32."""
     with device.use("Ascend"):
