@@ -14,8 +14,9 @@ export PYTHONUNBUFFERED=1
 "$VENV_PYTHON" -m mypy
 "$VENV_PYTHON" -m codespell_lib
 # One test process per core, at most 4 because of their memory; the tests of a file run in one process and share fixtures.
+# Files run in the order of their names, which ends with short ones; xdist's own puts few but long tests last.
 cores=$(nproc)
-parallel=(-n $((cores < 4 ? cores : 4)) --dist loadfile)
+parallel=(-n $((cores < 4 ? cores : 4)) --dist loadfile --no-loadscope-reorder)
 "$VENV_PYTHON" -m pytest "${parallel[@]}" "$@"
 
 if [[ "${CI:-}" == "true" ]]; then

@@ -29,7 +29,7 @@ class FrameFolder:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if one is broken."""
-        return read_frames(self.path, indices)
+        return read_frames(self.path, indices.tolist())
 
 
 class ImageFile:

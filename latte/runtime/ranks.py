@@ -121,7 +121,7 @@ class WorkCounter:
             size = MPI.INT64_T.Get_size()
             self._window = MPI.Win.Allocate(size if MPI.COMM_WORLD.rank == 0 else 0, size, comm=MPI.COMM_WORLD)
             if MPI.COMM_WORLD.rank == 0:
-                np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
+                self._window.tomemory()[:] = bytes(size)
             MPI.COMM_WORLD.Barrier()
 
     def take(self) -> int:

@@ -66,7 +66,7 @@ def launch(tmp_path):
         environment = {"PYTHON": str(stand_in), "RECORD": str(tmp_path / "record"), "GRACE": "1", **environment}
         environment |= {"LOG_DIR": str(tmp_path / "logs")}
         path = environment.get("PATH", os.environ["PATH"])
-        environment |= {"PATH": f"{os.path.dirname(sys.executable)}:{path}"}  # mpirun is beside Python
+        environment |= {"PATH": f"{Path(sys.executable).parent}:{path}"}  # mpirun is beside Python
         command = ["bash", root / "scripts" / script, *map(str, arguments)]
         outside = {name: value for name, value in os.environ.items() if not name.startswith("HCCL_")}  # MindSpore's
         return subprocess.Popen(
