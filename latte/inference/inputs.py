@@ -47,7 +47,9 @@ def seeds_of(seed: int | Sequence[int] | None, generator: np.random.Generator | 
         raise UserError("give either a seed or a generator")
     seeds = [seed + k for k in range(count)] if isinstance(seed, int | np.integer) else [int(value) for value in seed]
     if len(seeds) != count or min(seeds) < 0:
-        raise UserError(f"there are {count} videos, but {len(seeds)} seeds: {seeds[:8]}; they count from 0 on")
+        raise UserError(
+            f"there are {count} videos, but {len(seeds)} seeds: {seeds[:8]}; give one seed per video, from 0 on"
+        )
     return seeds
 
 

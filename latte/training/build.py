@@ -193,7 +193,7 @@ def describe(cfg: TrainConfig, training: Training) -> str:
             f"({cfg.trainable}), {tokens} tokens per video",
             f"data: {len(source.dataset)} videos in {cfg.cache_folder or cfg.data_folder}, "
             f"{len(source.dataset.index.classes)} classes, {'x'.join(map(str, shape))} per sample",
-            f"steps: {training.total_steps} steps of {training.batch} videos, {per_epoch:.1f} steps per epoch, on "
+            f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} steps per epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )
     )

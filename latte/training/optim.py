@@ -30,7 +30,9 @@ def learning_rates(scheduler: str, start: float, end: float, warmup_steps: int, 
     """
     rest = steps - warmup_steps
     if rest < 1:
-        raise UserError(f"warmup_steps is {warmup_steps}, but there are only {steps} steps; see max_steps and epochs")
+        raise UserError(
+            f"warmup_steps is {warmup_steps}, but there are only {steps} steps; lower it, or raise max_steps or epochs"
+        )
     table = create_scheduler(
         steps_per_epoch=1,  # so that mindcv's epochs are our steps
         scheduler=SCHEDULERS[scheduler],
