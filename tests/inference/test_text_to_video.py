@@ -1,4 +1,4 @@
-"""Text to video from a folder: the pipeline against golden values of diffusers, its arguments, sample.py, and refusals."""
+"""Text to video from a folder: the pipeline against diffusers, its arguments, sample.py, and refusals."""
 
 import dataclasses
 import json
