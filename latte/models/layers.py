@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte.models.block import Block
+from latte.models.block import Block, Pair
 from latte.ops import linear, modulated_norm, patch_projection, silu
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
@@ -156,7 +156,7 @@ class Norm(Affine):
         self.bias = parameter(zeros((channels,)))
 
 
-def embed_patches(x: ms.Tensor, proj: tuple, as_convolution: bool) -> ms.Tensor:
+def embed_patches(x: ms.Tensor, proj: Pair, as_convolution: bool) -> ms.Tensor:
     """Return the tokens (B, F, T, D) of latents (B, F, C, H, W); `proj` is (weight, bias)."""
     return patch_projection(x, *proj, as_convolution)
 
@@ -177,7 +177,7 @@ def tokens_to_latents(
     shift: ms.Tensor,
     scale: ms.Tensor,
     grid: tuple[int, int],
-    proj: tuple,
+    proj: Pair,
     patch_size: int,
 ) -> ms.Tensor:
     """Return the latents that the tokens stand for, in float32: norm, modulation, projection of each patch.

@@ -17,7 +17,7 @@ from latte.models.autoencoder import (
     ResnetBlock,
     resnet_block,
 )
-from latte.models.block import Block
+from latte.models.block import Block, Pair
 from latte.models.layers import Affine, Initializers, Norm, parameter, zeros
 from latte.ops import conv_frames, from_nchw, group_norm, silu, to_nchw
 
@@ -27,15 +27,15 @@ FRAMES_AT_ONCE = 14  # as the decoder was trained
 
 def video_resnet_block(
     x: ms.Tensor,
-    spatial_norm1: tuple,
-    spatial_conv1: tuple,
-    spatial_norm2: tuple,
-    spatial_conv2: tuple,
-    shortcut: tuple | None,
-    norm1: tuple,
-    conv1: tuple,
-    norm2: tuple,
-    conv2: tuple,
+    spatial_norm1: Pair,
+    spatial_conv1: Pair,
+    spatial_norm2: Pair,
+    spatial_conv2: Pair,
+    shortcut: Pair | None,
+    norm1: Pair,
+    conv1: Pair,
+    norm2: Pair,
+    conv2: Pair,
     mix: ms.Tensor,
     groups: int,
 ) -> ms.Tensor:

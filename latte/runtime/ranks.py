@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -121,7 +121,8 @@ class WorkCounter:
             size = MPI.INT64_T.Get_size()
             self._window = MPI.Win.Allocate(size if MPI.COMM_WORLD.rank == 0 else 0, size, comm=MPI.COMM_WORLD)
             if MPI.COMM_WORLD.rank == 0:
-                np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
+                counter: Any = self._window.tomemory()  # mpi4py's own kind of buffer
+                np.frombuffer(counter, np.int64)[:] = 0
             MPI.COMM_WORLD.Barrier()
 
     def take(self) -> int:

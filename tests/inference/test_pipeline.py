@@ -186,7 +186,7 @@ def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, caps
     formats = ("--output_format", "[mp4,gif,png]", "--num_samples", 2, "--output_path", tmp_path / "out")
     run_sample(monkeypatch, *TINY, *formats, "--class_labels", "[2,0]")
     printed = capsys.readouterr().out.splitlines()
-    assert "s a network call" in printed[0] and "peak memory" in printed[0] and "compile" in printed[0]
+    assert "s per network call" in printed[0] and "peak memory" in printed[0] and "compile" in printed[0]
     names = {p.name for p in (tmp_path / "out").iterdir()}
     expected = {f"video-{k:04d}-class{c}{s}" for k, c in ((0, 2), (1, 0)) for s in (".mp4", ".gif", "")}
     assert names == expected | {"grid.mp4", "grid.gif", "config.yaml"}

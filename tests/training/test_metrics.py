@@ -123,10 +123,10 @@ def test_a_line_for_the_log_names_everything():
     for part in (
         "step 70, epoch 0.",
         "loss 0.",
-        "(mse 0.",
-        "bound 0.",
-        "grad norm 0.",
-        "lr 0.0001",
-        "images_per_second 40",
+        "(mean squared error 0.",
+        "VLB term 0.",
+        "gradient norm 0.",
+        "learning rate 0.0001",
+        "2.5 videos per second, 40 images per second, peak memory 1.25 GiB",
     ):
         assert part in line
