@@ -119,7 +119,7 @@ def test_the_shipped_configuration_and_model_are_found_from_any_folder(tmp_path)
     assert done.returncode == 0 and "models/demo/latte.safetensors" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("word, nearest", [("sampel", "sample"), ("merge-lora", "merge_lora"), ("--versoin", "")])
+@pytest.mark.parametrize("word, nearest", [("samples", "sample"), ("merge-lora", "merge_lora"), ("--versoin", "")])
 def test_an_unknown_command_names_the_nearest(word, nearest, capsys):
     with pytest.raises(SystemExit) as stop:
         program.main([word])

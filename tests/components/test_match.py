@@ -1,4 +1,4 @@
-"""Sizes read off weights, position embeddings for other sizes, and loading that fits or says what does not."""
+"""Sizes read off weights, position embeddings for other sizes, and loading, which names what does not fit."""
 
 import dataclasses
 

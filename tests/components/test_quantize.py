@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from mindspore.common.np_dtype import bfloat16
 from support.golden_values import FIXTURES, error, recorded, tiny
+from support.train_step import small
 
 from latte.components.convert import convert_folder
 from latte.components.loading import check, load_t2v, load_vae
@@ -164,14 +165,16 @@ def test_every_network_keeps_its_scales(load, inputs, count, most):
 
 def test_adapters_work_in_a_block_of_latte():
     """They begin as nothing, change the output once trained, and get gradients; also on top of an int8 matrix."""
-    net, init = quantize(tiny("class")), Initializers(0)
-    before, layers = net(*latte_inputs()).asnumpy(), [net.blocks[0].attn.qkv, net.blocks[0].attn.proj]
+    net, init = quantize(small(condition="class", num_classes=3)), Initializers(0)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 4, 4)).astype(np.float32)
+    given = [ms.Tensor(a) for a in (x, np.array([10, 700], np.float32), np.array([1, 2], np.int32))]
+    before, layers = net(*given).asnumpy(), [net.blocks[0].attn.qkv, net.blocks[0].attn.proj]
     for layer in layers:
         layer.adapt(2, 1.0, init)
-    assert np.array_equal(net(*latte_inputs()).asnumpy(), before)
+    assert np.array_equal(net(*given).asnumpy(), before)
     for layer in layers:
         layer.lora_up.set_data(ms.Tensor(np.full(layer.lora_up.shape, 0.1, np.float32)))
-    assert error(net(*latte_inputs()).asnumpy(), before) > 1e-4
+    assert error(net(*given).asnumpy(), before) > 1e-4
     weights = ms.ParameterTuple([weight for layer in layers for weight in (layer.lora_down, layer.lora_up)])
 
     def loss(*inputs):
@@ -182,7 +185,7 @@ def test_adapters_work_in_a_block_of_latte():
     def step(*inputs):
         return gradient(*inputs)
 
-    gradients = ms.jit(step)(*latte_inputs())
+    gradients = ms.jit(step)(*given)
     assert all(np.abs(gradient.asnumpy()).max() > 0 for gradient in gradients)
 
 

@@ -28,7 +28,7 @@ def files_of(folder):
 
 
 def shift_of(first, second):
-    """The horizontal shift, in pixels, that best lays one picture over the other, by comparing all small ones."""
+    """The horizontal shift, in pixels, that best lays one image over the other, by comparing all small ones."""
     margin = 6
     inner = first[:, margin:-margin].astype(float)
     errors = {
@@ -55,7 +55,7 @@ def test_classes_look_different():
 
 
 @pytest.mark.parametrize("label", range(len(CLASSES)))
-def test_pictures_have_contrast(label):
+def test_images_have_contrast(label):
     for seed in range(6):
         frame = make_clip(label, seed, 1, 64)[0].mean(-1)
         assert np.percentile(frame, 95) - np.percentile(frame, 5) > 25

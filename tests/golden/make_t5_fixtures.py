@@ -42,7 +42,7 @@ def network() -> T5EncoderModel:
 
 
 def main() -> None:
-    """Write config.json, pytorch_model.bin with the table under both of its names, and the recorded numbers."""
+    """Write config.json, pytorch_model.bin with the table under both of its names, and the golden values."""
     net = network()
     FOLDER.mkdir(parents=True, exist_ok=True)
     net.config.save_pretrained(FOLDER)

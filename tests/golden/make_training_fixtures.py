@@ -1,4 +1,4 @@
-"""Record what official PyTorch training computes: ten steps of AdamW with clipping and the average of the weights.
+"""Record what official PyTorch training computes: ten steps of AdamW with clipping and EMA weights.
 
 Run by hand with torch, and a checkout of the official repository on PYTHONPATH:
     PYTHONPATH=../Latte:tools python tests/golden/make_training_fixtures.py
@@ -29,7 +29,7 @@ def official_network() -> torch.nn.Module:
 
 
 def main() -> None:
-    """Train ten steps on one batch of recorded numbers and write losses, norms and a few weights."""
+    """Train ten steps on one recorded batch and write losses, norms and a few weights."""
     from diffusion import create_diffusion
 
     with np.load(FIXTURES / "diffusion_training.npz") as file:

@@ -21,7 +21,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16"
 
 
 def bits(tensor: torch.Tensor) -> np.ndarray:
-    """Return the numbers of a tensor, those of bfloat16 as uint16."""
+    """Return the elements of a tensor, bfloat16 as uint16."""
     tensor = tensor.detach().contiguous()
     return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 

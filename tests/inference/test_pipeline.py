@@ -260,4 +260,4 @@ def test_more_frames_and_larger_images_than_the_checkpoint(caplog):
     assert np.array_equal(net.temp_embed.asnumpy()[:, :4], official.temp_embed.asnumpy())
     corners = net.pos_embed.asnumpy().reshape(32, 32, 64)[[0, 0, -1, -1], [0, -1, 0, -1]]
     before = official.pos_embed.asnumpy().reshape(4, 4, 64)[[0, 0, -1, -1], [0, -1, 0, -1]]
-    assert np.abs(corners - before).max() < 0.3  # the picture is stretched, not repeated
+    assert np.abs(corners - before).max() < 0.3  # the embedding is stretched, not repeated

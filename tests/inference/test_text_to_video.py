@@ -1,4 +1,4 @@
-"""Text to video from a folder: the pipeline against diffusers' numbers, its arguments, sample.py, and refusals."""
+"""Text to video from a folder: the pipeline against diffusers, its arguments, sample.py, and refusals."""
 
 import dataclasses
 import json
@@ -106,7 +106,7 @@ def test_seeds_and_generators(pipe):
 
 
 @pytest.mark.parametrize("solver", ["unipc", *(pytest.param(name, marks=LONG) for name in ("ddim", "ddpm", "heun"))])
-def test_given_frames_stay(pipe, solver):
+def test_conditioning_frames_stay(pipe, solver):
     given = np.random.default_rng(0).integers(0, 255, (2, 16, 16, 3), dtype=np.uint8)
     options = SHORT | {"num_inference_steps": 8, "sampler": solver, "guidance_scale": 1.0}
     mean = np.split(pipe.codec.moments(given.transpose(0, 3, 1, 2) / np.float32(127.5) - 1), 2, 1)[0] * 0.18215
@@ -118,7 +118,7 @@ def test_given_frames_stay(pipe, solver):
 
 
 @pytest.mark.slow
-def test_strength_keeps_more_of_the_given_frames(pipe):
+def test_strength_keeps_more_of_the_conditioning_frames(pipe):
     given = np.full((1, 16, 16, 3), 200, np.uint8)
     options = SHORT | {"video_length": 3, "num_inference_steps": 10, "sampler": "dpmpp_2m", "frames": given}
     clean, calls = pipe("x", **options).frames[:, :1], []
@@ -131,7 +131,7 @@ def test_strength_keeps_more_of_the_given_frames(pipe):
             pipe("x", **(options | wrong))
 
 
-def test_the_walk_itself_leads_to_the_given_frames(pipe, monkeypatch):
+def test_the_steps_themselves_lead_to_the_conditioning_frames(pipe, monkeypatch):
     """Not only the last line, which puts them in exactly."""
     given, ends = np.full((1, 16, 16, 3), 200, np.uint8), []
     note = lambda pipe, step, t, told: ends.append(told["latents"][:, :1])  # noqa: E731

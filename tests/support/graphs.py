@@ -62,7 +62,7 @@ def plain_inference(depth, dtype):
 
 
 def training_model(kind, depth, dtype, recompute=True, accumulation=2, ranks=2, late=False):
-    """Return the graph of a whole training step, from moments to the average of the weights."""
+    """Return the graph of a whole training step, from moments to EMA weights."""
     scaled = {"loss_scale": 65536.0, "loss_scale_window": 2000} if dtype == "fp16" else {}
     options = StepOptions(accumulation=accumulation, max_grad_norm=0.1, **scaled)
     sizes = {} if kind == "LatteT2V" else {"condition": "class", "num_classes": 101}

@@ -1,4 +1,4 @@
-"""metrics.csv of a resumed run is the uninterrupted one's; TensorBoard hides what was redone; the picture is drawn."""
+"""metrics.csv of a resumed run is the uninterrupted one's; TensorBoard hides what was redone; the plot is drawn."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_tensorboard_has_all_numbers_and_hides_what_was_redone(resume_step, tmp_
 
 
 @pytest.mark.parametrize("kind", ["one row", "usual", "loss scale", "not finite", "negative"])
-def test_the_picture_is_drawn(kind, tmp_path):
+def test_the_plot_is_drawn(kind, tmp_path):
     metrics = Metrics(tmp_path, 0)
     for step in range(1, 2 if kind == "one row" else 60):
         row = values(step, 2.0 ** (step // 20) if kind == "loss scale" else 1.0)
@@ -100,11 +100,11 @@ def test_the_picture_is_drawn(kind, tmp_path):
         metrics.write(row | ({"bound": -0.1} if kind == "negative" else {}), OTHERS)
     metrics.plot()
     metrics.close()
-    with Image.open(tmp_path / "loss.png") as picture:
-        assert picture.size == (990, 770) and np.asarray(picture.convert("L")).std() > 10
+    with Image.open(tmp_path / "loss.png") as image:
+        assert image.size == (990, 770) and np.asarray(image.convert("L")).std() > 10
 
 
-def test_no_rows_give_no_picture(tmp_path):
+def test_no_rows_give_no_plot(tmp_path):
     metrics = Metrics(tmp_path, 0)
     metrics.plot()
     metrics.close()

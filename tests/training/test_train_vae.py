@@ -86,8 +86,8 @@ def test_the_file_loads_and_holds_what_was_measured(trained, images):
     assert psnr == pytest.approx(float(last["held_out_psnr"]), abs=0.1)  # up to the rounding to float16
     assert 1 / deviation == pytest.approx(vae.config.scaling_factor, rel=0.01)
     assert vae.config.scaling_factor == float(last["scaling_factor"])
-    with Image.open(trained.with_suffix(".png")) as picture:
-        assert picture.size == (16 * len(decoded), 2 * 16)
+    with Image.open(trained.with_suffix(".png")) as image:
+        assert image.size == (16 * len(decoded), 2 * 16)
 
 
 def test_held_out_frames_are_of_clips_that_are_not_trained_on():

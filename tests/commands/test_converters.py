@@ -98,7 +98,7 @@ def test_bad_sources_of_latte(tmp_path, convert, capsys, name):
         ("vae_converter", ["--source", "{f}/vae.bin", "--target", "{f}/vae.bin/x.ckpt"], "cannot write"),
         ("latte_converter", ["--source", "{f}/weights/bare.pt", "--target", "{t}/x.ckpt"], "x_embedder.proj.weight"),
         ("latte_converter", ["--source", "{f}/latte_uncond.pt", "--target", "{t}/x.ckpt", "--weights", "e"], "ema"),
-        ("latte_converter", ["--sorce", "x"], "sorce"),
+        ("latte_converter", ["--sorce", "x"], "sorce"),  # codespell:ignore sorce
     ],
 )
 def test_errors_of_use(tmp_path, convert, capsys, name, argv, said):
