@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
+import traceback
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -121,7 +123,8 @@ class WorkCounter:
             size = MPI.INT64_T.Get_size()
             self._window = MPI.Win.Allocate(size if MPI.COMM_WORLD.rank == 0 else 0, size, comm=MPI.COMM_WORLD)
             if MPI.COMM_WORLD.rank == 0:
-                np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
+                memory: Any = self._window.tomemory()
+                np.frombuffer(memory, np.int64)[:] = 0
             MPI.COMM_WORLD.Barrier()
 
     def take(self) -> int:
@@ -155,6 +158,9 @@ def ending_together(world_size: int) -> Iterator[None]:
         from mpi4py import MPI
 
         known = isinstance(error, UserError)
+        # Now, as Abort ends the process before anybody else can say why.
+        sys.stderr.write(f"error: {error}\n" if known else traceback.format_exc())
+        sys.stderr.flush()
         MPI.COMM_WORLD.Abort(2 if known else 1)
 
 
