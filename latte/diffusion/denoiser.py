@@ -9,9 +9,8 @@ from mindspore import Tensor, ops
 
 from latte.diffusion.gaussian import float32
 
-Denoise = Callable[
-    ..., Tensor
-]  # denoise(x, t, scale, *conditions) -> predicted noise, and variance values if there are any
+# denoise(x, t, scale, *conditions) -> predicted noise, followed by variance values if the network has them
+Denoise = Callable[..., Tensor]
 
 
 def make_denoiser(network: Callable[..., Tensor], guided: bool = False, batched: bool = True) -> Denoise:
@@ -27,16 +26,16 @@ def make_denoiser(network: Callable[..., Tensor], guided: bool = False, batched:
     to guide with conditions that are no pairs.
     """
 
-    def plain(x, t, scale, *conditions):
+    def plain(x: Tensor, t: Tensor, scale: Tensor, *conditions: Any) -> Tensor:
         return float32(network(x, t, *conditions))
 
-    def two_calls(x, t, scale, *conditions):
+    def two_calls(x: Tensor, t: Tensor, scale: Tensor, *conditions: Any) -> Tensor:
         half = _half(conditions)
         cond = network(x, t, *conditions[:half])  # (B, F, 2C, H, W)
         uncond = network(x, t, *conditions[half:])  # (B, F, 2C, H, W)
         return guide(cond, uncond, scale, x.shape[2])
 
-    def one_batch(x, t, scale, *conditions):
+    def one_batch(x: Tensor, t: Tensor, scale: Tensor, *conditions: Any) -> Tensor:
         half = _half(conditions)
         pairs = [ops.concat((conditions[i], conditions[half + i]), axis=0) for i in range(half)]  # each (2B, ...)
         both = network(ops.concat((x, x), axis=0), ops.concat((t, t), axis=0), *pairs)  # (2B, F, 2C, H, W)

@@ -156,7 +156,8 @@ def dpmpp_2m(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Itera
 
 def unipc(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[np.ndarray]:
     """UniPC of order 2 with B2 (Zhao 2023): the predictor is DPM-Solver++(2M), each network call also corrects it."""
-    walk, datas, start = steps.walk(), [], y
+    walk, start = steps.walk(), y
+    datas: list[np.ndarray] = []
     for i, (sigma, end, t) in enumerate(walk):
         data = net.data(y, sigma, t)
         if i > 0:
@@ -189,7 +190,8 @@ def pndm(
     With `skip_prk_steps` it begins with a step of Heun's and lower orders instead (PLMS). The transfer of PNDM eq. 11
     is Euler's step in y.
     """
-    walk, eps = steps.walk(), []
+    walk = steps.walk()
+    eps: list[np.ndarray] = []
     for i, (sigma, end, t) in enumerate(walk):
         eps = [*eps[-3:], net.noise(y, sigma, t)]
         if not skip_prk_steps and i < WARM_UP:
@@ -248,7 +250,7 @@ def _runge_kutta(net: Network, y: np.ndarray, first: np.ndarray, steps: Steps, i
 def _adams_bashforth(eps: list[np.ndarray]) -> np.ndarray:
     """The mean noise over the next step, from that at up to four steps, the newest last (PNDM eq. 9)."""
     weights = {1: (1,), 2: (-1 / 2, 3 / 2), 3: (5 / 12, -16 / 12, 23 / 12), 4: (-9 / 24, 37 / 24, -59 / 24, 55 / 24)}
-    return sum(weight * each for weight, each in zip(weights[len(eps)], eps, strict=True))
+    return sum((weight * each for weight, each in zip(weights[len(eps)], eps, strict=True)), np.zeros_like(eps[0]))
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ def _pndm_calls(n: int, solver: Solver) -> int:
 
 
 # The solvers of k-diffusion walk fractional timesteps, and begin at the variance of the first one.
-_K = {"spacing": "linspace", "grid": "fractional", "starts_at_sigma": True}
+_K: dict[str, Any] = {"spacing": "linspace", "grid": "fractional", "starts_at_sigma": True}
 SOLVERS: dict[str, SolverSpec] = {
     "ddim": SolverSpec(euler, "respaced", options=("eta",)),
     "ddpm": SolverSpec(ddpm, "respaced", options=("variance",), adds_noise=True),
@@ -395,4 +397,4 @@ class Solver:
 
 def _missing() -> Iterator[Any]:
     raise ValueError("this solver adds noise: give it a source of noise")
-    yield
+    yield  # type: ignore[unreachable]  # makes it a generator, which raises when it is used

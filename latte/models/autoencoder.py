@@ -20,9 +20,11 @@ from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to
 from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
+
+    from latte.models.layers import Pair
 
 EPS = 1e-6
 NORM_GROUPS = 32  # of every released autoencoder
@@ -147,7 +149,7 @@ def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def resnet_block(
-    x: ms.Tensor, norm1: tuple, conv1: tuple, norm2: tuple, conv2: tuple, shortcut: tuple | None, groups: int
+    x: ms.Tensor, norm1: Pair, conv1: Pair, norm2: Pair, conv2: Pair, shortcut: Pair | None, groups: int
 ) -> ms.Tensor:
     """Return x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 x 1 convolution of x where the channels change.
 
@@ -161,7 +163,7 @@ def resnet_block(
 
 
 def attention_block(
-    x: ms.Tensor, norm: tuple, to_q: tuple, to_k: tuple, to_v: tuple, to_out: tuple, groups: int
+    x: ms.Tensor, norm: Pair, to_q: tuple, to_k: tuple, to_v: tuple, to_out: tuple, groups: int
 ) -> ms.Tensor:
     """Return x plus its single-head self-attention over all pixels; each layer is a pair (weight, bias)."""
     y = to_nchw(group_norm(x, *norm, groups, EPS))  # (N, C, H, W)
@@ -177,7 +179,7 @@ def upsample_conv(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor
     return conv2d(upsample_nearest(x), weight, bias)
 
 
-def norm_conv(x: ms.Tensor, norm: tuple, conv: tuple, groups: int) -> ms.Tensor:
+def norm_conv(x: ms.Tensor, norm: Pair, conv: Pair, groups: int) -> ms.Tensor:
     """Return conv(silu(norm(x))), the end of encoder and decoder; each layer is a pair (weight, bias)."""
     return conv2d(silu(group_norm(x, *norm, groups, EPS)), *conv)
 
@@ -185,7 +187,7 @@ def norm_conv(x: ms.Tensor, norm: tuple, conv: tuple, groups: int) -> ms.Tensor:
 class Conv(Block):
     """A convolution that is a graph of its own where the compile scope is the block."""
 
-    forward = staticmethod(conv2d)
+    forward: Callable = staticmethod(conv2d)
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Initializers, stride: int = 1):
         super().__init__()

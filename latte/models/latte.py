@@ -370,7 +370,7 @@ class Latte(Network):
         sizes = (config.in_channels, width, config.patch_size)
         self.x_embedder = PatchEmbed(sizes, patch_embedder == "conv", init)
         self.t_embedder = TimestepEmbedder(width, init)
-        if config.condition == "class":
+        if config.condition == "class" and config.num_classes is not None:  # which LatteConfig asks for
             self.y_embedder = LabelEmbedder(config.num_classes, width, init)
         if config.condition == "text":
             tokens, text_width = CLIP_TEXT
@@ -403,7 +403,7 @@ class Latte(Network):
         c = final = self.t_embedder(t)  # (B, D), and so all that is added to it
         if self.config.condition == "class":
             c = final = c + self.y_embedder(y)
-        if self.config.condition == "text":  # the official final layer does not see the text
+        if self.config.condition == "text" and y is not None:  # the official final layer does not see the text
             c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
         return x, (c, final)
 
@@ -459,7 +459,7 @@ def create_model(
     `name`; None leaves them. `seed=None` leaves the weights unset, for `load_weights` to fill.
     Raises UserError for a name, dtype or configuration that does not exist.
     """
-    sizes = named_sizes(name) | {key: value for key, value in config.items() if value is not None}
+    sizes: dict[str, Any] = named_sizes(name) | {key: value for key, value in config.items() if value is not None}
     known = {field.name for field in dataclasses.fields(LatteConfig)}
     if unknown := sorted(set(sizes) - known):
         raise UserError(f"create_model does not know {', '.join(unknown)}; it takes {', '.join(sorted(known))}")

@@ -12,6 +12,7 @@ from latte.models.block import Block
 from latte.ops import linear, modulated_norm, patch_projection, silu
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
+Pair = tuple[ms.Tensor, ms.Tensor]  # weight and bias of a layer
 
 
 def empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -156,7 +157,7 @@ class Norm(Affine):
         self.bias = parameter(zeros((channels,)))
 
 
-def embed_patches(x: ms.Tensor, proj: tuple, as_convolution: bool) -> ms.Tensor:
+def embed_patches(x: ms.Tensor, proj: Pair, as_convolution: bool) -> ms.Tensor:
     """Return the tokens (B, F, T, D) of latents (B, F, C, H, W); `proj` is (weight, bias)."""
     return patch_projection(x, *proj, as_convolution)
 

@@ -6,6 +6,8 @@ shape comments show (F, H, W, C), the frames of one video.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -21,21 +23,24 @@ from latte.models.block import Block
 from latte.models.layers import Affine, Initializers, Norm, parameter, zeros
 from latte.ops import conv_frames, from_nchw, group_norm, silu, to_nchw
 
+if TYPE_CHECKING:
+    from latte.models.layers import Pair
+
 EPS = 1e-5  # of the norms over frames
 FRAMES_AT_ONCE = 14  # as the decoder was trained
 
 
 def video_resnet_block(
     x: ms.Tensor,
-    spatial_norm1: tuple,
-    spatial_conv1: tuple,
-    spatial_norm2: tuple,
-    spatial_conv2: tuple,
-    shortcut: tuple | None,
-    norm1: tuple,
-    conv1: tuple,
-    norm2: tuple,
-    conv2: tuple,
+    spatial_norm1: Pair,
+    spatial_conv1: Pair,
+    spatial_norm2: Pair,
+    spatial_conv2: Pair,
+    shortcut: Pair | None,
+    norm1: Pair,
+    conv1: Pair,
+    norm2: Pair,
+    conv2: Pair,
     mix: ms.Tensor,
     groups: int,
 ) -> ms.Tensor:

@@ -140,7 +140,8 @@ class _Tiled(CustomGrad):
         dy, delta, last = d[0], _delta(out[0], d[0]), q
         dq, dk, dv = [], [], []
         for i in range(q.shape[0]):
-            of_rows, of_keys, of_values = [], [[] for _ in columns], [[] for _ in columns]
+            # A graph takes no annotations of variables.
+            of_rows, of_keys, of_values = [], [[] for _ in columns], [[] for _ in columns]  # type: ignore[var-annotated]
             for a, b in rows:
                 of_row = []
                 for j, (c, e) in enumerate(columns):
@@ -177,7 +178,7 @@ def _tiled(limits: tuple[int, int]) -> _Tiled:
 
 
 @constexpr
-def _tiles(shape: tuple[int, ...], size: int, limits: tuple[int, int]) -> tuple[tuple, tuple]:
+def _tiles(shape: tuple[int, ...], size: int, limits: tuple[int, int]) -> tuple[tuple[tuple[int, int], ...], ...]:
     """Return the spans of queries and of keys that are taken at once."""
     keys = min(limits[1], size)
     steps = ((shape[1], max(limits[0] // keys, 1)), (size, keys))

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import ops
-from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
-from latte.ops import cpu
+from latte.ops import ascend, cpu
 from latte.ops.target import in_graph, multiplies_int8, on_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
-_int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
 _bias_add = ops.BiasAdd()
 
 _times = ops.MatMul()
@@ -59,7 +57,7 @@ def _int8_affine(x: ms.Tensor, weight: tuple, bias: ms.Tensor | None) -> ms.Tens
     matrix, scale = weight
     rows = x.reshape(-1, x.shape[-1])
     if multiplies_int8(x.dtype):
-        y = _int8_matmul(rows, matrix, scale.astype(x.dtype), None, None, None, None)  # (N, out)
+        y = ascend.int8_matmul(rows, matrix, scale)  # (N, out)
     elif x.dtype == ms.float32 and rows.shape[0] < matrix.shape[1]:  # the product is smaller than the matrix
         y = _matmul(rows, matrix.astype(ms.float32)) * scale  # float16 would overflow here
     else:

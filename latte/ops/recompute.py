@@ -45,7 +45,7 @@ class Recomputed(CustomGrad):
     def bprop(self, inputs: tuple, weights: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
         """Return the gradients with respect to inputs and weights."""
 
-        def again(inputs, weights):
+        def again(inputs: tuple, weights: tuple) -> ms.Tensor:
             return self.forward(*inputs, *weights, *self.settings)
 
         # Only once the gradient has come this far, lest all blocks are computed again at once.

@@ -10,7 +10,7 @@ import os
 import resource
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -106,7 +106,7 @@ def current() -> Device:
 
 
 @contextmanager
-def use(target: str | None = None, **fields: object) -> Iterator[Device]:
+def use(target: str | None = None, **fields: Any) -> Iterator[Device]:
     """Pretend another device: the one in use, with the given fields of `Device` in place of its own.
 
     For tests and exports: graphs are built as for that device, but operations run on the one that MindSpore is set to.
@@ -185,7 +185,7 @@ def init_for_export(device_target: str | None = None, device_id: int = 0, jit_le
         return init_device(device_target, device_id, jit_level=jit_level)
     init_device("CPU", jit_level=jit_level)
     warn_once(f"there is no {device_target} here: the graph gets its settings, but cannot be run on this machine")
-    _current = dataclasses.replace(_current, target=device_target)
+    _current = dataclasses.replace(current(), target=device_target)
     return _current
 
 

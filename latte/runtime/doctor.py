@@ -105,7 +105,7 @@ def gpu() -> list[Finding]:
             "install NVIDIA's driver, 450.80 or later",
         ),
     ]
-    problems = {}
+    problems: dict[str, str | None] = {}
     for library, package in cuda.LIBRARIES.items():
         problems[package] = problems.get(package) or cuda.package_problem(library)
     for package, problem in problems.items():
@@ -223,8 +223,11 @@ def _says(program: str, *arguments: str, patience: int = ATTEMPT) -> str | None:
 
 def _unloadable(plugin: str) -> str | None:
     """Return why a plugin of MindSpore cannot be loaded, which is the first library that it lacks, or None."""
+    spec = importlib.util.find_spec("mindspore")
+    if spec is None or spec.origin is None:
+        return "MindSpore is not installed"
     try:
-        ctypes.CDLL(str(Path(importlib.util.find_spec("mindspore").origin).parent / "lib" / "plugin" / plugin))
+        ctypes.CDLL(str(Path(spec.origin).parent / "lib" / "plugin" / plugin))
     except OSError as error:
         return str(error)
     return None
