@@ -1,5 +1,5 @@
-# Sourced by run_mpirun.sh and run_msrun.sh: reads CONFIG and N, and runs a launcher so that the ranks can end in order.
-# Sets config, count, options (those of train.py), python and logs, and goes to the repository's root.
+# Sourced by run_mpirun.sh and run_msrun.sh: reads CONFIG and N, and runs a launcher such that the ranks can save and exit.
+# Sets config, count, options (of train.py), python and logs, and changes to the repository's root.
 # shellcheck shell=bash
 
 fail() {
@@ -18,12 +18,12 @@ mkdir -p "$logs"
 # shellcheck source=scripts/ascend_env.sh
 source scripts/ascend_env.sh
 
-# launch COMMAND... : in a session of its own, so that Ctrl-C reaches the ranks once, from here.
+# launch COMMAND...: run it in a session of its own, so that Ctrl-C reaches the ranks only once, from here.
 launch() {
     local launcher code=0
     setsid "$@" </dev/null &
     launcher=$!
-    # The launchers kill at a signal, before anything is saved; so the ranks, which are their children, get it directly.
+    # On a signal the launchers kill the ranks before they have saved; so the ranks, their children, get the signal directly.
     trap 'pkill -TERM -P "$launcher" -f train.py || kill -TERM "$launcher"' TERM INT
     while kill -0 "$launcher" 2>/dev/null; do
         code=0

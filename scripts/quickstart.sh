@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to videos on any computer: sample the small model of moving clouds that is shipped, and say where they are.
+# Install what is needed, sample the demo model of moving clouds, and print where the videos are (Linux, or WSL2 on Windows):
 #     scripts/quickstart.sh [options of sample.py]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

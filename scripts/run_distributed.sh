@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Train on several Ascend devices of one or more machines with a rank table (tools/make_rank_table.py makes one):
 #     scripts/run_distributed.sh CONFIG RANK_TABLE START N [options of train.py]
-# START is the first device of this machine, N the number of its devices to use. On every machine the same table is given;
-# which server of it this machine is, is found by its addresses, or said by SERVER_ID. A log a rank is written to
-# outputs/logs/<time>/ (LOG_DIR). If a rank dies, all are stopped. PYTHON chooses the interpreter; BIND_CORES=1 gives each
-# device of this machine in the table an equal share of the cores that this process may use. HCCL_CONNECT_TIMEOUT and
-# HCCL_EXEC_TIMEOUT are the seconds in which ranks wait for each other, when they meet and in a sum over all.
+# START is the first device of this machine, N the number of its devices to use. Every machine needs the same table, in which
+# it finds itself by its addresses, or by SERVER_ID. One log per rank is written to outputs/logs/<time>/ (LOG_DIR). If a
+# rank dies, all ranks are stopped. PYTHON chooses the interpreter; BIND_CORES=1 gives each device of this machine in the
+# table an equal share of the cores that this process may use. HCCL_CONNECT_TIMEOUT and HCCL_EXEC_TIMEOUT are the seconds
+# that ranks wait for each other, at the start and in a sum over all ranks.
 set -euo pipefail
 
 fail() {
@@ -25,7 +25,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -f "$config" ]] || fail "there is no config file $config"
 python=${PYTHON:-python}
 
-# One line a device of this machine: device, rank, number of ranks.
+# One line per device of this machine: device, rank, number of ranks.
 lines=$("$python" tools/make_rank_table.py --show "$table" --server_id "${SERVER_ID:-}") || exit 2
 declare -A rank_of=() place_of=()
 size=0
@@ -42,23 +42,23 @@ mkdir -p "$logs"
 source scripts/ascend_env.sh
 pids=() started=()
 
-# The numbers of the cores that this process may use, such as 0-3,8 in words; none if nothing is to be bound.
+# The numbers of the cores that this process may use; empty without BIND_CORES=1.
 cores=()
 if [[ "${BIND_CORES:-}" == 1 ]]; then
     command -v taskset >/dev/null || fail "BIND_CORES=1 needs taskset"
     allowed=$(taskset -cp $$)
     for part in $(tr , ' ' <<<"${allowed##*: }"); do mapfile -t -O ${#cores[@]} cores < <(seq "${part%-*}" "${part#*-}"); done
-    ((${#cores[@]} >= ${#rank_of[@]})) || fail "BIND_CORES=1 needs a core a device, and there are ${#cores[@]}"
+    ((${#cores[@]} >= ${#rank_of[@]})) || fail "BIND_CORES=1 needs one core per device, but there are ${#cores[@]}"
 fi
 
-# share PLACE: the cores of the device at that place of this machine, as taskset wants them
+# share PLACE: the cores of the PLACE-th device of this machine, in the form that taskset takes
 share() {
     local first=$(($1 * ${#cores[@]} / ${#rank_of[@]})) end=$((($1 + 1) * ${#cores[@]} / ${#rank_of[@]}))
     local IFS=,
     echo "${cores[*]:first:end-first}"
 }
 
-# Each rank is a session of its own: so Ctrl-C reaches it once, from here, and its helpers can be killed with it.
+# Each rank is a session of its own, so that Ctrl-C reaches it only once, from here, and its helpers are killed with it.
 stop_all() {
     local pid
     for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
@@ -76,7 +76,7 @@ for ((i = 0; i < count; i++)); do
 done
 echo "started ranks ${started[*]} of $size; their logs are in $logs"
 
-# kill_all: after GRACE seconds in which the ranks may end by themselves
+# kill_all: kill the ranks after GRACE seconds in which they may exit by themselves
 kill_all() {
     local pid end=$((SECONDS + ${GRACE:-10}))
     stop_all

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train on N devices of this machine with mpirun: scripts/run_mpirun.sh CONFIG N [options of train.py]
-# A log a rank is in outputs/logs/<time>/ (LOG_DIR); that of rank 0 is shown too. PYTHON chooses the interpreter.
+# One log per rank is in outputs/logs/<time>/ (LOG_DIR); the log of rank 0 is also shown. PYTHON chooses the interpreter.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train on N devices of this machine with msrun: scripts/run_msrun.sh CONFIG N [options of train.py]
-# A log a rank is in outputs/logs/<time>/ (LOG_DIR); that of rank 0 is shown too. PYTHON chooses the interpreter, whose
+# One log per rank is in outputs/logs/<time>/ (LOG_DIR); the log of rank 0 is also shown. PYTHON chooses the interpreter, whose
 # name must be python or python3, and MASTER_PORT the port at which the ranks meet; by default it is a free one.
 set -euo pipefail
 # shellcheck source=scripts/launch.sh

@@ -1,5 +1,5 @@
 # Sourced by the other scripts from the repository's root: makes .venv and sets VENV_PYTHON. REQUIREMENTS names the file of
-# packages: requirements.txt, or requirements-dev.txt, which holds all of the first.
+# packages: requirements.txt, or requirements-dev.txt, which includes it.
 # PYTHON=/path/to/python chooses the interpreter that a new .venv is made from.
 # shellcheck shell=bash
 
@@ -8,7 +8,7 @@ fail() {
     exit 2
 }
 
-# A name can be on PATH and still not run (a pyenv shim), or be another version than it says: so each one is tried.
+# A name on PATH may not run (a pyenv shim) or may be another version than its name says, so each one is tried.
 is_supported_python() {
     "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
@@ -40,10 +40,10 @@ make_venv() {
 
 ensure_venv() {
     local sum file=${REQUIREMENTS:-requirements.txt}
-    # The folder counts too: a copied or moved .venv still points to where it was made.
+    # The folder is part of the sum, because a copied or moved .venv still points to its old place.
     sum=$( (pwd && cat requirements.txt requirements-dev.txt pyproject.toml) | cksum | cut -d ' ' -f 1)
     VENV_PYTHON="$PWD/.venv/bin/python"
-    # A stamp is written last, so an install that was cut short is done again.
+    # The stamp is written last, so that an interrupted installation is repeated.
     if [[ -x "$VENV_PYTHON" && (-e ".venv/.$file-$sum" || -e ".venv/.requirements-dev.txt-$sum") ]]; then
         return
     fi

@@ -1,16 +1,16 @@
-"""Measure beside official PyTorch: same machine, same run, same weights and inputs, each in its own process.
+"""Compare the speed with official PyTorch: same machine, same run, same weights and inputs, each in its own process.
 
     python tools/benchmark.py --official ../Latte --torch_python ../torch-venv/bin/python
 
-The official code is not part of this project: put a checkout of it, and a Python with torch and diffusers, anywhere.
+The official code is not part of this project: it needs a checkout of that code and a Python with torch and diffusers.
 
 Parts: step, a denoising step; vae, encoding and decoding a frame; train, a training step from latents with AdamW and
-the EMA weights, and how long the data loader alone takes per video; cache, encoding frames into a cache of latents, and
-reading windows of 128 frames from both kinds of cache; t2v, a call of the network of the text-to-video Latte-1 in its
-full size, beside diffusers.
+EMA weights, and the time of the data loader alone per video; cache, encoding frames into a cache of latents, and
+reading windows of 128 frames from both kinds of cache; t2v, a network call of the text-to-video Latte-1 in full size,
+compared with diffusers.
 
-Each side is a process of its own, so that peak memory is its own. The two wait for each other and call in turn, and the
-speed is the median over pairs of calls: a machine whose speed drifts slows both.
+Each side is a process of its own, which gives its own peak memory. The two sides take turns call by call, and the
+reported speed is the median over pairs of calls, so that a machine whose speed drifts slows both.
 """
 
 from __future__ import annotations
@@ -55,10 +55,16 @@ class Settings(Options):
     model_name: str | None = option(None, "network to measure; null = Latte-XL/2, and Latte-S/2 in training")
     image_size: int = option(256, "width and height of the frames in pixels")
     num_frames: int = option(16, "frames per video")
-    dtypes: list[Literal["fp32", "bf16"]] = option(["fp32", "bf16"], "arithmetic of step and cache; others use fp32")
-    steps: int = option(3, "calls that count: denoising steps, frames, training steps")
-    torch_bf16_steps: int = option(1, "steps of PyTorch's bf16 autocast; 0 = only the first, where one takes minutes")
-    warm_up: int = option(30, "training steps before those that count; MindSpore tunes its CPU threads in the first 30")
+    dtypes: list[Literal["fp32", "bf16"]] = option(
+        ["fp32", "bf16"], "arithmetic of step and cache; the other parts use fp32"
+    )
+    steps: int = option(3, "calls to measure: denoising steps, frames, training steps")
+    torch_bf16_steps: int = option(
+        1, "calls to measure with PyTorch's bf16 autocast; 0 = only the first, if one call takes minutes"
+    )
+    warm_up: int = option(
+        30, "training steps before the measured ones; MindSpore tunes its CPU threads in the first 30"
+    )
     threads: int = option(2, "CPU threads of each side")
 
     def __post_init__(self) -> None:
@@ -98,21 +104,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _loader_note(trained: dict[str, Any], torch_python: str, threads: int) -> str:
-    """Measure the loader and say how it compares with our training step."""
+    """Measure the loader and return a sentence that compares it with our training step."""
     (loader,) = _measure(({**trained, "part": "loader"},), torch_python, threads)
     return (
-        f"The loader alone takes {1000 * loader['seconds']:.0f} ms for a video of frames on the disk: "
-        f"{trained['seconds'] / loader['seconds']:.0f} x what the training step consumes."
+        f"The loader alone takes {1000 * loader['seconds']:.0f} ms per video of frames on the disk: "
+        f"{trained['seconds'] / loader['seconds']:.0f} times as fast as the training step consumes them."
     )
 
 
 def _measure(jobs: tuple[dict[str, Any], ...], torch_python: str, threads: int) -> list[dict[str, Any]]:
-    """Make each measurement in a process of its own, call by call in turn, and return what they measured."""
+    """Run each measurement in a process of its own, call by call in turn, and return the results."""
     processes: list[subprocess.Popen] = []
-    lines: list[str] = []  # the last one of each: that it waits, or its result
+    lines: list[str] = []  # the last line of each process: WAITING, or its result
     name = f"{jobs[0]['part']} {jobs[0]['dtype']}"
     with tqdm(desc=name, unit="call") as bar:
-        for job in jobs:  # the second one needs the weights that the first one has written when it waits
+        for job in jobs:  # the second job needs the weights that the first one has written before it waits
             processes.append(_start(job, torch_python, threads))
             lines.append(_next_line(processes[-1], job))
         while WAITING in lines:
@@ -136,11 +142,11 @@ def _start(job: dict[str, Any], torch_python: str, threads: int) -> subprocess.P
 
 
 def _next_line(process: subprocess.Popen, job: dict[str, Any]) -> str:
-    """Return the next line with which a measurement waits, or ends."""
+    """Return the next line by which a measurement waits or ends; raises UserError if it failed."""
     for line in process.stdout:
         if line.startswith((WAITING, "{")):
             return line.strip()
-    raise UserError(f"the measurement {job['part']} {job['dtype']} {job['side']} failed, see above")
+    raise UserError(f"the measurement {job['part']} {job['dtype']} {job['side']} failed; its error is above")
 
 
 def _machine(threads: int) -> str:
@@ -161,7 +167,7 @@ def _table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
     for peer, ours in rows:
         for key in ("encode", "decode") if ours["part"] == "vae" else (None,):
             a, b = (row[key] if key else row for row in (peer, ours))
-            what = f"VAE {key} a frame" if key else NAMES[ours["part"]].format(**ours)
+            what = f"VAE {key} per frame" if key else NAMES[ours["part"]].format(**ours)
             memory = f"{peer['memory'] / 1e9:.2f} / {ours['memory'] / 1e9:.2f}"
             lines.append(
                 f"| {what} | {a['seconds']:.2f} | {b['seconds']:.2f} | {_speed(a, b):.2f} x "
@@ -171,7 +177,7 @@ def _table(rows: list[tuple[dict[str, Any], dict[str, Any]]]) -> str:
 
 
 def _speed(peer: dict[str, Any], ours: dict[str, Any]) -> float:
-    """Return how many of our calls fit into one of the peer's, the median over pairs of calls."""
+    """Return the time of the peer's calls relative to ours, as the median over pairs of calls."""
     if len(peer.get("all", ())) != len(ours.get("all", ())):
         return peer["seconds"] / ours["seconds"]
     return statistics.median(a / b for a, b in zip(peer["all"], ours["all"], strict=True))

@@ -1,9 +1,9 @@
-"""Measure a training step on long videos: attention by blocks beside attention at once, with and without recomputation.
+"""Measure a training step on long videos: blockwise attention and attention at once, with and without recomputation.
 
     python tools/benchmark_attention.py --num_frames 128 --rows "blocks recompute" "at once recompute" blocks
 
-Each row is a process of its own, so that its peak memory is its own; a row that does not fit is reported as such. The
-gradients of all rows are compared with those of the first: the deviation is relative to the largest of each weight.
+Each row is a process of its own, which gives its own peak memory; a row that does not fit into memory is reported. The
+gradients of all rows are compared with the first row's: the deviation is relative to the largest element of a weight.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Settings(Options):
     num_frames: int = option(128, "frames of the video")
     model_name: str = option("Latte-S/2", "network to train")
     image_size: int = option(256, "width and height of the frames in pixels")
-    steps: int = option(1, "steps after the first one, which compiles; the last one counts")
+    steps: int = option(1, "steps after the first one, which compiles; the last one is measured")
     threads: int = option(2, "CPU threads")
     rows: list[Literal["blocks recompute", "at once recompute", "blocks", "at once"]] = option(
         ["blocks recompute", "at once recompute", "blocks", "at once"], "rows of the table"
@@ -49,7 +49,7 @@ class Settings(Options):
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print a table."""
     settings = parse_config(Settings, argv, __doc__)
-    print("| attention | seconds a step | first step s | peak memory GB | loss | gradients differ by |")
+    print("| attention | seconds per step | first step s | peak memory GB | loss | gradients differ by |")
     print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for row in settings.rows:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Take the steps of one row."""
+    """Return the measurements of one row: seconds, memory in bytes, loss and deviation of the gradients."""
     import mindspore as ms
     import numpy as np
 
@@ -84,19 +84,19 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         module = sys.modules["latte.ops.attention"]  # `latte.ops.attention` is the function
         module._by_blocks = module._at_once
     sizes = {"num_frames": job["frames"], "input_size": job["size"], "seed": None}
-    net, average = (create_model(job["model_name"], **sizes) for _ in range(2))
+    net, ema = (create_model(job["model_name"], **sizes) for _ in range(2))
     rng = np.random.default_rng(0)
-    for pair in zip(net.get_parameters(), average.get_parameters(), strict=True):
+    for pair in zip(net.get_parameters(), ema.get_parameters(), strict=True):
         values = ms.Tensor(rng.normal(size=pair[0].shape, scale=0.02).astype(np.float32))
         for weight in pair:
             if weight.requires_grad:
                 weight.set_data(values)
-    for each in (net, average):
+    for each in (net, ema):
         prepare(each, for_training=True)
     if job["row"].endswith("recompute"):
         for block in net.blocks:
             block.recompute()
-    step = TrainStep(net, average, None, np.full(job["steps"] + 1, 1e-4, np.float32), StepOptions(scale_factor=1.0))
+    step = TrainStep(net, ema, None, np.full(job["steps"] + 1, 1e-4, np.float32), StepOptions(scale_factor=1.0))
     call, given = graphs.compile_training(step.construct), step_inputs(job)
     seconds, gradients = [], {}
     for i in range(job["steps"] + 1):

@@ -1,4 +1,4 @@
-"""What both sides of tools/benchmark.py share; no latte and no MindSpore, which the Python with torch does not have."""
+"""Shared by both sides of tools/benchmark.py; imports neither latte nor MindSpore, which are missing beside torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 LATENT_SCALE = 8  # pixels per latent
 WEIGHTS = {"step": "latte.pt", "vae": "vae.bin", "train": "train.pt", "cache": "vae.bin", "t2v": "t2v"}
 TOKENS, CAPTION = 120, 4096  # of Latte-1
-CLIPS, CLIP_FRAMES = 8, 40  # of the loader's data
+CLIPS, CLIP_FRAMES = 8, 40  # the loader's data
 LEARNING_RATE, EMA_DECAY = 1e-4, 0.9999
-WAITING = "waiting for its turn"  # what a measurement says before each call
+WAITING = "waiting for its turn"  # a measurement prints this before each call
 
 
 def timed(call: Callable[[int], Any], count: int, warm_up: int = 0) -> dict[str, Any]:
-    """Time a first call and, after some more, those that count, each when it is this process's turn."""
+    """Time a first call and, after `warm_up` more, `count` calls in seconds, each when it is this process's turn."""
     seconds = []
     for i in range(1 + warm_up + count):
         print(WAITING, flush=True)
@@ -47,18 +47,18 @@ def inputs(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def save(job: dict[str, Any], name: str, value: Any) -> None:
-    """Save an output of a side for `deviation`."""
+    """Save an output of PyTorch for `deviation`."""
     np.save(Path(job["folder"]) / f"{name}.npy", value)
 
 
 def deviation(job: dict[str, Any], name: str, value: Any) -> float:
-    """Return the largest deviation from PyTorch's float32 result, relative to its largest number."""
+    """Return the largest deviation from PyTorch's float32 result, relative to its largest element."""
     expected = np.load(Path(job["folder"]) / f"{name}.npy")
     return float(np.abs(value - expected).max() / np.abs(expected).max())
 
 
 def work(measurements: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
-    """Make the measurement that the argument asks for, and print it as a line of JSON."""
+    """Run the measurement that the program's argument asks for, and print the result as a line of JSON."""
     if not sys.argv[1:] or not sys.argv[1].startswith("{"):
         refuse()
     job = json.loads(sys.argv[1])
@@ -67,7 +67,7 @@ def work(measurements: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) ->
 
 
 def refuse() -> NoReturn:
-    """Exit with the sentence for those who start a side by hand."""
+    """Exit with code 2, with an error for users who start a side themselves."""
     print(
         f"error: {Path(sys.argv[0]).name} is a part of tools/benchmark.py, which starts it; run that", file=sys.stderr
     )
@@ -75,7 +75,7 @@ def refuse() -> NoReturn:
 
 
 def clips(job: dict[str, Any]) -> Path:
-    """Return the folder of the loader's data, which is made the first time."""
+    """Return the folder of the loader's data; the first call makes it."""
     from PIL import Image
 
     root, side = Path(job["folder"]) / "clips", job["size"] * LATENT_SCALE

@@ -1,4 +1,4 @@
-"""Our side in tools/benchmark.py, which runs this file in a process for each measurement."""
+"""Our side of tools/benchmark.py, which runs this file in one process per measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmark_common import (
     work,
 )
 
-WINDOW, STORED = 128, 300  # frames of a window, and of each video of the cache it is read from
+WINDOW, STORED = 128, 300  # frames per window, and per video of the cache
 LOADED = 24  # videos
 
 
@@ -50,7 +50,7 @@ def _our_step(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def step_inputs(job: dict[str, Any]) -> list[Any]:
-    """Return what a training step takes: moments without variance, their noise, t, noise, skipped videos."""
+    """Return the inputs of a training step: moments without variance, posterior noise, t, noise, skipped videos."""
     import mindspore as ms
     import numpy as np
 
@@ -75,12 +75,12 @@ def _our_train(job: dict[str, Any]) -> dict[str, Any]:
     from latte.training.step import StepOptions, TrainStep
 
     device.init_device("CPU")
-    net, average = (load_model(Path(job["folder"]) / WEIGHTS["train"]) for _ in range(2))
-    for each in (net, average):
+    net, ema = (load_model(Path(job["folder"]) / WEIGHTS["train"]) for _ in range(2))
+    for each in (net, ema):
         prepare(each, for_training=True)
-    rates = np.full(job["steps"] + job["warm_up"] + 1, LEARNING_RATE, np.float32)
+    learning_rates = np.full(job["steps"] + job["warm_up"] + 1, LEARNING_RATE, np.float32)
     options = StepOptions(ema_decay=EMA_DECAY, scale_factor=1.0)
-    call = graphs.compile_training(TrainStep(net, average, None, rates, options).construct)
+    call = graphs.compile_training(TrainStep(net, ema, None, learning_rates, options).construct)
     given, losses = step_inputs(job), []
     result = timed(lambda i: losses.append(float(call(*given))), job["steps"], job["warm_up"])
     return result | {"deviation": deviation(job, "losses", np.array(losses))}
@@ -131,7 +131,7 @@ def _our_cache(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_note(job: dict[str, Any], kind: str) -> str:
-    """Measure how fast windows are read from a cache of random moments, with one and with two workers."""
+    """Measure the speed of reading windows from a cache of random moments, with one and with two workers."""
     import numpy as np
 
     from latte.config import TrainConfig
@@ -156,13 +156,13 @@ def _read_note(job: dict[str, Any], kind: str) -> str:
         next(batches)
         epochs.append(CLIPS * _drain(batches))
     return (
-        f"Reading windows of {WINDOW} frames from {kind}: {WINDOW * CLIPS / epochs[0]:.0f} frames a second; an epoch "
+        f"Reading windows of {WINDOW} frames from {kind}: {WINDOW * CLIPS / epochs[0]:.0f} frames per second; an epoch "
         f"of {CLIPS} videos takes {epochs[0]:.2f} s with 1 worker and {epochs[1]:.2f} s with 2."
     )
 
 
 def _drain(batches: Any) -> float:
-    """Return the seconds that each of the remaining batches takes."""
+    """Return the mean seconds per remaining batch."""
     start = time.perf_counter()
     count = sum(1 for _ in batches)
     return (time.perf_counter() - start) / count

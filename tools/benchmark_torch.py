@@ -1,4 +1,4 @@
-"""The side of official PyTorch in tools/benchmark.py, which runs this file with a Python that has torch."""
+"""The official PyTorch side of tools/benchmark.py, which runs this file with a Python that has torch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _step(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _autoencoder(job: dict[str, Any]) -> Any:
-    """Return the autoencoder of Stable Diffusion with random weights, which are saved for the other side."""
+    """Return the autoencoder of Stable Diffusion with random weights, and save them for the other side."""
     from diffusers import AutoencoderKL
 
     torch.set_num_threads(job["threads"])
@@ -80,7 +80,7 @@ def _autoencoder(job: dict[str, Any]) -> Any:
 
 
 def _cache(job: dict[str, Any]) -> dict[str, Any]:
-    """Encode the frames of a clip, which the other side reads too, one at a time."""
+    """Encode the frames of a clip one at a time; the other side encodes the same clip."""
     vae = _autoencoder(job)
     files = sorted((clips(job) / "0").iterdir(), key=lambda file: int(file.stem[2:]))
     side, moments = job["size"] * LATENT_SCALE, []

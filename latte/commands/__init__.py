@@ -1,1 +1,1 @@
-"""The programs, one file per command, each with `main()`."""
+"""The commands, one file each, with `main()`."""

@@ -1,9 +1,9 @@
-"""Encode every frame of a data set once and store the latents, so that no epoch of a training encodes them again.
+"""Encode every frame of a data set once and store the latents, so that training need not encode them again.
 
     python tools/embedding_cache.py --config configs/training/sky_video.yaml --cache_folder DIR
 
-The options are those of train.py; --cache_folder names the folder to write to. An interrupted cache continues where it
-stopped when the command is given again. With mpirun the ranks share the videos.
+The options are those of train.py; --cache_folder names the folder to write to. To continue an interrupted cache, give
+the same command again. With mpirun the ranks share the videos. Exit code 1: some videos failed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, encode, report."""
+    """Parse the options, encode the videos, and report."""
     cfg = parse_config(CacheConfig, argv, __doc__)
 
     from latte.runtime import device, ranks  # after the options: MindSpore takes seconds to import
     from latte.training.cache_maker import make_cache, verify_cache
 
     if cfg.verify:
-        verify_cache(str(cfg.cache_folder))
+        verify_cache(cfg.cache_path)
         return
     here = device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
     with ranks.ending_together(here.world_size):

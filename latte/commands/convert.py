@@ -4,7 +4,7 @@
     latte convert --source models/sd-vae-ft-mse --target models/sd-vae-ft-mse.ckpt
     latte convert --source models/Latte-1 --target models/Latte-1-int8 --quantize int8
 
-What the source holds is recognised: a Latte network, an autoencoder, or a folder of text to video.
+The source is recognised by its content: a Latte network, an autoencoder, or a text-to-video folder.
 """
 
 from __future__ import annotations
@@ -44,30 +44,36 @@ class FileOptions(Options):
     """Files"""
 
     source: str = option(REQUIRED, "file or folder to read")
-    target: str = option(REQUIRED, "file to write, ending in .ckpt, .safetensors, .pt, ...; of a folder, a new folder")
-    dry_run: bool = option(False, "check the source, say what would be written, and stop")
+    target: str = option(REQUIRED, "file to write, ending in .ckpt, .safetensors, .pt, ...; for a folder, a new folder")
+    dry_run: bool = option(False, "check the source, print what would be written, and stop")
 
 
 @dataclasses.dataclass(kw_only=True)
 class LatteOptions(Options):
     """Latte network"""
 
-    weights: Literal["ema", "model"] | None = option(None, "which of two sets to take; null = ema where there is one")
-    num_heads: int | None = option(None, "attention heads, if the width is not that of an official size")
+    weights: Literal["ema", "model"] | None = option(
+        None, "which set of weights to convert; null = ema if the file has it"
+    )
+    num_heads: int | None = option(None, "attention heads, for a width that no official size has")
 
 
 @dataclasses.dataclass(kw_only=True)
 class VaeOptions(Options):
     """Autoencoder"""
 
-    norm_num_groups: int | None = option(None, "groups of the norms, if they are not 32 and no config.json tells them")
+    norm_num_groups: int | None = option(
+        None, "groups of the group norms, if they are not 32 and there is no config.json"
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
 class FolderOptions(Options):
     """Text-to-video folder"""
 
-    format: Literal["ckpt", "safetensors", "bin"] | None = option(None, "form of the weights; null = MindSpore's ckpt")
+    format: Literal["ckpt", "safetensors", "bin"] | None = option(
+        None, "format of the weights; null = ckpt, the format of MindSpore"
+    )
     quantize: Literal["int8"] | None = option(None, "store the matrices of transformer and text_encoder as int8")
     components: str | None = option(None, "components to convert, such as transformer,vae; null = all")
 
@@ -93,7 +99,7 @@ class ConvertConfig(FolderOptions, VaeOptions, LatteOptions, FileOptions):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Recognise what the source holds and convert it; raises UserError for options of another kind of source."""
+    """Recognise the source and convert it; raises UserError for options of another kind of source."""
     options = parse_config(ConvertConfig, argv, __doc__)
 
     from latte.components.folders import INDEX  # after the options: MindSpore takes seconds to import
@@ -101,11 +107,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from latte.weights.files import read_state_dict
 
     if (Path(options.source) / INDEX).is_file():
-        _refuse_others(options, FolderOptions, "a folder of text to video")
+        _refuse_others(options, FolderOptions, "a text-to-video folder")
         _convert_folder(options)
         return
     state = read_state_dict(options.source, options.weights)
-    kind = kind_of(state.tensors) or read(state).kind  # which says what is wrong with weights that are not known
+    kind = kind_of(state.tensors) or read(state).kind  # `read` raises UserError for unknown weights
     if kind.name == "latte":
         _refuse_others(options, LatteOptions, kind.description)
         _convert_latte(options)
@@ -117,17 +123,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def main_latte(argv: Sequence[str] | None = None) -> None:
-    """Convert a Latte network."""
+    """Convert a Latte network; raises UserError if the source is missing, damaged or another kind of weights."""
     _convert_latte(parse_config(ConvertLatteConfig, argv, LATTE))
 
 
 def main_vae(argv: Sequence[str] | None = None) -> None:
-    """Convert an autoencoder."""
+    """Convert an autoencoder; raises UserError if the source is missing, damaged or another kind of weights."""
     _convert_vae(parse_config(ConvertVaeConfig, argv, VAE))
 
 
 def main_folder(argv: Sequence[str] | None = None) -> None:
-    """Convert the components of a folder of text to video."""
+    """Convert the components of a text-to-video folder; raises UserError if one is missing or damaged."""
     _convert_folder(parse_config(ConvertFolderConfig, argv, FOLDER))
 
 
@@ -140,7 +146,7 @@ def _convert_vae(options: ConvertVaeConfig | ConvertConfig) -> None:
 
 
 def _convert_file(options: FileOptions, kind: str, **asked: Any) -> None:
-    """Read, check against the network of the sizes found, write."""
+    """Read the weights, check them against the network of their sizes, and write them."""
     from latte.components.convert import check_target, convert
     from latte.components.loading import read
 
@@ -149,7 +155,7 @@ def _convert_file(options: FileOptions, kind: str, **asked: Any) -> None:
 
 
 def _convert_folder(options: ConvertFolderConfig | ConvertConfig) -> None:
-    """Read and check every component, write them into a new folder."""
+    """Read and check every component, and write them into a new folder."""
     from latte.components.convert import convert_folder
 
     form, as_int8, components = options.format or "ckpt", options.quantize, options.components
@@ -157,7 +163,7 @@ def _convert_folder(options: ConvertFolderConfig | ConvertConfig) -> None:
 
 
 def _refuse_others(options: ConvertConfig, group: type[Options], what: str) -> None:
-    """Raise UserError if an option is given that neither all sources nor this kind of source have."""
+    """Raise UserError if an option is given that this kind of source does not have."""
     fits = {field.name for cls in (FileOptions, group) for field in dataclasses.fields(cls)}
     for key, value in vars(options).items():
         if key not in fits and value is not None:

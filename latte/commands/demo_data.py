@@ -1,6 +1,6 @@
 """Draw a small data set of moving clouds: frame folders, videos, and a table with classes and captions.
 
-Nothing is downloaded; equal options give equal clips. Below the folder:
+Nothing is downloaded; the same options give the same clips. The files below the folder:
 
     frames/<class>/<clip>/<clip>_0001.jpg ...
     videos/<class>/<clip>.mp4
@@ -37,8 +37,8 @@ class Settings(Options):
     folder: str = option("datasets/demo", "folder to write to")
     clips: int = option(300, "clips per class")
     num_frames: int = option(40, "frames per clip")
-    size: int = option(64, "width and height in pixels, even")
-    seed: int = option(0, "seed of the first clip; the next clips count up from it")
+    size: int = option(64, "width and height in pixels, an even number")
+    seed: int = option(0, "seed of the first clip of each class; the next clips count up from it")
     formats: list[Literal["frames", "mp4"]] = option(["frames", "mp4"], "what to write")
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class Settings(Options):
 
 
 def make(settings: Settings) -> None:
-    """Write the data set; raises UserError if it cannot be written, or if clips of another shape are there."""
+    """Write the data set; raises UserError if it cannot be written, or the folder has clips of another shape."""
     root, rows, seeds = Path(settings.folder), [], range(settings.seed, settings.seed + settings.clips)
     _check_shape(root, settings)
     with tqdm(total=settings.clips * len(CLASSES), desc=str(root), unit="clip") as bar:
@@ -70,7 +70,7 @@ def make(settings: Settings) -> None:
 
 
 def _check_shape(root: Path, settings: Settings) -> None:
-    """Raise UserError if a clip that is there already, one of each form, has another length or size."""
+    """Raise UserError if an existing clip, one per format, has another length or size."""
     there: list[tuple[Path | None, Callable[[Path], np.ndarray]]] = [
         (next(root.glob("frames/*/[!.]*"), None), read_frames),
         (next(root.glob("videos/*/[!.]*.mp4"), None), read_video),
@@ -98,5 +98,5 @@ def _write_clip(root: Path, kind: str, name: str, formats: Sequence[str], clip: 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, draw, write."""
+    """Parse the options, draw the clips, and write them."""
     make(parse_config(Settings, argv, __doc__))

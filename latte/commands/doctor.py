@@ -1,6 +1,6 @@
 """List the devices of this machine and, for each thing missing, the command that fixes it; then try the best device.
 
-Exit code 0: the device computes what it should. 1: it does not, or it cannot be used. 2: the options are wrong.
+Exit code 0: the device computes correctly. 1: it does not, or it cannot be used. 2: the options are wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Settings(Options):
     """Doctor"""
 
     device_target: Literal["Ascend", "GPU", "CPU"] | None = option(
-        None, "which device to try; null = the best of this machine"
+        None, "device to try; null = the best one of this machine"
     )
     device_id: int = option(0, "number of the device, if there are several")
     json: bool = option(False, "print one list of all findings, for programs")
@@ -32,7 +32,7 @@ class Settings(Options):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Examine, print, try, print."""
+    """Examine the machine, try the device, and print the findings."""
     settings = parse_config(Settings, argv, __doc__)
     found = doctor.examine()
     if not settings.json:

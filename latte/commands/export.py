@@ -1,10 +1,10 @@
-"""Export a part of a pipeline as a MindIR file: network with guidance, half the autoencoder, or the text encoder.
+"""Export a part of a pipeline as a MindIR file: network with guidance, encoder, decoder, or text encoder.
 
     python tools/export_mindir.py -c configs/inference/demo.yaml --part denoiser --target outputs/denoiser.mindir
 
 The options are those of sample.py; they fix the shapes, the dtype and the device, which need not be on this machine. A
-YAML file beside the graph lists its inputs. Beyond 1 GB the weights lie beside the graph, in NAME_graph.mindir. With
---report it counts the operations of each kind per block; without --target it does only that.
+YAML file beside the graph lists its inputs. Weights of more than 1 GB go to a folder NAME_variables, and the graph is
+NAME_graph.mindir then. --report counts the operations of each kind per block; without --target it does only that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, export, report."""
+    """Parse the options, export the part, and print a report."""
     cfg = parse_config(ExportConfig, argv, __doc__)
     cfg.require_checkpoint()
 

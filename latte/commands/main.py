@@ -12,16 +12,16 @@ from latte.errors import UserError, run_main
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = {  # a module of latte.commands each; only the one that is called is imported
+COMMANDS = {  # modules of latte.commands; only the requested one is imported
     "sample": "sample videos from a checkpoint, or from prompts",
     "train": "train or fine-tune a network on videos",
     "cache": "store the latents of a data set before training",
     "convert": "convert weights between PyTorch, MindSpore and safetensors",
-    "merge_lora": "merge LoRA adapters, or put a fine-tuned transformer, into a text-to-video folder",
+    "merge_lora": "put LoRA adapters or a fine-tuned transformer into a text-to-video folder",
     "export": "export a network as a MindIR file",
-    "doctor": "check this machine's devices and what is missing for them",
+    "doctor": "list the devices of this machine and what is missing for them",
     "demo_data": "draw a small data set of moving clouds",
-    "rank_table": "make the rank table of several Ascend devices",
+    "rank_table": "make the rank table for training on several Ascend devices",
     "train_vae": "train a small autoencoder",
 }
 HELP = "\n".join(
@@ -35,7 +35,7 @@ HELP = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Call a command and exit; `argv` is without the program's name, None means that of this process."""
+    """Call a command and exit; argv: the arguments after the program's name, None for those of this process."""
     run_main(lambda: _dispatch(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -46,7 +46,7 @@ def _dispatch(words: list[str]) -> None:
     elif name == "--version":
         print(version())
     elif name in COMMANDS:
-        sys.argv = [f"latte {name}", *rest]  # as the command's own messages name it, and the processes it starts see it
+        sys.argv = [f"latte {name}", *rest]  # for the command's messages and for the processes it starts
         importlib.import_module(f"latte.commands.{name}").main()
     else:
         raise UserError(f"there is no command {name!r}; the nearest is {nearest(name, COMMANDS)!r}, see latte --help")

@@ -1,10 +1,10 @@
-"""Put what train.py made of a text-to-video network back into its folder, for this program, diffusers or anybody.
+"""Put a text-to-video network that train.py has trained into a folder for sample.py and diffusers.
 
     python tools/t2v_export.py --source outputs/RUN/ckpt/ema-00000100.ckpt --base models/Latte-1 --target models/mine
 
 The source is a checkpoint of a run (ckpt/ema-*.ckpt): a whole transformer, or LoRA adapters, which are merged into the
-weights of the base. The target is a new diffusers folder; or, with --lora_only, a file with the adapters alone, under
-the names that diffusers' pipelines have for them.
+weights of the base. The target is a new diffusers folder or, with --lora_only, a file of the adapters alone with the
+names that diffusers' pipelines use.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ class Settings(Options):
     source: str = option(REQUIRED, "checkpoint of a run of train.py")
     base: str | None = option(None, "diffusers folder of the network that the run started from")
     target: str | None = option(None, "folder to write; it must be new or empty")
-    lora_only: str | None = option(None, "file to write in place of a folder, ending in .safetensors")
-    dry_run: bool = option(False, "check everything, say what would be written, and stop")
+    lora_only: str | None = option(
+        None, "file to write in place of a folder, for LoRA adapters alone; it ends in .safetensors"
+    )
+    dry_run: bool = option(False, "check everything, print what would be written, and stop")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, merge, write."""
+    """Read the checkpoint, merge it into the base, and write the result."""
     options = parse_config(Settings, argv, __doc__)
 
     from latte.components.merge import merge, write_adapters  # after the options: MindSpore takes seconds to import

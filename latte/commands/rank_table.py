@@ -1,6 +1,6 @@
-"""Make the rank table by which the Ascend devices of one or more machines find each other.
+"""Make a rank table, which tells the Ascend devices of one or more machines each other's addresses.
 
-On each machine, and with several machines then once to merge their tables:
+Run the first command on each machine and, if there are several machines, then the second one once:
 
     python tools/make_rank_table.py --devices 0-7 --target this.json
     python tools/make_rank_table.py --merge first.json second.json --target all.json
@@ -38,15 +38,17 @@ class Settings(Options):
     """Rank table"""
 
     devices: str = option("0-7", "devices of this machine, such as 0-7 or 0,2,3")
-    device_ips: str | None = option(None, "their addresses, separated by commas; null = as the driver has them")
-    server_id: str | None = option(None, "address of this machine; null = the one by which others reach it")
-    merge: list[str] | None = option(None, "tables of single machines to merge, in the order of ranks")
+    device_ips: str | None = option(
+        None, "IP addresses of the devices, separated by commas; null = the addresses that the driver knows"
+    )
+    server_id: str | None = option(None, "IP address of this machine; null = the one by which other machines reach it")
+    merge: list[str] | None = option(None, "tables of single machines to merge, in the order of their ranks")
     target: str | None = option(None, "file to write")
-    show: str | None = option(None, "table to show: a line `device rank ranks` per device of this machine")
+    show: str | None = option(None, "table to show: one line `device rank ranks` per device of this machine")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make, merge or show."""
+    """Make, merge or show a rank table."""
     options = parse_config(Settings, argv, __doc__)
     if options.show:
         for line in local_ranks(read_table(options.show), options.server_id, options.show):
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse_devices(text: str) -> list[int]:
-    """Return the numbers of `0-7` or `0,2,3`; raises UserError for anything else."""
+    """Return the device numbers of a text such as `0-7` or `0,2,3`; raises UserError for other texts."""
     if match := re.fullmatch(r"(\d+)-(\d+)", text):
         numbers = list(range(int(match[1]), int(match[2]) + 1))
     else:
@@ -76,11 +78,13 @@ def parse_devices(text: str) -> list[int]:
 
 
 def this_server(devices: list[int], device_ips: str | None, server_id: str | None) -> dict[str, Any]:
-    """Return the entry of this machine; raises UserError if an address is missing or none."""
+    """Return the entry of this machine; raises UserError if an address is missing or invalid."""
     if device_ips:
         given = device_ips.split(",")
         if len(given) != len(devices):
-            raise UserError(f"--device_ips gives {len(given)} addresses for {len(devices)} devices")
+            raise UserError(
+                f"--device_ips gives {len(given)} addresses for {len(devices)} devices; give one per device"
+            )
         addresses = dict(zip(devices, given, strict=True))
     else:
         addresses = driver_addresses(devices)
@@ -91,19 +95,19 @@ def this_server(devices: list[int], device_ips: str | None, server_id: str | Non
         try:
             ipaddress.ip_address(address)
         except ValueError:
-            raise UserError(f"{address!r} is not an IP address") from None
+            raise UserError(f"{address!r} is not an IP address; correct --device_ips or --server_id") from None
     entries = [{"device_id": str(device), "device_ip": addresses[device]} for device in devices]
     return {"server_id": server_id, "device": entries, "host_nic_ip": "reserve"}
 
 
 def driver_addresses(devices: list[int]) -> dict[int, str]:
-    """Return the addresses of the devices that have one; raises UserError if this machine has no Ascend driver."""
+    """Return the IP addresses of the devices that have one; raises UserError if this machine has no Ascend driver."""
     if HCCN.exists():
         found = re.findall(r"^address_(\d+)=(\S+)", HCCN.read_text(encoding="utf-8"), re.MULTILINE)
         return {int(number): address for number, address in found}
     tool = shutil.which("hccn_tool")
     if not tool:
-        raise UserError(f"there is neither {HCCN} nor hccn_tool, so no Ascend driver; or give --device_ips")
+        raise UserError(f"there is neither {HCCN} nor hccn_tool; install the Ascend driver, or give --device_ips")
     addresses = {}
     for device in devices:
         said = subprocess.run([tool, "-i", str(device), "-ip", "-g"], capture_output=True, text=True, check=False)
@@ -113,7 +117,7 @@ def driver_addresses(devices: list[int]) -> dict[int, str]:
 
 
 def numbered(servers: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a table of servers, whose devices get their ranks; raises UserError if one is there twice."""
+    """Return the table of servers and number their devices by rank; raises UserError if a server appears twice."""
     names = [server["server_id"] for server in servers]
     if len(set(names)) < len(names):
         raise UserError(
@@ -126,7 +130,7 @@ def numbered(servers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_table(path: str) -> dict[str, Any]:
-    """Read a rank table; raises UserError if it is missing or malformed."""
+    """Read a rank table from a JSON file; raises UserError if it is missing or malformed."""
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         ranks = [int(device["rank_id"]) for server in table["server_list"] for device in server["device"]]

@@ -4,7 +4,7 @@
     python sample.py -c configs/inference/t2v.yaml --prompts "a dog wearing sunglasses floating in space"
 
 The options that matter most: --checkpoint and --vae_checkpoint, --sampling_steps and --sampler, --guidance_scale,
---class_labels or --prompts, --num_samples, --seed, --dtype, --output_path. --dry_run tells what would be done.
+--class_labels or --prompts, --num_samples, --seed, --dtype, --output_path. --dry_run only prints what would be done.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, load, sample, save."""
+    """Parse the options, load the pipeline, sample the videos, and save them."""
     cfg = parse_config(SampleConfig, argv, __doc__)
     cfg.require_checkpoint()
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(videos.dry_run(cfg))
         return
     if not videos.video_numbers(cfg):
-        print("no video for this rank: there are more ranks than videos")
+        print("no video for this rank, because there are more ranks than videos")
         return
     pipe = videos.build_pipeline(cfg)
     save_config(cfg, Path(cfg.output_path) / "config.yaml")

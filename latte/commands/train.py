@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, build, train."""
+    """Parse the options, build the training, and run it."""
     cfg = parse_config(TrainConfig, argv, __doc__)
 
     from latte.runtime import device  # after the options: MindSpore takes seconds to import

@@ -2,9 +2,9 @@
 
     python tools/train_vae.py --data_folder datasets/demo/frames --target outputs/vae/vae.safetensors
 
-The released autoencoders need no training; this one is for models that must be small. The loss is the absolute and the
-squared error of the pixels plus a little of the posterior's KL divergence from a normal distribution. Ctrl-C saves and
-ends.
+The released autoencoders need no training; this command is for models that must be small. The loss is the weighted sum
+of the absolute and the squared error of the pixels and of the posterior's KL divergence from a standard normal
+distribution. Ctrl-C saves the weights and exits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read, train, save."""
+    """Parse the options, train the autoencoder, and save it."""
     settings = parse_config(VaeTrainConfig, argv, __doc__)
 
     from latte.runtime import device  # after the options: MindSpore takes seconds to import

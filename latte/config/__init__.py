@@ -1,4 +1,4 @@
-"""Every option of the commands, and how options are read from YAML files and the command line."""
+"""The options of all commands, and how they are read from YAML files and the command line."""
 
 from latte.config.export import ExportConfig
 from latte.config.parser import OptionError, Options, in_range, option, parse_config, save_config

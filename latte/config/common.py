@@ -1,4 +1,4 @@
-"""Options that several commands share. A class is a group of --help; this package does not import MindSpore."""
+"""Options that several commands share. Each class is a group of --help. This package does not import MindSpore."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class DeviceOptions(Options):
     """Device"""
 
     device_target: Literal["Ascend", "GPU", "CPU"] | None = option(
-        None, "device to compute on; null = the best of this machine"
+        None, "device to compute on; null = the best one of this machine"
     )
     device_id: int = option(0, "number of the device, if there are several")
     mode: Literal[0, 1] = option(0, "0 = compiled graphs; 1 = PyNative, for debugging")
@@ -33,7 +33,7 @@ class DeviceOptions(Options):
 
 @dataclasses.dataclass(kw_only=True)
 class ModelOptions(Options):
-    """Model; null = that of the checkpoint; in training Latte-XL/2, 256 pixels, 16 frames"""
+    """Model; null = the value of the checkpoint; in training Latte-XL/2, 256 pixels, 16 frames"""
 
     model_name: str | None = option(
         None, "Latte-{S,B,L,XL}/{2,4,8}; training also takes LatteT2V, the text-to-video network"
@@ -42,12 +42,12 @@ class ModelOptions(Options):
     num_classes: int | None = option(None, "number of classes, without the null class of guidance")
     image_size: int | None = option(None, "width and height of the frames in pixels, a multiple of 8")
     num_frames: int | None = option(None, "frames per video")
-    hidden_size: int | None = option(None, "width of the tokens, in place of the model_name's")
-    depth: int | None = option(None, "number of blocks, in place of the model_name's")
-    num_heads: int | None = option(None, "attention heads, in place of the model_name's")
-    patch_size: int | None = option(None, "latent pixels per side of a patch, in place of the model_name's")
+    hidden_size: int | None = option(None, "width of the tokens, in place of that of model_name")
+    depth: int | None = option(None, "number of blocks, in place of that of model_name")
+    num_heads: int | None = option(None, "attention heads, in place of those of model_name")
+    patch_size: int | None = option(None, "width and height of a patch in latents, in place of that of model_name")
     patch_embedder: Literal["conv", "linear"] = option(
-        "conv", "embed patches by a convolution, or by the same matrix product"
+        "conv", "embed patches with a convolution, or with the equivalent matrix product"
     )
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class CheckpointOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.checkpoint:
-            self.checkpoint = str(resources.find(self.checkpoint))  # the demo model is shipped
+            self.checkpoint = str(resources.find(self.checkpoint))  # the demo model is installed with the package
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -80,7 +80,7 @@ class CodecOptions(Options):
 
     vae_checkpoint: str | None = option(None, "weights of the autoencoder, as written by tools/vae_converter.py")
     sd_scale_factor: float | None = option(
-        None, "factor that gives latents unit variance; null = the autoencoder's own, mostly 0.18215"
+        None, "factor that gives latents unit variance; null = the factor of the autoencoder, mostly 0.18215"
     )
     vae_slice: int = option(0, "frames that the autoencoder processes at once; 0 = as suits the device")
     vae_tile: int = option(0, "decode in tiles of this width and height in pixels, to save memory; 0 = whole frames")
@@ -89,7 +89,9 @@ class CodecOptions(Options):
         super().__post_init__()
         in_range(self, "vae_slice", 0)
         if self.vae_checkpoint:
-            self.vae_checkpoint = str(resources.find(self.vae_checkpoint))  # the demo model is shipped
+            self.vae_checkpoint = str(
+                resources.find(self.vae_checkpoint)
+            )  # the demo model is installed with the package
         if self.vae_tile and self.vae_tile < 64:
             raise OptionError("vae_tile", self.vae_tile, "0, or 64 or more")
         factor = self.sd_scale_factor

@@ -16,7 +16,7 @@ class ExportOptions(Options):
     part: Literal["denoiser", "vae_encoder", "vae_decoder", "t5"] = option(
         "denoiser", "what to export; denoiser = the network with its guidance"
     )
-    target: str | None = option(None, ".mindir file to write; null = write none, for report")
+    target: str | None = option(None, ".mindir file to write; null = no file, only the report")
     text_tokens: int = option(120, "tokens of a prompt, for t5 and for the denoiser of text to video")
     report: bool = option(False, "count the operations of each kind per block of the graph")
 

@@ -1,4 +1,4 @@
-"""Options as dataclasses: their --help, and reading them from the command line and from YAML files.
+"""Options as dataclasses: read them from the command line and from YAML files, and show them in --help.
 
 A field made with `option(default, text)` is an option, and its class is a group of --help.
 """
@@ -27,14 +27,14 @@ if typing.TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 COMMAND_LINE = "command line"
-REQUIRED: Any = dataclasses.MISSING  # the default of an option that has none
-DATA_CONFIG = "data_config"  # the option that names a YAML file whose options are weaker than all others
-INCLUDE = "include"  # in a YAML file: files whose options are weaker than its own
-Layer = tuple[str, dict[str, Any]]  # where options stand, and their values
+REQUIRED: Any = dataclasses.MISSING  # stands for the default of an option that must be given
+DATA_CONFIG = "data_config"  # the option that names a YAML file; all other options override that file
+INCLUDE = "include"  # in a YAML file: other files, whose options it overrides
+Layer = tuple[str, dict[str, Any]]  # the source of options, and their values
 
 
 class OptionError(UserError):
-    """An option has a value that is not allowed; `source` is the file it stands in, or the command line."""
+    """An option has a value that is not allowed; `source` is the file that sets it, or the command line."""
 
     def __init__(self, key: str, value: object, allowed: str, source: str | None = None) -> None:
         self.key, self.value, self.allowed = key, value, allowed
@@ -44,7 +44,7 @@ class OptionError(UserError):
 
 @dataclasses.dataclass(kw_only=True)
 class Options:
-    """What a group of options inherits; a group checks its values in `__post_init__`, after those of its super."""
+    """The base class of a group of options; a group checks its values in `__post_init__`, after calling super."""
 
     def __post_init__(self) -> None:
         """Raise OptionError if a value is not allowed."""
@@ -54,14 +54,14 @@ Config = TypeVar("Config", bound=Options)
 
 
 def option(default: Any, text: str) -> Any:
-    """Return the field of an option with its default, or REQUIRED, and its text in --help."""
+    """Return a dataclass field for an option: its default, or REQUIRED, and its text in --help."""
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 def in_range(options: Options, key: str, low: float, high: float | None = None) -> None:
-    """Raise OptionError unless the option is None or from `low` to `high`, both allowed."""
+    """Raise OptionError unless the option is None or from `low` to `high`, both included."""
     value = getattr(options, key)
     if value is None or (value >= low and (high is None or value <= high)):
         return
@@ -69,17 +69,17 @@ def in_range(options: Options, key: str, low: float, high: float | None = None) 
 
 
 def parse_config(cls: type[Config], argv: Sequence[str] | None = None, description: str | None = None) -> Config:
-    """Return the options of a program: command line > YAML file of -c > its data_config > defaults.
+    """Return the options of a program; precedence: command line > YAML file of -c > its data_config > defaults.
 
-    `argv` is without the program's name; None means the process's own. `description` is the program's text in --help,
-    where indented paragraphs are kept as they are. --help and --version print and exit with 0.
+    argv: the arguments after the program's name, None for those of the process. description: the program's text in
+    --help, whose indented paragraphs are not filled. --help and --version print and exit with 0.
     Raises UserError, naming the file and the option, for unknown options, wrong types and values out of range.
     """
     hints = typing.get_type_hints(cls)
     given = _read_arguments(_make_parser(cls, hints, description), argv, hints)
     path = given.pop("config", None)
-    path = path and str(resources.find(path))  # an installed package brings its configurations along
-    layers = [*(_read_file(path, hints) if path else ()), (COMMAND_LINE, given)]  # the weakest first
+    path = path and str(resources.find(path))  # the configurations are installed with the package
+    layers = [*(_read_file(path, hints) if path else ()), (COMMAND_LINE, given)]  # later layers override earlier ones
     data = _merged(layers).get(DATA_CONFIG)
     layers = [*(_read_file(data, hints) if data else ()), *layers]
     values = _merged(layers)
@@ -100,21 +100,20 @@ def save_config(config: Options, path: str | Path) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the known name that is spelled most like a word."""
+    """Return the known name whose spelling is nearest to a word."""
     return difflib.get_close_matches(word, list(known), n=1, cutoff=0)[0]
 
 
 def program_name() -> str:
-    """Return what was typed to call this program: `python tools/doctor.py`, or `latte doctor`."""
+    """Return how this program was called: `python tools/doctor.py`, or `latte doctor`."""
     called = sys.argv[0]
     return f"python {called}" if called.endswith(".py") else called
 
 
 def version() -> str:
     """Return a line with the versions of this package and of MindSpore."""
-    own = importlib.import_module(
-        "latte"
-    ).__version__  # no statement, because the root of the package is above this room
+    # Not an import statement, because the root of the package is above this room.
+    own = importlib.import_module("latte").__version__
     try:
         return f"latte {own}, MindSpore {importlib.metadata.version('mindspore')}"
     except importlib.metadata.PackageNotFoundError:
@@ -122,7 +121,7 @@ def version() -> str:
 
 
 class _Help(argparse.HelpFormatter):
-    """Fill each paragraph of a description, and keep the indented ones, which are command lines."""
+    """Fill each paragraph of a description, but keep indented paragraphs, which are command lines."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
@@ -136,7 +135,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | None) -> _Parser:
-    """Make a parser with one group of options for each class that `cls` inherits from."""
+    """Return a parser with one group of options for each class that `cls` inherits from."""
     prog = program_name()
     needed = [
         f"--{field.name} {metavar(hints[field.name])}" for field in dataclasses.fields(cls) if _is_required(field)
@@ -145,7 +144,7 @@ def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | N
         usage=" ".join((prog, *needed, "[-c CONFIG] [--option VALUE ...]")),
         description=(description or cls.__doc__ or "").strip(),
         formatter_class=_Help,
-        allow_abbrev=False,  # or a new option could change what an old command means
+        allow_abbrev=False,  # otherwise a new option could change the meaning of an old command
     )
     parser.add_argument("--version", action="version", version=version(), help="show the versions and exit")
     parser.add_argument("-c", "--config", help="YAML file with options; the command line overrides it")
@@ -164,7 +163,7 @@ def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | N
 
 
 def _read_arguments(parser: _Parser, argv: Sequence[str] | None, hints: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that the command line gives, without defaults."""
+    """Return the options of the command line, without defaults; raises UserError for unknown options."""
     found, rest = parser.parse_known_args(argv)
     if rest and rest[0].startswith("--"):
         raise UserError(_unknown(rest[0][2:].split("=")[0], hints, COMMAND_LINE))
@@ -179,9 +178,9 @@ def _read_arguments(parser: _Parser, argv: Sequence[str] | None, hints: dict[str
 
 
 def _read_file(path: str, hints: dict[str, Any], above: tuple[str, ...] = ()) -> list[Layer]:
-    """Return the options of a YAML file after those of the files it includes; `above` include it."""
+    """Return the options of a YAML file, after the options of the files it includes; `above`: files that include it."""
     if path in above:
-        raise UserError(f"{above[-1]}: include names {path}, which includes it in turn")
+        raise UserError(f"{above[-1]}: include names {path}, which includes it in turn; remove one of the two")
     values, layers = _read_yaml(path), []
     names = _fitted(INCLUDE, values.pop(INCLUDE, []), {INCLUDE: list[str]}, path)
     for name in names:

@@ -61,15 +61,15 @@ class SamplingOptions(Options):
 
     @property
     def solver(self) -> str:
-        """The name of the solver, from whichever of the two options is given."""
+        """The name of the solver, from the options sampler and ddim_sampling."""
         return self.sampler or ("ddim" if self.ddim_sampling else "ddpm")
 
 
 @dataclasses.dataclass(kw_only=True)
 class TextToVideoOptions(Options):
-    """Text to video, with checkpoint: a diffusers folder and without vae_checkpoint"""
+    """Text to video, where checkpoint is a diffusers folder and vae_checkpoint is null"""
 
-    prompts: list[str] | None = option(None, "descriptions of the videos")
+    prompts: list[str] | None = option(None, "descriptions of the videos to make")
     negative_prompt: str = option("", "what guidance leads away from")
     height: int | None = option(None, "height of the frames in pixels; null = as trained")
     width: int | None = option(None, "width of the frames in pixels; null = as trained")
@@ -109,9 +109,9 @@ class OutputOptions(Options):
     """Output"""
 
     output_path: str = option("outputs/samples", "folder for the videos")
-    output_format: list[Literal["mp4", "gif", "png"]] = option(["mp4"], "formats in which each video is saved")
+    output_format: list[Literal["mp4", "gif", "png"]] = option(["mp4"], "file formats of each video")
     fps: int = option(8, "frames per second")
-    dry_run: bool = option(False, "check the options and files, say what would be done, and stop")
+    dry_run: bool = option(False, "check the options and files, print what would be done, and stop")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +120,7 @@ class OutputOptions(Options):
             raise OptionError("output_format", self.output_format, "a list of different formats, at least one")
 
 
-# Python collects the fields from the last base to the first, so --help begins with the device and ends with the output.
+# Python collects the fields from the last base class to the first, so --help goes from the device to the output.
 @dataclasses.dataclass(kw_only=True)
 class SampleConfig(
     OutputOptions,
@@ -134,7 +134,8 @@ class SampleConfig(
 ):
     """Options of sample.py."""
 
-    def require_checkpoint(self) -> None:
-        """Raise UserError if there is no checkpoint."""
+    def require_checkpoint(self) -> str:
+        """Return the checkpoint; raises UserError if there is none."""
         if not self.checkpoint:
             raise UserError("checkpoint is not set; name a file or a folder in the YAML or with --checkpoint")
+        return self.checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Literal
 
 from latte.config.common import CodecOptions, DeviceOptions, ModelOptions
@@ -18,10 +19,10 @@ class DataOptions(Options):
 
     data_folder: str | None = option(None, "folder of the videos")
     cache_folder: str | None = option(
-        None, "folder of cached latents; train.py reads it in place of data_folder, embedding_cache.py writes to it"
+        None, "folder of cached latents: embedding_cache.py writes to it, train.py reads it in place of data_folder"
     )
     cache_dtype: Literal["fp16", "fp32"] | None = option(
-        None, "precision of cached latents; null = that of the cache, fp16 for a new one"
+        None, "precision of cached latents; null = the precision of the cache, or fp16 for a new cache"
     )
     data_layout: Literal["frame_folders", "video_files", "class_folders", "csv"] = option(
         "frame_folders", "how data_folder is organized, see docs/train.md"
@@ -31,18 +32,16 @@ class DataOptions(Options):
     class_column: str | None = option(None, "csv: header of the column of classes, numbers or names")
     caption_column: str | None = option(None, "csv: header of the column of captions")
     frame_list: str | None = option(
-        None, "images of joint training, a file of lines `video/frame.jpg`; null = frames of all videos"
+        None, "images for joint training, a file of lines `video/frame.jpg`; null = frames of all videos"
     )
-    images_per_video: int = option(
-        0, "single images beside each video, for joint training; they skip temporal attention"
-    )
-    sample_stride: int = option(1, "every sample_stride-th frame of a video is taken")
+    images_per_video: int = option(0, "single images per video, for joint training; they skip temporal attention")
+    sample_stride: int = option(1, "take every sample_stride-th frame of a video")
     transform: Literal["crop_resize", "resize_crop"] = option(
         "crop_resize", "crop_resize = crop the centre, then resize; resize_crop = the other way round"
     )
     random_flip: bool = option(False, "mirror half of the clips")
     demo_clips: int = option(
-        0, "embedding_cache.py: draw a missing data_folder, with this many clips per class; 0 = do not"
+        0, "embedding_cache.py: if data_folder is missing, draw the demo data with this many clips per class; 0 = never"
     )
     max_bad_fraction: float = option(0.1, "stop when more than this fraction of the videos is broken or too short")
     num_workers: int = option(2, "processes that decode videos")
@@ -67,7 +66,7 @@ class ConditionOptions(Options):
         None, "CLIP embeddings, an .npz of `text` (N, 77, 768), `captions` (N,) and `null` (77, 768)"
     )
     text_encoder_path: str | None = option(
-        None, "LatteT2V: folder with tokenizer and text_encoder; null = that of pretrained_model_path"
+        None, "LatteT2V: folder with tokenizer and text_encoder; null = the folder of pretrained_model_path"
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +79,7 @@ class FineTuningOptions(Options):
     """Fine-tuning of LatteT2V"""
 
     trainable: Literal["all", "temporal", "lora"] = option(
-        "all", "weights to train: all, those of the temporal blocks, or LoRA adapters"
+        "all", "weights to train: all weights, only the temporal blocks, or LoRA adapters"
     )
     lora_rank: int = option(16, "rank of the LoRA adapters of the attention projections")
     lora_alpha: float | None = option(None, "LoRA adapters are scaled by lora_alpha / lora_rank; null = lora_rank")
@@ -110,7 +109,7 @@ class OptimizerOptions(Options):
     scheduler: Literal["constant", "cosine", "polynomial"] = option(
         "constant", "schedule of the learning rate after the warm-up"
     )
-    warmup_steps: int = option(0, "steps over which the learning rate grows linearly from 0")
+    warmup_steps: int = option(0, "steps over which the learning rate rises linearly from 0")
     betas: list[float] = option([0.9, 0.999], "decay rates of AdamW's two moments")
     optim_eps: float = option(1e-8, "epsilon of AdamW")
     weight_decay: float = option(0.0, "weight decay of AdamW")
@@ -118,7 +117,7 @@ class OptimizerOptions(Options):
     max_grad_norm: float = option(0.1, "largest norm of the gradients with clip_grad")
     start_clip_step: int = option(0, "first step at which gradients are clipped")
     use_ema: bool = option(
-        True, "keep an exponential moving average of the weights (EMA weights), from which samples are made"
+        True, "keep EMA weights, an exponential moving average of the weights; samples are made with them"
     )
     ema_decay: float = option(0.9999, "decay of the EMA weights per step")
     loss_scaler_type: Literal["dynamic", "static"] = option("dynamic", "scaling of the fp16 loss")
@@ -147,7 +146,8 @@ class RunOptions(Options):
     """Run"""
 
     data_config: str | None = option(
-        None, "YAML file with the options of the data, relative to the file that names it; weaker than all others"
+        None,
+        "YAML file with the options of the data, relative to the file that names it; all other options override it",
     )
     pretrained_model_path: str | None = option(
         None, "weights to start from: a Latte, the .pt of an ImageNet DiT, or the folder of Latte-1"
@@ -156,7 +156,7 @@ class RunOptions(Options):
     resume: str | None = option(None, "auto = continue the newest run of output_path; or the folder of a run")
     seed: int = option(3407, "random seed of the weights, the order of the data and all noise")
     dataset_sink_mode: bool = option(
-        False, "let the device fetch the data itself; it then reports once per sink_size batches"
+        False, "let the device fetch the data itself; it reports once per sink_size batches"
     )
     sink_size: int = option(100, "batches between two reports with dataset_sink_mode; logging and saving wait for them")
     log_interval: int = option(100, "steps between two rows of metrics.csv")
@@ -167,7 +167,7 @@ class RunOptions(Options):
     sample_videos: int = option(4, "videos sampled at each checkpoint; 0 = none")
     sample_steps: int = option(50, "DDIM steps of the sampled videos")
     guidance_scale: float = option(1.0, "classifier-free guidance of the sampled videos; 1 = no guidance")
-    dry_run: bool = option(False, "check options, files and one batch, say what would be done, and stop")
+    dry_run: bool = option(False, "check options, files and one sample, print what would be done, and stop")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,8 +186,8 @@ class CacheOptions(Options):
     cache_file_type: Literal["numpy", "mindrecord"] = option(
         "numpy", "numpy = one file per video; mindrecord = files of MindSpore's record format"
     )
-    flip: bool = option(False, "store the mirrored videos too, for random_flip")
-    resume_cache_index: int = option(0, "skip the videos before this one; 0 = skip those that are cached already")
+    flip: bool = option(False, "also store the mirrored videos, for random_flip")
+    resume_cache_index: int = option(0, "skip the videos before this one; 0 = skip only videos that are cached already")
     verify: bool = option(False, "check every file of a cache, and write nothing")
 
     def __post_init__(self) -> None:
@@ -197,7 +197,7 @@ class CacheOptions(Options):
 
 @dataclasses.dataclass(kw_only=True)
 class DataConfig(DataOptions):
-    """Options that a data file of configs/training/data may hold."""
+    """Options that a YAML file in configs/training/data may hold."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -240,3 +240,9 @@ class CacheConfig(CacheOptions, TrainConfig):
         super().__post_init__()
         if not self.cache_folder:
             raise OptionError("cache_folder", self.cache_folder, "the folder to write to")
+
+    @property
+    def cache_path(self) -> Path:
+        """The cache_folder, which is never null here."""
+        assert self.cache_folder is not None
+        return Path(self.cache_folder)

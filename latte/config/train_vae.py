@@ -16,7 +16,7 @@ class VaeTrainConfig(Options):
     )
     target: str = option(
         "outputs/vae/vae.safetensors",
-        "file to write; NAME.csv, a log, and NAME.png, held-out frames over their reconstructions, go beside it",
+        "file to write; beside it go NAME.csv, a log, and NAME.png, held-out frames above their reconstructions",
     )
     block_out_channels: list[int] = option([32, 64, 96], "channels per level; each level halves width and height")
     layers_per_block: int = option(1, "residual blocks per level")
@@ -29,10 +29,10 @@ class VaeTrainConfig(Options):
     mse_weight: float = option(1.0, "weight of the squared error")
     kl_weight: float = option(1e-6, "weight of the KL divergence")
     ema_decay: float = option(
-        0.99, "decay per step of the EMA weights, which are saved; 0 = save the weights themselves"
+        0.99, "decay of the EMA weights per step; they are saved; 0 = save the weights themselves"
     )
     save_interval: int = option(500, "steps between two saves")
-    half: bool = option(False, "store float16")
+    half: bool = option(False, "store the weights in float16")
     seed: int = option(0, "random seed of weights, crops and noise")
 
     def __post_init__(self) -> None:

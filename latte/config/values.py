@@ -1,4 +1,4 @@
-"""What the type hint of an option allows: reading a value, and saying in words what is allowed.
+"""The values that the type hint of an option allows: read a value, and describe what is allowed.
 
 Types are int, float, bool, str, Literal, lists of these, and unions with None. YAML and the command line share `fit`.
 """
@@ -12,7 +12,7 @@ from typing import Any, Literal, Union
 
 import yaml
 
-NAMES = {  # of a type: in a sentence, and in --help
+NAMES = {  # the names of a type in a sentence and in --help
     int: ("a whole number", "INT"),
     float: ("a number", "FLOAT"),
     bool: ("true or false", "BOOL"),
@@ -33,9 +33,9 @@ def item_of(hint: Any) -> Any:
 
 
 def fit(value: Any, hint: Any) -> Any:
-    """Return a value read from YAML as its hint has it; raises ValueError if it fits no alternative.
+    """Return a value read from YAML as the type of its hint; raises ValueError if it fits no alternative.
 
-    A single item stands for a list of one. A number such as 1e-4, which YAML 1.1 reads as text, is a number.
+    A single item stands for a list of one. A number such as 1e-4, which YAML 1.1 reads as text, is taken as a number.
     """
     for kind in alternatives(hint):
         origin = typing.get_origin(kind)
@@ -53,9 +53,9 @@ def fit(value: Any, hint: Any) -> Any:
 
 
 def read_words(words: list[str], hint: Any) -> Any:
-    """Return what the words behind an option on the command line stand for, before `fit`.
+    """Return the value that the words after an option on the command line stand for, before `fit`.
 
-    Where the option is text, a word is itself; elsewhere it is read as YAML. `null` is None where None is allowed.
+    For a text option a word is taken as it is; otherwise it is read as YAML. `null` is None if the hint allows None.
     """
     if len(words) > 1:
         return [read_words([word], item_of(hint)) for word in words]
@@ -73,7 +73,7 @@ def read_words(words: list[str], hint: Any) -> Any:
 
 
 def allowed_by(hint: Any) -> str:
-    """Say in a sentence what values a type hint allows."""
+    """Return a description of the values that a type hint allows, to end an error message."""
     parts = []
     for kind in alternatives(hint):
         if typing.get_origin(kind) is Literal:
@@ -94,5 +94,5 @@ def metavar(hint: Any) -> str:
 
 
 def show(value: object) -> str:
-    """Return a value as YAML has it: null, true, "text", [1, 2]."""
+    """Return a value as YAML writes it: null, true, "text", [1, 2]."""
     return json.dumps(value, default=str)

@@ -77,7 +77,7 @@ class Cache:
         self.entries[entry.index] = entry
         path = self.folder / f"journal-{rank:04d}.jsonl"
         try:
-            with open(path, "a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(entry)) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
@@ -242,7 +242,7 @@ def file_hash(path: Path) -> str:
     digest, index = hashlib.sha256(), path.with_name(f"{path.name}.db")
     try:
         for part in (path, index) if path.suffix == ".mindrecord" else (path,):
-            with open(part, "rb") as file:
+            with part.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
         return digest.hexdigest()

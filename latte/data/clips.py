@@ -29,7 +29,7 @@ class FrameFolder:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if one is broken."""
-        return read_frames(self.path, indices)
+        return read_frames(self.path, indices.tolist())
 
 
 class ImageFile:
@@ -59,7 +59,7 @@ class VideoFile:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if the file is broken."""
-        if self._reader is not None:
+        if decord and self._reader is not None:
             with contextlib.suppress(decord.DECORDError, RuntimeError):
                 return self._reader.get_batch(list(map(int, indices))).asnumpy()
         with _named(self.path):

@@ -99,7 +99,7 @@ def _table(root: Path, options: DataOptions) -> tuple[list[Record], list[str]]:
         )
     path = Path(options.csv_path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = reader.fieldnames or []
             rows = [(reader.line_num, row) for row in reader]

@@ -101,7 +101,9 @@ class _RecordRows:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, ...]]:
-        source, chunk, wanted = self.rows.source, [], []
+        source = self.rows.source
+        chunk: list[tuple[int, Sample, np.ndarray]] = []
+        wanted: list[int] = []
         for row in range(len(self)):
             position = self.rows.position(row)
             sample = source.dataset.sample(position)
@@ -130,10 +132,11 @@ def make_loader(
     what one rank with N times the batch size sees. The number of workers, which MindSpore limits to that of the
     processors, changes nothing but the speed.
     """
-    rows = _Rows(source, batch_size, first, last, rank, world_size)
+    plain = _Rows(source, batch_size, first, last, rank, world_size)
+    rows: _Rows | _RecordRows = plain
     num_workers = min(num_workers, os.cpu_count() or 1)
     if isinstance(source.dataset.store, Cache) and source.dataset.store.has_records:
-        rows, num_workers = _RecordRows(rows, source.dataset.store), 1  # MindRecord's threads read ahead themselves
+        rows, num_workers = _RecordRows(plain, source.dataset.store), 1  # MindRecord's threads read ahead themselves
     images = source.dataset.num_frames + source.dataset.options.images_per_video
     batch_bytes = batch_size * images * math.prod(source.dataset.store.frame_shape) * 4
     # A loader that failed may leave its iterator in the cycle of its exception. Collected in a forked worker instead of

@@ -9,7 +9,7 @@ from mindspore import Tensor, ops
 
 from latte.diffusion.gaussian import float32
 
-# denoise(x, t, scale, *conditions) -> predicted noise, followed by variance values if the network has them
+# denoise(x, t, scale, *conditions) -> predicted noise, and variance values if the network has them
 Denoise = Callable[..., Tensor]
 
 
@@ -26,16 +26,16 @@ def make_denoiser(network: Callable[..., Tensor], guided: bool = False, batched:
     to guide with conditions that are no pairs.
     """
 
-    def plain(x: Tensor, t: Tensor, scale: Tensor, *conditions: Any) -> Tensor:
+    def plain(x: Tensor, t: Tensor, scale: Tensor, *conditions: Tensor) -> Tensor:
         return float32(network(x, t, *conditions))
 
-    def two_calls(x: Tensor, t: Tensor, scale: Tensor, *conditions: Any) -> Tensor:
+    def two_calls(x: Tensor, t: Tensor, scale: Tensor, *conditions: Tensor) -> Tensor:
         half = _half(conditions)
         cond = network(x, t, *conditions[:half])  # (B, F, 2C, H, W)
         uncond = network(x, t, *conditions[half:])  # (B, F, 2C, H, W)
         return guide(cond, uncond, scale, x.shape[2])
 
-    def one_batch(x: Tensor, t: Tensor, scale: Tensor, *conditions: Any) -> Tensor:
+    def one_batch(x: Tensor, t: Tensor, scale: Tensor, *conditions: Tensor) -> Tensor:
         half = _half(conditions)
         pairs = [ops.concat((conditions[i], conditions[half + i]), axis=0) for i in range(half)]  # each (2B, ...)
         both = network(ops.concat((x, x), axis=0), ops.concat((t, t), axis=0), *pairs)  # (2B, F, 2C, H, W)

@@ -71,7 +71,7 @@ def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, 
     if own not in CLASSES and name is None:
         nearest = difflib.get_close_matches(own, CLASSES, n=1, cutoff=0.0)[0]
         raise UserError(f"there is no solver for the scheduler {own}: the nearest is {nearest}")
-    name = name or CLASSES[own][0]
+    name = name or CLASSES[str(own)][0]
     known = {solver: (cls, keys) for cls, (solver, keys) in CLASSES.items()}
     if name not in known:
         return name, {}  # Solver says what is wrong

@@ -249,8 +249,14 @@ def _runge_kutta(net: Network, y: np.ndarray, first: np.ndarray, steps: Steps, i
 
 def _adams_bashforth(eps: list[np.ndarray]) -> np.ndarray:
     """The mean noise over the next step, from that at up to four steps, the newest last (PNDM eq. 9)."""
-    weights = {1: (1,), 2: (-1 / 2, 3 / 2), 3: (5 / 12, -16 / 12, 23 / 12), 4: (-9 / 24, 37 / 24, -59 / 24, 55 / 24)}
-    return sum((weight * each for weight, each in zip(weights[len(eps)], eps, strict=True)), np.zeros_like(eps[0]))
+    weights: dict[int, tuple[float, ...]] = {
+        1: (1,),
+        2: (-1 / 2, 3 / 2),
+        3: (5 / 12, -16 / 12, 23 / 12),
+        4: (-9 / 24, 37 / 24, -59 / 24, 55 / 24),
+    }
+    terms = [weight * each for weight, each in zip(weights[len(eps)], eps, strict=True)]
+    return sum(terms[1:], terms[0])
 
 
 @dataclass(frozen=True)
@@ -397,4 +403,4 @@ class Solver:
 
 def _missing() -> Iterator[Any]:
     raise ValueError("this solver adds noise: give it a source of noise")
-    yield  # type: ignore[unreachable]  # makes it a generator, which raises when it is used
+    yield  # type: ignore[unreachable]  # makes it a generator, which raises when noise is first taken

@@ -1,1 +1,1 @@
-"""From prompts, labels and seeds to videos."""
+"""Sampling: from prompts, class labels and seeds to videos."""

@@ -1,4 +1,4 @@
-"""Parts of a pipeline as MindIR files, for MindSpore without Python or without this code; and their graphs alone."""
+"""Export parts of a pipeline as MindIR files, for MindSpore without Python or without this code, and their graphs."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from latte.models.autoencoder import AutoencoderConfig
 
 log = logging.getLogger("latte")
-DESCRIPTION = ".yaml"  # what the file beside the graph ends with
+DESCRIPTION = ".yaml"  # the suffix of the description beside the graph
 FEED = (
-    "graph = mindspore.load(FILE); outputs = mindspore.nn.GraphCell(graph)(*inputs), the inputs as mindspore.Tensor "
-    "in this order; or convert FILE with MindSpore Lite's converter (--fmk=MINDIR)"
+    "graph = mindspore.load(FILE); outputs = mindspore.nn.GraphCell(graph)(*inputs) with mindspore.Tensor inputs in "
+    "this order; or convert FILE with MindSpore Lite's converter (--fmk=MINDIR)"
 )
 
 
@@ -50,13 +50,13 @@ class Field:
     meaning: str
 
     def blank(self) -> ms.Tensor:
-        """Return zeros of this shape and type."""
+        """Return a tensor of zeros with this shape and dtype."""
         return ms.Tensor(np.zeros(self.shape, self.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What a part takes and returns, and what is fixed in it."""
+    """The inputs and outputs of a part, and the values that are constants in its graph."""
 
     inputs: tuple[Field, ...]
     outputs: tuple[Field, ...]
@@ -64,48 +64,48 @@ class Signature:
 
 
 class Denoiser(nn.Cell):
-    """A network and its guidance, whose scale is fixed."""
+    """A network with classifier-free guidance of a constant scale."""
 
     def __init__(self, net: nn.Cell, guidance_scale: float):
         super().__init__()
         self.net = net
-        self.scale = ms.Tensor(np.float32(guidance_scale))  # fixed in the file, as its description says
+        self.scale = ms.Tensor(np.float32(guidance_scale))  # a constant of the graph, as its description says
         batched = device.current().batches_videos
         self.denoise = make_denoiser(net, guidance_scale != 1, batched)
 
     def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
-        """Return the guided noise, and the variance values if the network has them."""
+        """Return the guided noise and, if the network predicts them, the variance values."""
         return self.denoise(x, t, self.scale, *conditions)
 
 
 class Encoder(nn.Cell):
-    """The half of an autoencoder that makes moments."""
+    """The encoder of an autoencoder: images to moments."""
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
         self.vae = vae
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        """Return the moments of images."""
+        """Return the moments (N, 2 L, h, w) of images (N, 3, H, W) in [-1, 1]."""
         return self.vae.encode(x)
 
 
 class Decoder(nn.Cell):
-    """The half of an autoencoder that makes images, of scaled latents."""
+    """The decoder of an autoencoder: scaled latents to images."""
 
     def __init__(self, vae: AutoencoderKL, scale_factor: float):
         super().__init__()
         self.vae, self.scale_factor = vae, scale_factor
 
     def construct(self, z: ms.Tensor) -> ms.Tensor:
-        """Return the images of latents."""
+        """Return the images (N, 3, H, W) in [-1, 1] of scaled latents (N, L, h, w)."""
         return self.vae.decode(z / self.scale_factor)
 
 
 def export(cfg: ExportConfig) -> str:
-    """Write a part of a pipeline and its description, or only look at its graph; return what was done, and the table.
+    """Write a part of a pipeline and its description, or only examine its graph; return a report.
 
-    Raises UserError if files or options do not fit, or a file is there already.
+    Raises UserError if files or options do not fit, or a target file exists.
     """
     target = Path(cfg.target) if cfg.target else None
     if target:
@@ -113,7 +113,7 @@ def export(cfg: ExportConfig) -> str:
     log.info("reading the weights")
     cell, signature = build(cfg)
     start = time.perf_counter()
-    log.info("compiling the graph for %s; a large network takes half a minute", device.current().target)
+    log.info("compiling the graph for %s; this takes half a minute for a large network", device.current().target)
     lines = []
     if target is None:
         model = graph_of(cell, *[field.blank() for field in signature.inputs])
@@ -126,7 +126,7 @@ def export(cfg: ExportConfig) -> str:
 
 
 def graph_of(cell: nn.Cell, *inputs: ms.Tensor) -> ModelProto:
-    """Return the graph that would be exported, without its weights, which are not even read."""
+    """Return the graph that would be exported, without the values of its weights; nothing is written."""
     found = []
 
     def take(model: ModelProto) -> None:
@@ -139,9 +139,10 @@ def graph_of(cell: nn.Cell, *inputs: ms.Tensor) -> ModelProto:
 
 
 def write(cell: nn.Cell, signature: Signature, target: Path, cfg: ExportConfig) -> tuple[ModelProto, list[Path]]:
-    """Export to a file, and to another folder if the weights exceed 1 GB, with the description; return graph and files.
+    """Write the graph, its description and, beyond 1 GB, a folder of weights; return the graph and the files.
 
-    The files have their names from the start, in a temporary folder, because the graph knows the name of the weights'.
+    The files get their final names in a temporary folder, because the graph holds the name of the weights' file.
+    Raises UserError if a file is incomplete.
     """
     with atomic_entries(target.parent) as folder:
         inputs = [field.blank() for field in signature.inputs]
@@ -151,7 +152,7 @@ def write(cell: nn.Cell, signature: Signature, target: Path, cfg: ExportConfig) 
         for weight in model.graph.parameter:
             place, length = weight.external_data.location, weight.external_data.length
             if place and (folder / place).stat().st_size < weight.external_data.offset + length:
-                raise UserError(f"{target} came out incomplete: {place} is too short; is the disk full?")
+                raise UserError(f"{target} is incomplete: {place} is too short; free some space and export again")
         names = sorted(entry.name for entry in folder.iterdir())
         described = yaml.safe_dump(
             describe(cfg, signature, names), sort_keys=False, width=120, default_flow_style=None, allow_unicode=True
@@ -162,7 +163,7 @@ def write(cell: nn.Cell, signature: Signature, target: Path, cfg: ExportConfig) 
 
 
 def check_free(target: Path) -> None:
-    """Raise UserError if one of the files that an export may write is there already."""
+    """Raise UserError if one of the files that an export may write exists."""
     stem = target.with_suffix("")
     for path in (target, *(Path(f"{stem}{end}") for end in ("_graph.mindir", "_variables", DESCRIPTION))):
         if path.exists():
@@ -170,7 +171,7 @@ def check_free(target: Path) -> None:
 
 
 def describe(cfg: ExportConfig, signature: Signature, files: list[str]) -> dict[str, Any]:
-    """Return what the YAML beside the graph says."""
+    """Return the content of the YAML file beside the graph."""
     here = device.current()
     return {
         "part": cfg.part,
@@ -190,7 +191,7 @@ def describe(cfg: ExportConfig, signature: Signature, files: list[str]) -> dict[
 
 
 def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
-    """Load a part and return it as a cell, with what it takes and returns; raises UserError if it cannot be."""
+    """Load a part and return it as a cell with its signature; raises UserError if files or options do not fit."""
     weights, signature = _read(cfg)
     if cfg.part == "t5":
         return load(weights, dtype=cfg.dtype, quantize=cfg.quantize), signature
@@ -209,8 +210,8 @@ def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
 
 
 def _read(cfg: ExportConfig) -> tuple[Weights, Signature]:
-    """Return the weights of a part, read but not loaded, and its signature; raises UserError if it cannot be had."""
-    parts = find_parts(cfg.checkpoint, _vae(cfg), cfg.enable_vae_temporal_decoder)
+    """Return the weights of a part, read but not loaded, and its signature; raises UserError as `build` does."""
+    parts = find_parts(cfg.require_checkpoint(), _vae(cfg), cfg.enable_vae_temporal_decoder)
     if cfg.part == "t5":
         weights = read(_text_encoder(cfg), "t5")
         return weights, t5_signature(cfg, weights.config.d_model)
@@ -226,7 +227,7 @@ def _read(cfg: ExportConfig) -> tuple[Weights, Signature]:
 
 
 def dry_run(cfg: ExportConfig) -> str:
-    """Check options and files and return what would be written; nothing is compiled."""
+    """Check options and files and describe what would be written; raises UserError as `export` does."""
     if cfg.target:
         check_free(Path(cfg.target))
     weights, signature = _read(cfg)
@@ -242,32 +243,36 @@ def dry_run(cfg: ExportConfig) -> str:
 
 
 def denoiser_signature(cfg: ExportConfig, config: Config, vae: AutoencoderConfig) -> Signature:
-    """Return what a network with its guidance takes; raises UserError if it cannot be guided."""
+    """Return the signature of a network with its guidance; raises UserError if it cannot be guided."""
     batch, scale = cfg.batch_size, guidance(cfg, config)
     shape = (batch, *latent_shape(cfg, config, vae.downsampling))
     frames = shape[1]
     factor = cfg.sd_scale_factor or vae.scaling_factor
     fields = [
         Field("x", shape, "float32", f"noisy latents (B, F, C, H, W), scaled by {factor:g}"),
-        Field("t", (batch,), "float32", "timesteps of the training's process, 0 to 999, maybe between two"),
+        Field("t", (batch,), "float32", "timesteps of the training, 0 to 999, not necessarily whole"),
     ]
     fixed = {"guidance_scale": scale, "sd_scale_factor": factor}
     if config.conditioning == "prompt":
         fixed["temporal"] = cfg.enable_temporal_attentions and frames > 1
         text = (batch, cfg.text_tokens)
         given = [
-            Field("text", (*text, config.caption_channels), "float32", "embeddings of T5"),
-            Field("mask", text, "int32", "1 for tokens of the prompt, 0 for what fills it up"),
+            Field("text", (*text, config.text_width), "float32", "embeddings of T5"),
+            Field("mask", text, "int32", "1 for tokens of the prompt, 0 for padding"),
         ]
     elif config.conditioning == "class":
-        classes = f"labels, 0 to {config.num_classes - 1}; {config.num_classes} is none"
+        assert config.num_classes is not None
+        classes = f"labels, 0 to {config.num_classes - 1}; {config.num_classes} is the null class"
         given = [Field("y", (batch,), "int32", classes)]
     else:
         given = [Field("y", (batch, *CLIP_TEXT), "float32", "embeddings of CLIP")] * (config.conditioning == "text")
     if scale != 1:
         if not given:
             raise UserError(f"guidance_scale {scale:g} needs a conditional model; {cfg.checkpoint} is not one")
-        given += [dataclasses.replace(each, name=f"{each.name}_null", meaning="the same for none") for each in given]
+        given += [
+            dataclasses.replace(each, name=f"{each.name}_null", meaning="the same for the null condition")
+            for each in given
+        ]
     channels = config.out_channels
     meaning = f"the guided noise in the first {config.in_channels} channels, then variance values if there are any"
     output = Field("noise", (batch, frames, channels, *shape[3:]), "float32", meaning)
@@ -275,7 +280,7 @@ def denoiser_signature(cfg: ExportConfig, config: Config, vae: AutoencoderConfig
 
 
 def vae_signature(cfg: ExportConfig, config: AutoencoderConfig) -> Signature:
-    """Return what half an autoencoder takes: as many frames as vae_slice says."""
+    """Return the signature of an encoder or decoder for vae_slice frames; raises UserError if the size does not fit."""
     together, factor = config.temporal_decoder, cfg.sd_scale_factor or config.scaling_factor
     encodes = cfg.part == "vae_encoder"
     count = cfg.vae_slice or (FRAMES_AT_ONCE if together and not encodes else device.current().frames_per_slice)
@@ -290,16 +295,16 @@ def vae_signature(cfg: ExportConfig, config: AutoencoderConfig) -> Signature:
         meaning = f"mean, then logvar: latents = (mean + exp(clip(logvar, {low:g}, {high:g}) / 2) noise) {factor:g}"
         moments = Field("moments", (count, 2 * latents[1], *latents[2:]), "float32", meaning)
         return Signature((images,), (moments,), {"sd_scale_factor": factor})
-    given = Field("latents", latents, "float32", f"as the denoiser has them, scaled by {factor:g}")
+    given = Field("latents", latents, "float32", f"latents of the denoiser, scaled by {factor:g}")
     return Signature((given,), (images,), {"sd_scale_factor": factor})
 
 
 def t5_signature(cfg: ExportConfig, width: int) -> Signature:
-    """Return what the text encoder takes."""
+    """Return the signature of the text encoder, whose embeddings have `width` elements per token."""
     shape = (cfg.batch_size, cfg.text_tokens)
-    ids = Field("input_ids", shape, "int32", "tokens of the prompt in small letters, its end (1), then filled with 0")
-    mask = Field("attention_mask", shape, "int32", "1 for tokens with the end, 0 for what fills up")
-    output = Field("text", (*shape, width), "float32", "embeddings, as the denoiser takes them")
+    ids = Field("input_ids", shape, "int32", "tokens of the prompt in lower case, the end token (1), then padding (0)")
+    mask = Field("attention_mask", shape, "int32", "1 for tokens and the end token, 0 for padding")
+    output = Field("text", (*shape, width), "float32", "embeddings, an input of the denoiser")
     return Signature((ids, mask), (output,), {})
 
 
@@ -310,7 +315,7 @@ def _vae(cfg: ExportConfig) -> str | None:
 
 
 def _text_encoder(cfg: ExportConfig) -> Path:
-    return Path(cfg.checkpoint) / "text_encoder"
+    return Path(cfg.require_checkpoint()) / "text_encoder"
 
 
 def _listed(field: Field) -> dict[str, Any]:
@@ -326,7 +331,7 @@ def _size(path: Path) -> int:
 
 
 def _without_weights(model: ModelProto) -> ModelProto:
-    """Return a copy of a graph that knows the names and shapes of its weights only."""
+    """Return a copy of a graph that holds only the names and shapes of its weights."""
     for weight in model.graph.parameter:
         weight.ClearField("raw_data")
     copy = ModelProto()

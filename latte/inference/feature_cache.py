@@ -1,7 +1,7 @@
-"""Skipping most of a network in steps in which hardly anything changes there.
+"""Feature caching: skip most of a network in the steps where its tokens hardly change.
 
-Between two steps of denoising, what the inner blocks add to the tokens changes slowly. Where the tokens after the first
-pair of blocks are nearly those of a step before, what the other blocks added then is added again.
+What the inner blocks add to the tokens changes slowly from one denoising step to the next. If the tokens after the
+first two blocks are close to the tokens of an earlier step, the sum that the other blocks added there is added again.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ FIRST = 2  # blocks that always run
 
 @dataclass
 class Memory:
-    """The tokens after the first blocks, and what the others added to them, when they were last computed."""
+    """The tokens after the first blocks and what the other blocks added, both from the last full pass."""
 
     tokens: ms.Tensor | None = None
     added: ms.Tensor | None = None
 
 
 class ReusingDenoiser:
-    """What `make_denoiser` returns, with memory: one object denoises one batch of videos from start to end.
+    """A denoiser as `make_denoiser` returns it, with a feature cache; one object denoises one batch of videos.
 
-    `threshold` is how much the tokens may change, relative to their mean size, for the inner blocks to be skipped: 0.05
+    The inner blocks are skipped while the tokens change by less than `threshold`, relative to their mean size: 0.05
     skips about half of the passes. `calls` and `skipped` count passes through the network.
     """
 
     def __init__(self, parts: tuple[Callable, Callable, Callable], guided: bool, threshold: float):
         self.begin, self.middle, self.end = parts
         self.guided, self.threshold = guided, threshold
-        self.memories = Memory(), Memory()  # of the conditional and the unconditional half
+        self.memories = Memory(), Memory()  # for the conditional and the unconditional pass
         self.calls = self.skipped = 0
 
     def __call__(self, x: ms.Tensor, t: ms.Tensor, scale: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
@@ -64,12 +64,12 @@ class ReusingDenoiser:
 
 
 def change(new: ms.Tensor, old: ms.Tensor) -> float:
-    """Return the mean size of the difference of two tensors, relative to that of the old one."""
+    """Return mean |new - old| / mean |old| of two tensors of one shape."""
     return float((ops.abs(new - old).mean() / ops.abs(old).mean()).asnumpy())
 
 
 def compiled_parts(net: ms.nn.Cell) -> tuple[Callable, Callable, Callable]:
-    """Return the first two blocks, the others and the final layer, each a graph where the compile scope is the step."""
+    """Return the first two blocks, the other blocks and the final layer, a graph each if the device compiles steps."""
     first, last = min(FIRST, len(net.blocks)), len(net.blocks)
 
     def begin(*inputs: ms.Tensor) -> tuple[ms.Tensor, tuple]:
@@ -82,4 +82,4 @@ def compiled_parts(net: ms.nn.Cell) -> tuple[Callable, Callable, Callable]:
     def end(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
         return net.final_layer(tokens, net.final_condition(context))
 
-    return tuple(graphs.compile_step(part) for part in (begin, middle, end))
+    return graphs.compile_step(begin), graphs.compile_step(middle), graphs.compile_step(end)

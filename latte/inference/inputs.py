@@ -1,4 +1,4 @@
-"""From what a user gives - options, prompts, labels, seeds - to the arrays that a network takes, a row per video."""
+"""From options, prompts, labels and seeds to the arrays that a network takes, one row per video."""
 
 from __future__ import annotations
 
@@ -24,19 +24,22 @@ if TYPE_CHECKING:
     from latte.models.autoencoder import AutoencoderConfig
 
 Config = LatteConfig | LatteT2VConfig
-LONGEST_NAME = 60  # characters of a prompt in the name of a file
+LONGEST_NAME = 60  # characters of a prompt in a file name
 
 Prompt = str | Sequence[str] | None
-Embeds = tuple[Any, Any]  # of the prompts and of what guidance steers away from; either may be None
+Embeds = tuple[Any, Any]  # the embeddings of the prompts and of the negative prompts; either may be None
 
 
 def random_label(seed: int, num_classes: int) -> int:
-    """Return the class that a video draws from its seed, by a stream of its own beside that of the noise."""
+    """Return a random class for a seed; it is drawn from another stream than the noise."""
     return int(np.random.Generator(np.random.Philox(key=[seed, 1])).integers(num_classes))
 
 
 def seeds_of(seed: int | Sequence[int] | None, generator: np.random.Generator | None, count: int) -> list[int]:
-    """Return a seed a video: counted up from one, as listed, or drawn; raises UserError for too few."""
+    """Return one seed per video: counted up from a number, taken from a list, or drawn.
+
+    Raises UserError if a list has another length or a negative seed, or if seed and generator are both given.
+    """
     if seed is None:
         drawn = (generator or np.random.default_rng()).integers(2**32, size=count)
         return [int(value) for value in drawn]
@@ -49,26 +52,29 @@ def seeds_of(seed: int | Sequence[int] | None, generator: np.random.Generator | 
 
 
 def guidance(cfg: SampleConfig, config: Config) -> float:
-    """Return the guidance scale that is asked for, or the network's own."""
+    """Return the guidance scale of the options, or else the default of the network."""
     return config.default_guidance if cfg.guidance_scale is None else cfg.guidance_scale
 
 
 def latent_shape(cfg: SampleConfig, config: Config, side: int) -> tuple[int, int, int, int]:
-    """Return the shape (F, C, h, w) of a video's latents, of which each spans `side` pixels; raises UserError."""
+    """Return the shape (F, C, h, w) of a video's latents, for an autoencoder with `side` pixels per latent.
+
+    Raises UserError if the network cannot make videos of this size.
+    """
     return config.latent_shape(cfg.num_frames, cfg.height or cfg.image_size, cfg.width or cfg.image_size, side)
 
 
-def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, int | str | None]:
-    """Return what the options ask of a Latte when it is loaded, as arguments of `load`."""
+def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, Any]:
+    """Return the model options as arguments of `load`; None stands for the value of the checkpoint."""
     names = ("model_name", "condition", "num_classes", "hidden_size", "depth", "num_heads", "patch_size", "num_frames")
     asked = {name: getattr(cfg, name) for name in names}
     return asked | {"input_size": cfg.image_size and cfg.image_size // vae.downsampling}
 
 
 def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | Solver | None, eta: float) -> Solver:
-    """Return the solver that is asked for, or the default; what a scheduler's configuration says holds for every one.
+    """Return the requested solver, or the default one, with the settings of a diffusers scheduler configuration.
 
-    Without a default it is the configuration's own. Raises UserError for what is not supported.
+    Without a default it is the solver of the configuration. Raises UserError if the solver or a setting is unknown.
     """
     if isinstance(solver, Solver):
         return solver
@@ -79,14 +85,15 @@ def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | 
 
 
 def check_options(cfg: SampleConfig, text: bool) -> None:
-    """Raise UserError for options that the checkpoint does not take, which is a text-to-video folder or is not."""
+    """Raise UserError for options that do not fit the checkpoint; `text`: it is a text-to-video folder."""
+    checkpoint = Path(cfg.require_checkpoint())
     if not text:
-        if not Path(cfg.checkpoint).exists():
-            raise UserError(f"{cfg.checkpoint} does not exist; check the name of the checkpoint")
+        if not checkpoint.exists():
+            raise UserError(f"{checkpoint} does not exist; check the name of the checkpoint")
         for name in ("prompts", "height", "width", "quantize", "enable_vae_temporal_decoder", "negative_prompt"):
             if getattr(cfg, name):
                 raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
-        if not cfg.vae_checkpoint and not Path(cfg.checkpoint).is_dir():
+        if not cfg.vae_checkpoint and not checkpoint.is_dir():
             raise UserError("vae_checkpoint is not set; name a file in the YAML or with --vae_checkpoint")
         return
     if cfg.prompts is None:
@@ -99,14 +106,14 @@ def check_options(cfg: SampleConfig, text: bool) -> None:
 
 
 def check_inputs(cfg: SampleConfig, config: Config) -> None:
-    """Raise UserError if labels, text embeddings or guidance are not what the network takes."""
+    """Raise UserError if labels, text embeddings or guidance do not fit the network."""
     kind, guided = config.conditioning, guidance(cfg, config) != 1
     if cfg.class_labels and kind != "class":
         raise UserError(f"class_labels are given, but {cfg.checkpoint} is not a class-conditional model")
-    if cfg.class_labels and max(cfg.class_labels) >= config.num_classes:
+    if cfg.class_labels and max(cfg.class_labels) >= _classes(config):
         raise UserError(
             f"class_labels go up to {max(cfg.class_labels)}, but {cfg.checkpoint} has classes 0 to "
-            f"{config.num_classes - 1}"
+            f"{_classes(config) - 1}"
         )
     if guided and kind == "none":
         raise UserError(f"guidance_scale {cfg.guidance_scale:g} needs a conditional model; {cfg.checkpoint} is not one")
@@ -114,32 +121,33 @@ def check_inputs(cfg: SampleConfig, config: Config) -> None:
         need = "name its CLIP embeddings with" if kind == "text" else "leave out"
         what = "is" if kind == "text" else "is not"
         raise UserError(f"{cfg.checkpoint} {what} conditioned on text; {need} --text_embeddings")
-    if kind == "text" and read_text_embeddings(Path(cfg.text_embeddings))[1] is None and guided:
+    if cfg.text_embeddings and read_text_embeddings(Path(cfg.text_embeddings))[1] is None and guided:
         raise UserError(f"text_embeddings {cfg.text_embeddings} has no 'null', which guidance needs")
 
 
 def choose_inputs(cfg: SampleConfig, config: Config, numbers: list[int]) -> dict[str, Any]:
-    """Return the arguments of the pipeline that say what the videos of these numbers show.
+    """Return the pipeline's arguments for what the videos with these numbers show.
 
-    A list of labels is gone through again and again; without one, a label is drawn from each video's seed.
+    Labels and text embeddings repeat if there are more videos. Without labels, each video's seed draws one.
     """
     if config.conditioning == "prompt":
+        prompts = cfg.prompts or []  # `check_options` has raised UserError if there are none
         names = ("negative_prompt", "mask_feature", "enable_temporal_attentions")
-        return {"prompt": [cfg.prompts[k // cfg.num_samples] for k in numbers]} | {
+        return {"prompt": [prompts[k // cfg.num_samples] for k in numbers]} | {
             name: getattr(cfg, name) for name in names
         }
     if config.conditioning == "class":
         labels = cfg.class_labels
-        drawn = [random_label(cfg.seed + k, config.num_classes) for k in numbers]
+        drawn = [random_label(cfg.seed + k, _classes(config)) for k in numbers]
         return {"class_labels": [labels[k % len(labels)] for k in numbers] if labels else drawn}
     if config.conditioning == "text":
-        text, null = read_text_embeddings(Path(cfg.text_embeddings))
+        text, null = read_text_embeddings(Path(cfg.text_embeddings or ""))  # `check_inputs` asks for it
         return {"prompt_embeds": text[[k % len(text) for k in numbers]], "negative_prompt_embeds": null}
     return {"num_videos_per_prompt": len(numbers)}
 
 
 def suffix(given: dict[str, Any], row: int) -> str:
-    """Return what a video's condition adds to the name of its file: safe characters, whatever the prompt holds."""
+    """Return the part of a file name that tells a video's class or prompt, in safe characters only."""
     if "class_labels" in given:
         return f"-class{given['class_labels'][row]}"
     words = re.sub(r"[^a-z0-9]+", "-", given["prompt"][row].lower()).strip("-") if "prompt" in given else ""
@@ -147,7 +155,10 @@ def suffix(given: dict[str, Any], row: int) -> str:
 
 
 def read_text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return `text` (N, 77, 768) and `null` (1, 77, 768), or None, of an .npz file; raises UserError for others."""
+    """Return `text` (N, 77, 768) and `null` (1, 77, 768), which may be None, of an .npz file.
+
+    Raises UserError if the file cannot be read or its arrays have other shapes or are not floating point.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             text, null = file["text"], file["null"][None] if "null" in file else None
@@ -168,10 +179,11 @@ def make_conditions(
     guided: bool,
     mask_feature: bool = True,
 ) -> tuple[Conditions, Conditions]:
-    """Return what a network takes after x and t, a row per video, and the same of what guidance steers away from.
+    """Return the conditions that a network takes after x and t, and the null conditions for guidance.
 
-    The second is empty without guidance. `texts` are prompt and negative prompt, which `prompts` encodes; `embeds` are
-    their embeddings. Raises UserError if what is given is not what the network is conditioned on.
+    Each array has one row per video; without guidance the null conditions are empty. `texts` are prompt and negative
+    prompt, which `prompts` encodes; `embeds` are their embeddings.
+    Raises UserError if labels, texts or embeddings do not fit what the network is conditioned on.
     """
     if config.conditioning == "prompt":
         if labels is not None:
@@ -183,18 +195,18 @@ def make_conditions(
 
 
 def text_conditions(
-    config: LatteT2VConfig,
+    config: Config,
     prompts: Prompts | None,
     texts: tuple[Prompt, Prompt],
     embeds: Embeds,
     guided: bool,
     mask_feature: bool = True,
 ) -> tuple[Conditions, Conditions]:
-    """Return text (B, S, D) and mask (B, S) of what to follow, and of what guidance steers away from, or nothing.
+    """Return text (B, S, D) float32 and mask (B, S) int32 of the prompts, and with guidance of the negative prompts.
 
-    `texts` are prompt and negative prompt; either embeds or texts are given. The mask of both is that of the prompt,
-    since the original cuts the negative prompt to its length; without mask_feature it is all ones.
-    Raises UserError for anything else.
+    `texts` are prompt and negative prompt, `embeds` their embeddings. Both get the mask of the prompt, since the
+    original cuts the negative prompt to its length; without mask_feature the mask is all ones.
+    Raises UserError unless either texts or embeds are given and fit the network.
     """
     (prompt, negative_prompt), (given, negative) = texts, embeds
     if (prompt is None) == (given is None):
@@ -206,12 +218,12 @@ def text_conditions(
         if prompts is None:
             raise UserError("this pipeline has no text encoder; give prompt_embeds and negative_prompt_embeds")
         encoded, masks = prompts.encode([*follow, *against])
-    text = _checked(encoded[:count] if given is None else given, "prompt_embeds", count, config.caption_channels)
+    text = _checked(encoded[:count] if given is None else given, "prompt_embeds", count, config.text_width)
     mask = masks[:count] if given is None and mask_feature else np.ones(text.shape[:2], np.int32)
     if not guided:
         return (text, mask), ()
     null = _checked(
-        encoded[-count:] if negative is None else negative, "negative_prompt_embeds", count, config.caption_channels
+        encoded[-count:] if negative is None else negative, "negative_prompt_embeds", count, config.text_width
     )
     if null.shape != text.shape:
         raise UserError(f"negative_prompt_embeds are {null.shape}, but prompt_embeds are {text.shape}")
@@ -219,12 +231,12 @@ def text_conditions(
 
 
 def label_conditions(
-    config: LatteConfig, labels: int | Sequence[int] | None, embeds: Embeds, guided: bool
+    config: Config, labels: int | Sequence[int] | None, embeds: Embeds, guided: bool
 ) -> tuple[Conditions, Conditions]:
-    """Return the conditions of a network without a text encoder, and what guidance steers away from, or nothing.
+    """Return the conditions of a network without a text encoder, and with guidance the null conditions.
 
-    They are labels (B,), CLIP text (B, 77, 768) that comes as embeds, or nothing. Raises UserError if what is given is
-    not what the network takes.
+    They are labels (B,) int32, CLIP embeddings (B, 77, 768) float32, or nothing. Raises UserError if labels or embeds
+    do not fit the network, or guidance lacks a condition.
     """
     text, null = embeds
     kind, wanted = config.conditioning, {"class": "class_labels", "text": "prompt_embeds"}
@@ -239,12 +251,12 @@ def label_conditions(
             raise UserError("guidance_scale other than 1 needs a conditional model; this one has no condition")
         return (), ()
     if given[wanted[kind]] is None:
-        raise UserError(f"this model is conditioned on {kind}: give {wanted[kind]}, one a video")
+        raise UserError(f"this model is conditioned on {kind}: give {wanted[kind]}, one per video")
     if kind == "class":
-        labels = np.atleast_1d(np.asarray(labels, np.int32))
-        if labels.ndim != 1 or labels.min() < 0 or labels.max() > config.num_classes:
-            raise UserError(f"class labels are 0 to {config.num_classes - 1}; got {labels.tolist()}")
-        return (labels,), (np.full_like(labels, config.num_classes),) if guided else ()
+        classes, rows = _classes(config), np.atleast_1d(np.asarray(labels, np.int32))
+        if rows.ndim != 1 or rows.min() < 0 or rows.max() > classes:  # the last one is the null class
+            raise UserError(f"class labels are 0 to {classes - 1}; got {rows.tolist()}")
+        return (rows,), (np.full_like(rows, classes),) if guided else ()
     text = np.asarray(text, np.float32)
     if text.shape[1:] != CLIP_TEXT:
         raise UserError(f"prompt_embeds are {text.shape}; this network takes (B, {CLIP_TEXT[0]}, {CLIP_TEXT[1]})")
@@ -255,14 +267,20 @@ def label_conditions(
     return (text,), (np.array(np.broadcast_to(np.asarray(null, np.float32), text.shape)),)
 
 
+def _classes(config: Config) -> int:
+    """Return the number of classes of a class-conditional network, without the null class."""
+    assert config.num_classes is not None
+    return config.num_classes
+
+
 def _list(prompt: Prompt, name: str, count: int | None = None) -> list[str]:
-    """Return texts as a list; a single one may stand for `count`."""
+    """Return texts as a list; a single text may stand for `count`."""
     texts = [prompt] * (count or 1) if isinstance(prompt, str) else list(prompt or ())
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name} must be a text or a list of one or more texts")
     for text in texts:
         if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-            raise UserError(f"{name} {text!r} is no valid Unicode: it has half of a character")
+            raise UserError(f"{name} {text!r} is no valid Unicode: it holds half of a surrogate pair")
     if count is not None and len(texts) != count:
         raise UserError(f"there are {count} prompts, but {len(texts)} of {name}")
     return texts

@@ -1,10 +1,10 @@
-"""From noise to latents: a network, its guidance compiled once, a solver, and what a user wants to see of it."""
+"""From noise to latents: a network with guidance, compiled once, and a solver."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mindspore as ms
@@ -19,26 +19,26 @@ from latte.errors import UserError
 from latte.inference.feature_cache import ReusingDenoiser, compiled_parts
 from latte.runtime import device, graphs
 
-Conditions = Sequence[np.ndarray]  # what the network takes after x and t, each with a row a video
+Conditions = Sequence[np.ndarray]  # what the network takes after x and t; one row per video
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which videos are wanted, and how; conditions have a row a video, as has everything with a B."""
+    """Which videos to sample, and how; conditions and all arrays with a B have one row per video."""
 
-    seeds: Sequence[int]  # of each video's noise
+    seeds: Sequence[int]  # one per video, for its noise
     shape: tuple[int, int, int, int]  # (F, C, h, w)
     conditions: Conditions = ()
-    null: Conditions = ()  # what guidance steers away from
+    null: Conditions = ()  # the conditions that guidance steers away from
     num_inference_steps: int | str = 250
-    sampler: Solver = Solver("ddpm")
+    solver: Solver = field(default_factory=lambda: Solver("ddpm"))
     guidance_scale: float = 1.0
-    temporal: bool = True  # without, text to video leaves its blocks over frames out
-    latents: np.ndarray | None = None  # (B, F, C, h, w) standard normal noise in place of the seeds' first
-    held: np.ndarray | None = None  # (B, n, C, h, w) latents of given frames
-    held_frames: Sequence[int] = ()  # their places
-    strength: float = 1.0  # below 1: begin with the given frames in all places, with this part of the noise's way to go
-    feature_cache: float = 0.0  # see `ReusingDenoiser`; 0 = every block in every step
+    temporal: bool = True  # False: a text-to-video network skips its temporal blocks
+    latents: np.ndarray | None = None  # (B, F, C, h, w) standard normal noise, in place of the first noise of the seeds
+    held: np.ndarray | None = None  # (B, n, C, h, w) latents of the conditioning frames
+    held_frames: Sequence[int] = ()  # the positions of the conditioning frames in the video
+    strength: float = 1.0  # below 1: start from copies of the conditioning frames and do this share of the steps
+    feature_cache: float = 0.0  # threshold, see `ReusingDenoiser`; 0 = every block in every step
 
     def one(self, number: int) -> Request:
         """Return the request for one of the videos."""
@@ -53,20 +53,22 @@ class Request:
         )
 
 
-def nearest(request: Request) -> np.ndarray:
-    """Return latents (B, F, C, h, w) that repeat, in every place, the given frame that is nearest to it."""
-    places = np.asarray(request.held_frames)
-    rows = [int(np.abs(places - frame).argmin()) for frame in range(request.shape[0])]
-    return request.held[:, rows]
+def nearest(held: np.ndarray, places: Sequence[int], frames: int) -> np.ndarray:
+    """Return latents (B, F, C, h, w) in which each frame is a copy of the nearest conditioning frame.
+
+    held: latents (B, n, C, h, w) of the conditioning frames; places: their n positions; frames: F.
+    """
+    rows = [int(np.abs(np.asarray(places) - frame).argmin()) for frame in range(frames)]
+    return held[:, rows]
 
 
 class LatentSampler:
-    """A network with one compiled denoising graph, and one with guidance of any scale; it makes latents of videos."""
+    """A network that samples latents; it compiles one graph without guidance and one graph for all guidance scales."""
 
     def __init__(self, net: nn.Cell):
         self.net = net
-        self.step_seconds: list[float] = []  # of every network call so far; the first one compiles
-        self.skipped = 0.0  # share of the passes of the last request whose inner blocks were skipped
+        self.step_seconds: list[float] = []  # one per network call so far; the first call compiles
+        self.skipped = 0.0  # share of the passes of the last request that skipped the inner blocks
         self._denoisers: dict[tuple, Any] = {}
 
     def sample(
@@ -75,10 +77,11 @@ class LatentSampler:
         on_step: Callable[[int], None] = lambda count: None,
         callback: Callable[[int, np.ndarray], None] = lambda step, latents: None,
     ) -> np.ndarray:
-        """Return scaled latents (B, F, C, h, w) float32; a video depends on its seed and condition only.
+        """Return scaled latents (B, F, C, h, w) float32; a video depends only on its seed and its condition.
 
-        `on_step` is told how many videos went through the network, `callback` the number of each step and the latents
-        after it. Where the device takes videos one by one, it comes to both once a video.
+        `on_step` gets the number of videos in each network call, `callback` the number of each step and the latents
+        after it. Where the device takes videos one by one, both are called for each video.
+        Raises UserError if `latents` do not have the shape of the videos.
         """
         count = len(request.seeds)
         expected = (count, *request.shape)
@@ -92,9 +95,10 @@ class LatentSampler:
             denoise, begin = self._denoiser(part), None
             model = self._model(denoise, part, on_step)
             if part.held is not None:
-                steps, begin = part.sampler.steps(part.num_inference_steps), nearest(part)
+                steps = part.solver.steps(part.num_inference_steps)
+                begin = nearest(part.held, part.held_frames, part.shape[0])
                 model = holding(model, part.held, part.held_frames, steps)
-            walk = part.sampler.sample(model, latents, part.num_inference_steps, stream, begin, part.strength)
+            walk = part.solver.sample(model, latents, part.num_inference_steps, stream, begin, part.strength)
             for step, latents in enumerate(walk):
                 callback(step, latents)
             if isinstance(denoise, ReusingDenoiser):
@@ -107,7 +111,7 @@ class LatentSampler:
     def _denoiser(self, request: Request) -> Callable:
         reuses, guided = request.feature_cache > 0, request.guidance_scale != 1
         key = ("parts" if reuses else guided, request.temporal)
-        self.net.temporal = request.temporal  # a graph keeps the value that it was built with, hence the key
+        self.net.temporal = request.temporal  # a graph keeps the value that it was compiled with, so the key has it
         if key not in self._denoisers and reuses:
             self._denoisers[key] = compiled_parts(self.net)
         elif key not in self._denoisers:
@@ -118,7 +122,7 @@ class LatentSampler:
         return self._denoisers[key]
 
     def _model(self, denoise: Callable, request: Request, on_step: Callable[[int], None]) -> Callable:
-        """Return what a solver calls: NumPy in, NumPy out."""
+        """Return the function that a solver calls: NumPy arrays in, NumPy arrays out."""
         inputs = [ms.Tensor(np.ascontiguousarray(values)) for values in (*request.conditions, *request.null)]
         scale = ms.Tensor(np.float32(request.guidance_scale))  # (), an input, so that one graph serves every scale
 

@@ -1,4 +1,4 @@
-"""From prompts, labels and seeds to videos, in one call, with the names of diffusers' LattePipeline."""
+"""The pipeline: prompts, labels and seeds in, videos out; the argument names are those of diffusers' LattePipeline."""
 
 from __future__ import annotations
 
@@ -30,33 +30,56 @@ StepCallback = Callable[["LattePipeline", int, float, dict[str, np.ndarray]], An
 
 @dataclass
 class LatteOutput:
-    """What a pipeline returns; `frames` has an entry a video."""
+    """The result of a pipeline; `frames` has one entry per video."""
 
-    frames: Any  # by output_type: lists of PIL images; (B, F, H, W, 3) float32 0 to 1 or uint8; (B, F, C, h, w) latents
+    # "pil": a list of PIL images per video; "np": (B, F, H, W, 3) float32 in [0, 1]; "uint8": (B, F, H, W, 3) uint8;
+    # "latent": (B, F, C, h, w) float32 scaled latents
+    frames: Any
 
 
 class LattePipeline:
-    """A Latte network, its autoencoder and, for text, its encoder. Called, it returns videos.
+    """A Latte network with its autoencoder and, for text to video, its text encoder.
 
-    - prompt, or class_labels, or prompt_embeds (B, S, D): what the videos show; num_videos_per_prompt of each.
-    - guidance_scale: 1 is none; by default 7.5 for text to video, 1 otherwise. What it steers away from is the
-      negative_prompt, the null label, or negative_prompt_embeds.
-    - num_inference_steps: by default 50 for text to video, 250 otherwise; or what else the solver's spacing takes.
-    - height, width (pixels), video_length (frames): by default those of the training; a single frame is an image.
-    - seed: of the first video, the others count up; or one a video. Without it, `generator` draws them, or chance. A
-      video depends on its seed and its condition only.
-    - latents (B, F, C, h, w): the noise to start from, in place of the seeds' first.
-    - sampler: a solver's name (`latte.diffusion.solvers.SOLVERS`), or one with options; by default the folder's. eta is
-      the noise of ddim.
-    - mask_feature: attend to the prompt's own tokens only, not to those that fill it up.
-    - enable_temporal_attentions: without them, and for a single frame, the blocks over frames are left out.
-    - frames (n, H, W, 3) uint8: given frames, kept at frame_indices (by default the first) while the others are made
-      to go with them. With a strength below 1 the others begin as copies of the nearest given one, with that part of
-      the noise's way before them: they keep more of it, and move less.
-    - feature_cache: how much tokens may change for the inner blocks to be skipped: 0.02 to 0.1.
-    - callback_on_step_end(pipeline, step, timestep, {"latents": ...}) looks on; it cannot change the latents.
-    - decode_chunk_size: frames that the autoencoder takes at once.
+    Load one with `LattePipeline.from_pretrained(path, vae)` and call it: `pipe("a prompt", seed=0).frames[0]`.
+
+    What the videos show:
+    - prompt: a text or a list of texts; class_labels: a number or a list; or prompt_embeds (B, S, D) float32.
+    - num_videos_per_prompt: videos per prompt or label.
+    - negative_prompt or negative_prompt_embeds: what guidance leads away from; a class-conditional network takes its
+      null class.
+    - guidance_scale: the scale of classifier-free guidance; 1 is no guidance. Default: 7.5 for text to video, else 1.
+
+    Size:
+    - height, width: in pixels; video_length: in frames. Default: the sizes of the training. One frame is an image.
+
+    Random numbers:
+    - seed: the seed of the first video, and the next videos count up from it; or a list with one seed per video.
+      Without it the seeds are drawn from `generator`, or at random. A video depends only on its seed and condition.
+    - latents (B, F, C, h, w) float32: standard normal noise to start from, in place of the first noise of the seeds.
+
+    Denoising:
+    - num_inference_steps: denoising steps; without a text-to-video folder also "ddim50" or sections such as "10,15,20".
+      Default: 50 for text to video, else 250.
+    - sampler: the name of a solver in `latte.diffusion.solvers.SOLVERS`, or a `Solver`. Default: the
+      solver of the text-to-video folder, else ddpm.
+    - eta: noise that ddim adds, from 0 (none) to 1 (as much as ddpm).
+    - feature_cache: reuse the inner blocks while the relative change of the tokens stays below this, such as 0.05;
+      0 = never.
+    - mask_feature: attend only to the tokens of a prompt, not to its padding.
+    - enable_temporal_attentions: False skips the temporal blocks, so that every frame is an independent image.
+
+    Conditioning frames, for image to video and video continuation:
+    - frames (n, H, W, 3) uint8: frames of the videos that are given and do not change.
+    - frame_indices: their n positions in the video. Default: the first n.
+    - strength: above 0, at most 1. Below 1 the other frames start as noisy copies of the nearest conditioning frame;
+      the lower, the more similar they stay to it and the less they move.
+
+    Output:
     - output_type: "pil", "np", "uint8" or "latent"; see `LatteOutput`.
+    - decode_chunk_size: frames that the autoencoder decodes at once. Default: as suits the device.
+    - progress: show progress bars.
+    - callback_on_step_end(pipeline, step, timestep, {"latents": array}): called after each step with a copy of the
+      latents. It cannot change them and must return nothing or an empty value.
     """
 
     def __init__(
@@ -85,20 +108,30 @@ class LattePipeline:
         sd_scale_factor: float | None = None,
         **model: Any,
     ) -> LattePipeline:
-        """Load a pipeline from files that stay as they are.
+        """Load a pipeline from a folder or from checkpoints.
 
-        path: a diffusers text-to-video folder, as it is or converted; a folder with latte.* and vae.*; or a checkpoint
-        of a class-conditional or unconditional network, with its autoencoder in `vae`. quantize: "int8" keeps the
-        matrices of a text-to-video network and of its text encoder in 8 bits. The text encoder is loaded when there are
-        prompts to encode. model: for `load`, such as num_frames. Raises UserError for what cannot be loaded.
+        - path: a text-to-video folder of diffusers, as downloaded or converted; a folder with latte.* and vae.*; or the
+          checkpoint of a class-conditional or unconditional network, with its autoencoder in `vae`.
+        - dtype: arithmetic inside the blocks, "fp32", "fp16" or "bf16".
+        - quantize: "int8" keeps the matrices of a text-to-video network and of its text encoder in 8 bits.
+        - enable_flash_attention: use the device's fused attention kernel, if it has one.
+        - enable_vae_temporal_decoder: decode with the folder's vae_temporal_decoder.
+        - vae_slice: frames that the autoencoder processes at once; 0 = as suits the device.
+        - vae_tile: width and height in pixels of the tiles to decode, to save memory; 0 = whole frames.
+        - sd_scale_factor: factor that gives latents unit variance; None = the autoencoder's own.
+        - model: options of the network such as num_frames, for checkpoints that are not text-to-video folders.
+
+        The text encoder is loaded each time there are prompts to encode, and freed after that.
+        Raises UserError if a file is missing or damaged, or does not fit the options.
         """
         parts = find_parts(path, vae, enable_vae_temporal_decoder)
         if parts.prompts is None and quantize:
-            raise UserError(f"quantize {quantize} is for text-to-video folders; {path} is none")
+            raise UserError(f"quantize {quantize} is for text-to-video folders, and {path} is not one; leave it out")
         if parts.prompts is not None and model:
-            raise UserError(f"{', '.join(model)}: a text-to-video network takes no such option when it is loaded")
-        options = {"dtype": dtype, "quantize": quantize, "enable_flash_attention": enable_flash_attention, **model}
-        codec = {"vae_slice": vae_slice, "vae_tile": vae_tile, "sd_scale_factor": sd_scale_factor}
+            raise UserError(f"{', '.join(model)}: a text-to-video folder determines this; leave it out")
+        options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, **model}
+        options["enable_flash_attention"] = enable_flash_attention
+        codec: dict[str, Any] = {"vae_slice": vae_slice, "vae_tile": vae_tile, "sd_scale_factor": sd_scale_factor}
         return cls.from_parts(parts, parts.network, parts.vae, **codec, **options)
 
     @classmethod
@@ -116,7 +149,7 @@ class LattePipeline:
         sd_scale_factor: float | None = None,
         **model: Any,
     ) -> LattePipeline:
-        """Load a pipeline whose parts were found, and maybe read, before; see `from_pretrained`."""
+        """Load a pipeline from parts that were found or read before; the options are those of `from_pretrained`."""
         codec = Codec(load(vae, "autoencoder"), sd_scale_factor, vae_slice, vae_tile)
         prompts = Prompts(parts.prompts, dtype, quantize) if parts.prompts else None
         options = {"dtype": dtype, "quantize": quantize, "flash": enable_flash_attention, **model}
@@ -153,7 +186,10 @@ class LattePipeline:
         callback_on_step_end: StepCallback | None = None,
         progress: bool = True,
     ) -> LatteOutput:
-        """Return videos; the arguments are explained at the class. Raises UserError for impossible settings."""
+        """Return videos; help(LattePipeline) explains the arguments.
+
+        Raises UserError if arguments contradict each other or do not fit the network.
+        """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not known; choose one of {', '.join(OUTPUT_TYPES)}")
         config, side = self.net.config, self.codec.vae.config.downsampling
@@ -170,7 +206,7 @@ class LattePipeline:
             conditions=conditions,
             null=null,
             num_inference_steps=steps,
-            sampler=solver,
+            solver=solver,
             guidance_scale=scale,
             temporal=enable_temporal_attentions,
             latents=latents,
@@ -183,7 +219,9 @@ class LattePipeline:
         def after(step: int, latents: np.ndarray) -> None:
             told = {"latents": latents.copy()} if callback_on_step_end else {}
             if callback_on_step_end and callback_on_step_end(self, step, timesteps[step], told):
-                raise UserError("callback_on_step_end returned something, but latents cannot be changed on their way")
+                raise UserError(
+                    "callback_on_step_end returned something, but it cannot change the latents; let it return None"
+                )
 
         with _bar(progress, count * solver.calls(steps, strength), "denoising", "call") as bar:
             made = self.latents.sample(request, bar.update, after)
@@ -198,7 +236,7 @@ class LattePipeline:
         decode_chunk_size: int | None = None,
         progress: bool = False,
     ) -> Any:
-        """Return the videos of scaled latents (B, F, C, h, w) in the form of an output_type other than "latent"."""
+        """Return the videos of scaled latents (B, F, C, h, w) as "pil", "np" or "uint8"; see `LatteOutput`."""
         as_bytes = output_type != "np"
         with _bar(progress, latents.shape[0] * latents.shape[1], "decoding", "frame") as bar:
             videos = [self.codec.decode(video, bar.update, decode_chunk_size, as_bytes) for video in latents]
@@ -212,10 +250,10 @@ class LattePipeline:
     def _held(
         self, frames: Any, indices: Sequence[int] | None, shape: tuple, count: int, strength: float
     ) -> dict[str, Any]:
-        """Return the latents of given frames, for all videos, and their places."""
+        """Return the latents (B, n, C, h, w) of conditioning frames, repeated for every video, and their positions."""
         if frames is None:
             if strength != 1:
-                raise UserError(f"strength {strength:g} says how much of given frames to keep; give frames")
+                raise UserError(f"strength {strength:g} is for conditioning frames; give frames, or leave it out")
             return {}
         if not 0 < strength <= 1:
             raise UserError(f"strength must be above 0 and at most 1; it is {strength:g}")
@@ -226,8 +264,11 @@ class LattePipeline:
             raise UserError(
                 f"frames are {frames.dtype} {frames.shape}; these videos take uint8 (n, {size[0]}, {size[1]}, 3)"
             )
-        if len(set(places)) != len(frames) or min(places) < 0 or max(places) >= shape[0]:
-            raise UserError(f"frame_indices {places} are no {len(frames)} different frames of 0 to {shape[0] - 1}")
+        if not places or len(set(places)) != len(frames) or min(places) < 0 or max(places) >= shape[0]:
+            raise UserError(
+                f"frame_indices {places} must be one different position from 0 to {shape[0] - 1} for each of the "
+                f"{len(frames)} frames, at least one"
+            )
         pixels = frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         mean = np.split(self.codec.moments(pixels), 2, axis=1)[0] * np.float32(self.codec.scale_factor)
         return {"held": np.repeat(mean[None], count, axis=0), "held_frames": places}

@@ -1,4 +1,4 @@
-"""What sample.py does between its options and its files: which videos, by which pipeline, with what memory."""
+"""The work of sample.py: check the options, build the pipeline, make and save the videos, estimate the memory."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 GRID = 16  # the most videos in a grid
-# Bytes that the run time and one compiled graph of a block hold, per token and width, per attention score and per
-# decoded pixel and channel; measured on CPU in float32 with Latte-XL/2 and the Stable Diffusion autoencoder at 256 px.
+# Bytes of the run time, and of a compiled block per token and channel, per attention score, and per decoded pixel and
+# channel; measured on a CPU in float32 with Latte-XL/2 and the Stable Diffusion autoencoder at 256 px.
 BYTES_BASE = int(0.5 * GIB)
 BYTES_TOKEN = 4 * 45
 BYTES_SCORE = 4 * 3
@@ -47,19 +47,20 @@ BYTES_PIXEL = 4 * 50
 
 @dataclass(frozen=True)
 class Plan:
-    """What the files of a pipeline hold, read but not loaded, and found to fit the options."""
+    """The files of a pipeline, read but not loaded, after all checks against the options."""
 
     parts: Parts
     network: Weights
     vae: Weights
-    text_encoder: Weights | None  # of text to video
+    text_encoder: Weights | None  # for text to video only
 
 
 def check(cfg: SampleConfig) -> Plan:
-    """Compare options and files and return what was read; raises UserError for everything that would stop the run."""
-    text = is_t2v_folder(cfg.checkpoint)
+    """Check options and files and return what was read; raises UserError for everything that would stop the run."""
+    checkpoint = cfg.require_checkpoint()
+    text = is_t2v_folder(checkpoint)
     check_options(cfg, text)
-    parts = find_parts(cfg.checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
+    parts = find_parts(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
     vae = read(parts.vae, "autoencoder")
     asked = {} if text else model_options(cfg, vae.config)
     network = read(parts.network, "latte_t2v" if text else "latte", **asked)
@@ -87,12 +88,12 @@ def _check_writable(path: Path) -> None:
 
 
 def asked_solver(cfg: SampleConfig) -> str | None:
-    """Return the solver that either of its two options asks for, or None."""
+    """Return the solver that the options `sampler` or `ddim_sampling` ask for, or None."""
     return cfg.sampler or ("ddim" if cfg.ddim_sampling else None)
 
 
 def build_pipeline(cfg: SampleConfig) -> LattePipeline:
-    """Load the pipeline that the options ask for; raises UserError as `check` does."""
+    """Check the options and load the pipeline; raises UserError as `check` does."""
     plan = check(cfg)
     return LattePipeline.from_parts(
         plan.parts,
@@ -109,19 +110,24 @@ def build_pipeline(cfg: SampleConfig) -> LattePipeline:
 
 
 def video_numbers(cfg: SampleConfig) -> list[int]:
-    """Return the numbers, from 0 on, of the videos that this rank makes; video k has seed + k."""
+    """Return the numbers of the videos that this rank makes, counted from 0; video k has the seed `seed` + k."""
     here = device.current()
     return list(range(here.rank, cfg.num_samples * len(cfg.prompts or [None]), here.world_size))
 
 
 def given_frames(cfg: SampleConfig, shape: tuple[int, int, int, int], side: int) -> dict[str, Any]:
-    """Return the arguments of the pipeline for the frames that videos begin with, whose latents are (F, C, h, w)."""
+    """Return the pipeline's arguments for conditioning frames, resized to the videos.
+
+    shape: (F, C, h, w) of a video's latents; side: pixels per latent. Raises UserError if init_frames cannot be read or
+    init_count does not fit.
+    """
     if not cfg.init_frames:
         return {}
     given = read_any(cfg.init_frames)
     if not cfg.init_count <= min(len(given), shape[0] - 1):
         raise UserError(
-            f"init_count is {cfg.init_count}, but {cfg.init_frames} has {len(given)} frames and a video {shape[0]}"
+            f"init_count is {cfg.init_count}, but must be at most {min(len(given), shape[0] - 1)}: "
+            f"{cfg.init_frames} has {len(given)} frames, and a video has {shape[0]}"
         )
     return {
         "frames": fit(given[-cfg.init_count :], shape[2] * side, shape[3] * side),
@@ -130,7 +136,7 @@ def given_frames(cfg: SampleConfig, shape: tuple[int, int, int, int], side: int)
 
 
 def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
-    """Make this rank's videos and write them and, if there are several, a grid of the first; return the files."""
+    """Sample and save this rank's videos and, if there are several, a grid of the first ones; return the files."""
     numbers, folder = video_numbers(cfg), Path(cfg.output_path)
     files: list[Path] = []
     videos: list[np.ndarray] = []
@@ -151,7 +157,7 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
 
 
 def _make(cfg: SampleConfig, pipe: LattePipeline, batch: list[int]) -> tuple[list[str], np.ndarray]:
-    """Return what to add to the names of these videos, and the videos (B, F, H, W, 3) uint8."""
+    """Return the suffixes of the file names of these videos, and the videos (B, F, H, W, 3) uint8."""
     config, side = pipe.net.config, pipe.codec.vae.config.downsampling
     shape = latent_shape(cfg, config, side)
     shown = choose_inputs(cfg, config, batch)
@@ -174,18 +180,18 @@ def _make(cfg: SampleConfig, pipe: LattePipeline, batch: list[int]) -> tuple[lis
 
 
 def summary(pipe: LattePipeline) -> str:
-    """Return one line on the time of a network call, the time that compiling took, and the peak of memory."""
+    """Return one line with the seconds per network call, the seconds to compile and the peak memory in GiB."""
     seconds = pipe.latents.step_seconds
     first, later = seconds[0], seconds[1:]
     call = float(np.median(later)) if later else first
-    compiling = f", compile {max(first - call, 0):.1f} s" if later else " (compile included)"
-    return f"{call:.3f} s a network call{compiling}, peak memory {device.peak_memory() / GIB:.2f} GiB"
+    compiling = f", {max(first - call, 0):.1f} s to compile the network" if later else " (with the time to compile)"
+    return f"{call:.3f} s per network call{compiling}, peak memory {device.peak_memory() / GIB:.2f} GiB"
 
 
 def dry_run(cfg: SampleConfig) -> str:
-    """Check options and files, build nothing that computes, and return what would be done and how much memory it takes.
+    """Check options and files without loading them, and describe the run and the memory it needs.
 
-    Raises UserError as `check` does, which is what `build_pipeline` does first.
+    Raises UserError as `check` does; `build_pipeline` makes the same checks.
     """
     plan = check(cfg)
     config, vae, encoder = plan.network.config, plan.vae.config, 0
@@ -198,20 +204,20 @@ def dry_run(cfg: SampleConfig) -> str:
         f"{cfg.checkpoint}: {config.describe()}",
         f"{cfg.num_samples * len(cfg.prompts or [None])} videos of {frames} frames, {w * vae.downsampling} x "
         f"{h * vae.downsampling} pixels, {cfg.sampling_steps or config.default_steps} "
-        f"{asked_solver(cfg) or config.default_solver or 'usual'} steps, guidance "
+        f"{asked_solver(cfg) or config.default_solver or 'default'} steps, guidance "
         f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}",
         f"memory: about {need / GIB:.1f} GiB" + (f" of {free / GIB:.1f} GiB free" if free else ""),
     ]
     if free and need > free:
-        lines.append("this does not fit: take a smaller batch, image or model, or another machine")
+        lines.append("this does not fit: take a smaller batch_size, image or model, or a machine with more memory")
     return "\n".join(lines)
 
 
 def estimate_memory(cfg: SampleConfig, config: Config, vae: AutoencoderConfig, encoder: int = 0) -> int:
-    """Return about how many bytes sampling takes at its peak: weights, a block, and the decoder.
+    """Return the estimated peak memory of sampling in bytes: the weights, a block, and the decoder.
 
-    The run time keeps the memory of the denoising steps while it decodes. A text encoder of `encoder` bytes works
-    before, and its memory is given back.
+    The run time keeps the memory of the denoising steps while it decodes. A text encoder of `encoder` bytes runs first
+    and is freed after that.
     """
     frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
     batches = device.current().batches_videos

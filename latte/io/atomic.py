@@ -33,7 +33,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         reason = error.strerror or str(error).strip().splitlines()[-1]  # ffmpeg gives its whole log
         raise UserError(f"cannot write {path}: {reason}") from error
@@ -59,7 +59,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for folder in (temporary, *(inner for inner in temporary.rglob("*") if inner.is_dir())):
             sync_folder(folder)
         temporary.chmod(0o777 & ~_umask())  # those of mkdtemp are private
-        os.replace(temporary, path)
+        temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -93,7 +93,7 @@ def atomic_entries(folder: str | Path) -> Iterator[Path]:
             if (folder / entry.name).exists():
                 raise UserError(f"{folder / entry.name} is there already; remove it, or name another file")
         for entry in entries:
-            os.replace(entry, folder / entry.name)
+            entry.replace(folder / entry.name)
             moved.append(folder / entry.name)
         sync_folder(folder)
         moved.clear()
@@ -108,7 +108,7 @@ def check_new_folder(path: str | Path) -> Path:
     """Return the whole path of a folder that `atomic_folder` can write; raises UserError if something is there."""
     path = Path(path).resolve()
     try:
-        if path.is_dir() and os.path.ismount(path):
+        if path.is_dir() and path.is_mount():
             raise UserError(f"{path} is where a disk is mounted and cannot be replaced; name a folder in it")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path} is there already and not empty; name a new folder, or remove it")
@@ -128,7 +128,7 @@ def sync_folder(folder: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a new file is on the disk, so that after a rename a power cut leaves the old one or the new one."""
-    with open(path, "rb+") as file:
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
     path.chmod(0o666 & ~_umask())  # those of mkstemp and MindRecord are private
 

@@ -157,7 +157,8 @@ class _Reader:
             known |= dict.fromkeys((proto.name, *proto.output), node)
             for name in proto.input:
                 if name in self.functions:
-                    function, inner = self.functions[name], []
+                    function = self.functions[name]
+                    inner: list[Node] = []
                     given = dict(zip((each.name for each in function.input), inputs, strict=False))
                     place = len(self.referred)
                     self._expand(function, self._with_inputs(function, given, inner), inner)

@@ -14,7 +14,7 @@ import mindspore as ms
 from mindspore import nn
 
 from latte.errors import UserError
-from latte.models.block import Block
+from latte.models.block import Block, Pair
 from latte.models.layers import Conv2d, Initializers, Linear, Norm, parameter, zeros
 from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to_nchw, upsample_nearest
 from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import numpy as np
-
-    from latte.models.layers import Pair
 
 EPS = 1e-6
 NORM_GROUPS = 32  # of every released autoencoder
@@ -163,7 +161,7 @@ def resnet_block(
 
 
 def attention_block(
-    x: ms.Tensor, norm: Pair, to_q: tuple, to_k: tuple, to_v: tuple, to_out: tuple, groups: int
+    x: ms.Tensor, norm: Pair, to_q: Pair, to_k: Pair, to_v: Pair, to_out: Pair, groups: int
 ) -> ms.Tensor:
     """Return x plus its single-head self-attention over all pixels; each layer is a pair (weight, bias)."""
     y = to_nchw(group_norm(x, *norm, groups, EPS))  # (N, C, H, W)

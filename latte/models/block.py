@@ -13,6 +13,8 @@ from latte.runtime import device, graphs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+Pair = tuple[Any, Any]  # (weight, bias) of a layer; the weight may be a tuple, see `latte.ops.linear`
+
 
 class Block(nn.Cell):
     """A cell whose forward is a function of (inputs, weights, settings).

@@ -16,7 +16,7 @@ from mindspore import nn, ops
 
 from latte.errors import UserError
 from latte.models import embeddings
-from latte.models.block import Block, Network
+from latte.models.block import Block, Network, Pair
 from latte.models.layers import Embedding, Initializers, Linear, PatchEmbed, SiLU, parameter, tokens_to_latents, zeros
 from latte.models.precision import prepare
 from latte.ops import chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
@@ -233,11 +233,11 @@ def _stored_size(beside: Any, patches: int, patch: int, source: str) -> int | tu
 def transformer_block(  # the weights are arguments, so that all blocks share one compiled graph
     x: ms.Tensor,
     c: ms.Tensor,
-    qkv: tuple,
-    proj: tuple,
-    fc1: tuple,
-    fc2: tuple,
-    ada: tuple,
+    qkv: Pair,
+    proj: Pair,
+    fc1: Pair,
+    fc2: Pair,
+    ada: Pair,
     heads: int,
     temporal: bool,
     flash: bool,
@@ -297,8 +297,8 @@ class TransformerBlock(Block):
 def final_layer(
     x: ms.Tensor,
     c: ms.Tensor,
-    proj: tuple,
-    ada: tuple,
+    proj: Pair,
+    ada: Pair,
     grid: tuple[int, int],
     patch_size: int,
 ) -> ms.Tensor:
@@ -370,7 +370,7 @@ class Latte(Network):
         sizes = (config.in_channels, width, config.patch_size)
         self.x_embedder = PatchEmbed(sizes, patch_embedder == "conv", init)
         self.t_embedder = TimestepEmbedder(width, init)
-        if config.condition == "class" and config.num_classes is not None:  # which LatteConfig asks for
+        if config.condition == "class" and config.num_classes:
             self.y_embedder = LabelEmbedder(config.num_classes, width, init)
         if config.condition == "text":
             tokens, text_width = CLIP_TEXT
@@ -394,16 +394,14 @@ class Latte(Network):
         x = self.run_blocks(x, c, 0, len(self.blocks))  # (B, F, T, D)
         return self.final_layer(x, self.final_condition(c))  # (B, F, 2C, H, W)
 
-    def embed(
-        self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None = None
-    ) -> tuple[ms.Tensor, tuple[ms.Tensor, ms.Tensor]]:
+    def embed(self, x: ms.Tensor, t: ms.Tensor, y: Any = None) -> tuple[ms.Tensor, tuple[ms.Tensor, ms.Tensor]]:
         """Return the tokens (B, F, T, D), and the conditions (B, D) of the blocks and of the final layer."""
         self._check(x, t, y)
         x = (self.x_embedder(x) + self.pos_embed).astype(self.dtype)  # (B, F, T, D)
         c = final = self.t_embedder(t)  # (B, D), and so all that is added to it
         if self.config.condition == "class":
             c = final = c + self.y_embedder(y)
-        if self.config.condition == "text" and y is not None:  # the official final layer does not see the text
+        if self.config.condition == "text":  # the official final layer does not see the text
             c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
         return x, (c, final)
 
@@ -451,7 +449,7 @@ def create_model(
     patch_embedder: str = "conv",
     enable_flash_attention: bool = False,
     seed: int | None = 0,
-    **config: int | str | bool | tuple[int, int] | None,
+    **config: Any,
 ) -> Latte:
     """Return a Latte network with the official random initialisation.
 
@@ -459,7 +457,7 @@ def create_model(
     `name`; None leaves them. `seed=None` leaves the weights unset, for `load_weights` to fill.
     Raises UserError for a name, dtype or configuration that does not exist.
     """
-    sizes: dict[str, Any] = named_sizes(name) | {key: value for key, value in config.items() if value is not None}
+    sizes = named_sizes(name) | {key: value for key, value in config.items() if value is not None}
     known = {field.name for field in dataclasses.fields(LatteConfig)}
     if unknown := sorted(set(sizes) - known):
         raise UserError(f"create_model does not know {', '.join(unknown)}; it takes {', '.join(sorted(known))}")

@@ -8,11 +8,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from latte.models.block import Block
+from latte.models.block import Block, Pair
 from latte.ops import linear, modulated_norm, patch_projection, silu
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
-Pair = tuple[ms.Tensor, ms.Tensor]  # weight and bias of a layer
 
 
 def empty(shape: tuple[int, ...]) -> np.ndarray:
@@ -178,7 +177,7 @@ def tokens_to_latents(
     shift: ms.Tensor,
     scale: ms.Tensor,
     grid: tuple[int, int],
-    proj: tuple,
+    proj: Pair,
     patch_size: int,
 ) -> ms.Tensor:
     """Return the latents that the tokens stand for, in float32: norm, modulation, projection of each patch.

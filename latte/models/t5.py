@@ -219,10 +219,10 @@ class T5Block(Block):
         super().__init__()
         self.layer = nn.CellList([AttentionLayer(config, has_bias, dtype), FeedForwardLayer(config, dtype)])
         attn, ff = self.layer[0].SelfAttention, self.layer[1].DenseReluDense
-        of_attention = (self.layer[0].layer_norm, attn.q, attn.k, attn.v, attn.o)
-        layers = (*of_attention, self.layer[1].layer_norm, ff.wi_0, ff.wi_1, ff.wo)
+        attention = (self.layer[0].layer_norm, attn.q, attn.k, attn.v, attn.o)
+        feed_forward = (self.layer[1].layer_norm, ff.wi_0, ff.wi_1, ff.wo)
         eps = config.layer_norm_epsilon
-        self.takes(*layers, heads=config.num_heads, eps=eps, dtype=dtype, last_dtype=_last(dtype))
+        self.takes(*attention, *feed_forward, heads=config.num_heads, eps=eps, dtype=dtype, last_dtype=_last(dtype))
 
 
 class Stack(nn.Cell):

@@ -6,8 +6,6 @@ shape comments show (F, H, W, C), the frames of one video.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -19,12 +17,9 @@ from latte.models.autoencoder import (
     ResnetBlock,
     resnet_block,
 )
-from latte.models.block import Block
+from latte.models.block import Block, Pair
 from latte.models.layers import Affine, Initializers, Norm, parameter, zeros
 from latte.ops import conv_frames, from_nchw, group_norm, silu, to_nchw
-
-if TYPE_CHECKING:
-    from latte.models.layers import Pair
 
 EPS = 1e-5  # of the norms over frames
 FRAMES_AT_ONCE = 14  # as the decoder was trained

@@ -178,7 +178,7 @@ def _tiled(limits: tuple[int, int]) -> _Tiled:
 
 
 @constexpr
-def _tiles(shape: tuple[int, ...], size: int, limits: tuple[int, int]) -> tuple[tuple[tuple[int, int], ...], ...]:
+def _tiles(shape: tuple[int, ...], size: int, limits: tuple[int, int]) -> tuple[tuple, ...]:
     """Return the spans of queries and of keys that are taken at once."""
     keys = min(limits[1], size)
     steps = ((shape[1], max(limits[0] // keys, 1)), (size, keys))

@@ -183,9 +183,9 @@ def init_for_export(device_target: str | None = None, device_id: int = 0, jit_le
     global _current
     if device_target in (None, "CPU") or ms.hal.is_available(device_target):
         return init_device(device_target, device_id, jit_level=jit_level)
-    init_device("CPU", jit_level=jit_level)
+    here = init_device("CPU", jit_level=jit_level)
     warn_once(f"there is no {device_target} here: the graph gets its settings, but cannot be run on this machine")
-    _current = dataclasses.replace(current(), target=device_target)
+    _current = dataclasses.replace(here, target=device_target)
     return _current
 
 

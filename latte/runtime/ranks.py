@@ -123,8 +123,8 @@ class WorkCounter:
             size = MPI.INT64_T.Get_size()
             self._window = MPI.Win.Allocate(size if MPI.COMM_WORLD.rank == 0 else 0, size, comm=MPI.COMM_WORLD)
             if MPI.COMM_WORLD.rank == 0:
-                memory: Any = self._window.tomemory()
-                np.frombuffer(memory, np.int64)[:] = 0
+                counter: Any = self._window.tomemory()  # mpi4py's own kind of buffer
+                np.frombuffer(counter, np.int64)[:] = 0
             MPI.COMM_WORLD.Barrier()
 
     def take(self) -> int:

@@ -1,4 +1,4 @@
-"""Training of a small AutoencoderKL on crops of frames: data, step, measures, and the loop."""
+"""Train a small AutoencoderKL on crops of frames: data, training step, metrics and loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from latte.io.atomic import atomic_path
 from latte.io.video import FRAME_SUFFIXES, read_video, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.runtime import graphs
-from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_average
+from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_ema
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
 
@@ -33,33 +33,33 @@ if TYPE_CHECKING:
     from latte.config import VaeTrainConfig
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".gif")
-HELD_OUT = 20  # every so manieth clip is kept for measuring
-MEASURED = 48  # frames of those clips, evenly spread
-SHOWN = 12  # of these, in the picture
-REPORT = 100  # steps between two lines of the log
+HELD_OUT = 20  # one clip in so many is held out for the metrics
+MEASURED = 48  # held-out frames to measure, evenly spaced
+SHOWN = 12  # measured frames in the image of reconstructions
+REPORT = 100  # steps between two rows of the log
 MAX_NORM = 1.0
 COLUMNS = ("step", "loss", "psnr", "held_out_psnr", "scaling_factor", "seconds")
 
 
 class VaeStep(nn.Cell):
-    """One step: reconstruct crops, and change the weights and their average."""
+    """One training step: reconstruct crops, update the weights and the EMA weights."""
 
-    def __init__(self, vae: AutoencoderKL, average: AutoencoderKL, rates: np.ndarray, settings: VaeTrainConfig):
+    def __init__(self, vae: AutoencoderKL, ema: AutoencoderKL, learning_rates: np.ndarray, settings: VaeTrainConfig):
         super().__init__()
         self.vae = vae
         self.l1_weight, self.mse_weight = settings.l1_weight, settings.mse_weight
         self.kl_weight, self.ema_decay = settings.kl_weight, settings.ema_decay
-        self.rates = ms.Tensor(rates, ms.float32)
+        self.learning_rates = ms.Tensor(learning_rates, ms.float32)  # (steps,)
         weights = dict(vae.parameters_and_names())
-        averages = dict(average.parameters_and_names())
+        ema_weights = dict(ema.parameters_and_names())
         self.weights = ms.ParameterTuple(list(weights.values()))
-        self.averages = ms.ParameterTuple([averages[name] for name in weights])
+        self.ema_weights = ms.ParameterTuple([ema_weights[name] for name in weights])
         self.optimizer = AdamW(list(self.weights), (0.9, 0.99), 1e-8, 0.0)
         self.step = ms.Parameter(ms.Tensor(0, ms.int32), name="step", requires_grad=False)
         self.value_and_grad = ms.value_and_grad(self.loss, None, self.weights, has_aux=True)
 
     def loss(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        """Return the loss and the mean squared error of pixels (N, 3, H, W) in [-1, 1]."""
+        """Return the loss and the mean squared error of pixels (N, 3, H, W) in [-1, 1], with noise (N, L, h, w)."""
         mean, logvar = ops.chunk(self.vae.encode(x), 2, 1)  # (N, L, h, w)
         logvar = ops.clamp(logvar, *LOGVAR_RANGE)
         error = self.vae.decode(mean + ops.exp(0.5 * logvar) * noise) - x
@@ -69,20 +69,20 @@ class VaeStep(nn.Cell):
         return loss, squared
 
     def construct(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        """Train on crops and return the loss and their mean squared error."""
+        """Train on crops x (N, 3, H, W) and return the loss and the mean squared error; noise: (N, L, h, w)."""
         (loss, squared), gradients = self.value_and_grad(x, noise)
         norm = global_norm(gradients)
-        self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), self.rates[self.step])
-        update_average(self.averages, self.weights, self.ema_decay)
+        self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), self.learning_rates[self.step])
+        update_ema(self.ema_weights, self.weights, self.ema_decay)
         ops.assign(self.step, self.step + 1)
         return loss, squared
 
 
 def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return all frames below a folder, uint8 (N, H, W, 3), and the number of the clip that each is from, (N,).
+    """Return all frames below a folder, (N, H, W, 3) uint8, and the number of each frame's clip, (N,).
 
-    A folder of images is a clip. Videos are read where there are no images, which are the better copy.
-    Raises UserError if there is nothing, something is broken, or sizes differ.
+    A folder of images is one clip. Videos are read only if there are no images, whose quality is better.
+    Raises UserError if there are no frames, a file is broken, or sizes differ.
     """
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     paths = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES]
@@ -92,7 +92,8 @@ def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
     if not paths:
         suffixes = ", ".join((*FRAME_SUFFIXES, *VIDEO_SUFFIXES))
         raise UserError(f"data_folder {folder} holds no images or videos ({suffixes}); name the folder of a data set")
-    parts, clips, numbers = [], [], {}
+    parts, clips = [], []
+    numbers: dict[Path, int] = {}  # of the clips
     for path in tqdm(paths, desc="reading", unit="file", delay=2):
         parts.append(read(path))
         if parts[-1].shape[1:] != parts[0].shape[1:]:
@@ -103,7 +104,7 @@ def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    """Return an image as a video of one frame, uint8 (1, H, W, 3)."""
+    """Return an image as a video of one frame, (1, H, W, 3) uint8."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))[None]
@@ -112,7 +113,7 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 def split(frames: np.ndarray, clips: np.ndarray, folder: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frames to train on and a few of whole other clips to measure on; raises UserError for one clip."""
+    """Return the frames to train on, and some frames of held-out clips; raises UserError if there is only one clip."""
     held_out = clips % HELD_OUT == 0
     if held_out.all():
         raise UserError(f"data_folder {folder} holds one clip, but one to train on and one to measure on are needed")
@@ -122,12 +123,12 @@ def split(frames: np.ndarray, clips: np.ndarray, folder: str) -> tuple[np.ndarra
 
 
 def pixels_of(images: np.ndarray) -> np.ndarray:
-    """Return uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [-1, 1]."""
+    """Return images (N, H, W, 3) uint8 as pixels (N, 3, H, W) float32 in [-1, 1]."""
     return np.moveaxis(images.astype(np.float32) / 127.5 - 1, -1, 1)
 
 
 def crops(frames: np.ndarray, settings: VaeTrainConfig, rng: np.random.Generator) -> np.ndarray:
-    """Return random, randomly mirrored crops as pixels."""
+    """Return a batch of random crops, half of them mirrored, as pixels (N, 3, crop, crop) float32 in [-1, 1]."""
     size, chosen = settings.crop, []
     for number in rng.integers(len(frames), size=settings.batch_size):
         top, left = (rng.integers(side - size + 1) for side in frames.shape[1:3])
@@ -137,7 +138,7 @@ def crops(frames: np.ndarray, settings: VaeTrainConfig, rng: np.random.Generator
 
 
 def measure(vae: AutoencoderKL, held_out: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """Return PSNR in decibels, the deviation of the posterior's samples, and the reconstructions as uint8."""
+    """Return PSNR in dB, the standard deviation of posterior samples, and the reconstructions (N, H, W, 3) uint8."""
     moments = np.concatenate([vae.encode(ms.Tensor(pixels_of(frame[None]))).asnumpy() for frame in held_out])
     mean, logvar = np.split(moments, 2, axis=1)
     z = mean + np.exp(0.5 * np.clip(logvar, *LOGVAR_RANGE)) * np.random.default_rng(0).normal(size=mean.shape)
@@ -146,12 +147,15 @@ def measure(vae: AutoencoderKL, held_out: np.ndarray) -> tuple[float, float, np.
 
 
 def decibels(squared: float) -> float:
-    """Return the PSNR that a mean squared error of pixels in [-1, 1] is."""
+    """Return the PSNR in dB of a mean squared error of pixels in [-1, 1]."""
     return float(-10 * np.log10(squared / 4))
 
 
 def save(vae: AutoencoderKL, held_out: np.ndarray, settings: VaeTrainConfig) -> tuple[float, float]:
-    """Write the weights and a picture of held-out frames over their reconstructions; return PSNR and latent scale."""
+    """Write the weights and an image of held-out frames above their reconstructions.
+
+    Returns the PSNR in dB and the scaling factor of the latents.
+    """
     psnr, deviation, decoded = measure(vae, held_out)
     tensors = {name: weight.asnumpy() for name, weight in vae.parameters_and_names()}
     if settings.half:
@@ -160,28 +164,30 @@ def save(vae: AutoencoderKL, held_out: np.ndarray, settings: VaeTrainConfig) -> 
     metadata = {CONFIG: json.dumps(dataclasses.asdict(config))}
     write_state_dict(settings.target, tensors, metadata)
     shown = np.linspace(0, len(held_out) - 1, min(SHOWN, len(held_out))).astype(int)
-    picture = np.concatenate([np.concatenate(list(rows[shown]), axis=1) for rows in (held_out, decoded)])
+    image = np.concatenate([np.concatenate(list(rows[shown]), axis=1) for rows in (held_out, decoded)])
     with atomic_path(Path(settings.target).with_suffix(".png")) as temporary:
-        Image.fromarray(picture).save(temporary)
+        Image.fromarray(image).save(temporary)
     return psnr, 1 / deviation
 
 
-def write_log(rows: list[tuple], settings: VaeTrainConfig) -> None:
-    """Write the log beside the weights."""
+def write_log(rows: list[list], settings: VaeTrainConfig) -> None:
+    """Write the log as a CSV file beside the weights."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    csv.writer(text, lineterminator="\n").writerows([list(COLUMNS), *rows])
     with atomic_path(Path(settings.target).with_suffix(".csv")) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def fit(
-    step: Callable, average: AutoencoderKL, frames: np.ndarray, held_out: np.ndarray, settings: VaeTrainConfig
+    step: Callable, ema: AutoencoderKL, frames: np.ndarray, held_out: np.ndarray, settings: VaeTrainConfig
 ) -> tuple[float, float]:
-    """Train, save at every interval, at the end and when asked to stop; return the last PSNR and latent scale."""
+    """Train, and save at every interval, at the end and when told to stop; return the last PSNR and scaling factor."""
     rng = np.random.default_rng(settings.seed)
-    side = settings.crop // average.config.downsampling
+    side = settings.crop // ema.config.downsampling
     shape = (settings.batch_size, settings.latent_channels, side, side)
-    rows, recent, start = [], deque(maxlen=REPORT), time.time()
+    rows: list[list] = []
+    recent: deque[list[float]] = deque(maxlen=REPORT)
+    start = time.time()
     psnr = scale = 0.0
     with StopSignal() as stop, tqdm(total=settings.steps, desc="training", unit="step") as bar:
         for number in range(1, settings.steps + 1):
@@ -194,7 +200,7 @@ def fit(
             last = number == settings.steps or stop.requested
             row = [number, f"{loss:.5f}", f"{decibels(squared):.3f}", "", "", round(time.time() - start)]
             if last or number % settings.save_interval == 0:
-                psnr, scale = save(average, held_out, settings)
+                psnr, scale = save(ema, held_out, settings)
                 row[3:5] = f"{psnr:.3f}", f"{scale:.5f}"
                 write_log([*rows, row], settings)
             if last or number % settings.save_interval == 0 or number % REPORT == 0:
@@ -205,13 +211,13 @@ def fit(
 
 
 def train(settings: VaeTrainConfig) -> str:
-    """Train an autoencoder, save it, and return a line about it; raises UserError if data or sizes do not fit."""
+    """Train an autoencoder, save it, and return a line on its quality; raises UserError if data or sizes do not fit."""
     check_suffix(settings.target)
     config = AutoencoderConfig(
         latent_channels=settings.latent_channels,
         block_out_channels=tuple(settings.block_out_channels),
         layers_per_block=settings.layers_per_block,
-        mid_block_add_attention=False,  # so that crops train for whole images
+        mid_block_add_attention=False,  # attention would depend on the size, and training sees only crops
     )
     all_frames, clips = read_clips(settings.data_folder)
     sides = all_frames.shape[1:3]
@@ -226,8 +232,8 @@ def train(settings: VaeTrainConfig) -> str:
             f"but their sides must be multiples of {config.downsampling}; resize them, or use fewer block_out_channels"
         )
     frames, held_out = split(all_frames, clips, settings.data_folder)
-    vae, average = (AutoencoderKL(config, settings.seed) for _ in range(2))
+    vae, ema = (AutoencoderKL(config, settings.seed) for _ in range(2))
     rates = learning_rates("cosine", settings.learning_rate, 0.0, min(100, settings.steps // 10), settings.steps)
-    step = graphs.compile_training(VaeStep(vae, average, rates, settings).construct)
-    psnr, scale = fit(step, average, frames, held_out, settings)
+    step = graphs.compile_training(VaeStep(vae, ema, rates, settings).construct)
+    psnr, scale = fit(step, ema, frames, held_out, settings)
     return f"{settings.target}: PSNR {psnr:.2f} dB on held-out clips, scaling factor {scale:.5f}"

@@ -1,4 +1,4 @@
-"""From options to what training needs: data, autoencoder, network, compiled step; and a description of it all."""
+"""From options to a training: data, autoencoder, network and compiled step, and a description of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16
 
 @dataclass
 class Training:
-    """All that a run needs; `encode` turns a batch of pixels into moments where the step itself does not."""
+    """Everything that a run needs; if `encodes`, pixels go through `encode` before the step."""
 
     config: LatteConfig | LatteT2VConfig
     num_frames: int
@@ -47,9 +47,9 @@ class Training:
     step: TrainStep
     call: Callable[..., ms.Tensor]
     encodes: bool
-    batch: int  # videos of all ranks and accumulated batches in a step
+    batch: int  # videos per step, over all ranks and accumulated batches
     total_steps: int
-    metadata: dict[str, str]  # of checkpoints
+    metadata: dict[str, str]  # for checkpoints
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return the moments (B, F, 2 L, h, w) of pixels (B, F, 3, H, W)."""
@@ -58,9 +58,9 @@ class Training:
 
 
 def build(cfg: TrainConfig) -> Training:
-    """Read the data set's index, the autoencoder and the weights to start from, and compile nothing yet.
+    """Read the index of the data set, the autoencoder and the weights to start from; nothing is compiled yet.
 
-    Raises UserError for whatever does not fit.
+    Raises UserError if options, data and weights do not fit together.
     """
     start = read_start(cfg)
     cfg, compute = start.cfg, device.compute_dtype(start.cfg.dtype)
@@ -72,7 +72,7 @@ def build(cfg: TrainConfig) -> Training:
     batch = cfg.train_batch_size * cfg.gradient_accumulation_steps * device.current().world_size
     total = cfg.max_steps or cfg.epochs * len(dataset) // batch
     if total < 1:
-        raise UserError(f"{len(dataset)} videos are fewer than the {batch} of a step; make train_batch_size smaller")
+        raise UserError(f"{len(dataset)} videos are fewer than the {batch} per step; make train_batch_size smaller")
     flash = device.use_flash_attention(cfg.enable_flash_attention, compute)
     config = start.config or _network_config(cfg, size, frames, vae.config)
     if vae.config.latent_channels != config.in_channels:
@@ -81,12 +81,12 @@ def build(cfg: TrainConfig) -> Training:
             f"takes {config.in_channels}; name the autoencoder that it was trained with"
         )
     shape = config.latent_shape(frames, size, size, vae.config.downsampling)
-    source = _source(cfg, config, dataset, shape)  # first, so that the text encoder's memory is free again
+    source = _source(cfg, config, dataset, shape)  # before the networks: then the text encoder's memory is free again
     net, ema, metadata = networks(start, config, compute, flash)
     if cfg.use_recompute:
         for block in net.blocks:
             block.recompute()
-    # The run time of a CPU frees nothing inside a graph: there the autoencoder runs before the step, slice by slice.
+    # On a CPU the run time frees no memory inside a graph: there the autoencoder runs before the step, by slices.
     in_step = device.current().compile_scope == "step" and not cfg.cache_folder
     for weight in vae.get_parameters():
         weight.requires_grad = False
@@ -99,7 +99,7 @@ def build(cfg: TrainConfig) -> Training:
 
 
 def _videos(cfg: TrainConfig, codec: Codec, size: int) -> tuple[Store, Index]:
-    """Return where videos are read from, and which there are."""
+    """Return the store that videos are read from, and their index; raises UserError as `list_records` does."""
     if cfg.cache_folder is None:
         return PixelStore(size, cfg.transform), list_records(cfg)
     cache = open_cache(cfg, cfg.cache_folder, codec.cache_settings(size))
@@ -137,9 +137,9 @@ def _network_config(cfg: TrainConfig, size: int, frames: int, vae: AutoencoderCo
 def _source(
     cfg: TrainConfig, config: LatteConfig | LatteT2VConfig, dataset: VideoDataset, shape: tuple[int, int, int, int]
 ) -> TrainingSource:
-    """Return the samples with what the network is conditioned on; `shape` is that of a video's latents.
+    """Return the samples with the conditions of the network; shape: (F, C, h, w) of a video's latents.
 
-    Raises UserError if the data have no condition that fits.
+    Raises UserError if the data do not have the conditions that the network needs.
     """
     records, kind = dataset.index.records, config.conditioning
     classes = text = captions = None
@@ -177,7 +177,10 @@ def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
 
 
 def describe(cfg: TrainConfig, training: Training) -> str:
-    """Return what will be trained, on what, for how long; reads one sample."""
+    """Return three lines on the network, the data and the steps of a training; reads one sample.
+
+    Raises UserError if no sample can be read.
+    """
     source, weights, config = training.source, list(training.step.net.get_parameters()), training.config
     source[0]
     shape = (training.num_frames + cfg.images_per_video, *source.dataset.store.frame_shape)
@@ -186,11 +189,11 @@ def describe(cfg: TrainConfig, training: Training) -> str:
     tokens = training.num_frames * math.prod(source.latent_shape[2:]) // config.patch_size**2
     return "\n".join(
         (
-            f"network: {config.describe()}: {total:,} parameters, of which {trained:,} are trained "
-            f"({cfg.trainable}), {tokens} tokens",
-            f"data: {len(source.dataset)} videos of {cfg.cache_folder or cfg.data_folder}, "
-            f"{len(source.dataset.index.classes)} classes; a sample is {'x'.join(map(str, shape))}",
-            f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} per epoch, on "
+            f"network: {config.describe()}: {total:,} parameters, {trained:,} of them trained "
+            f"({cfg.trainable}), {tokens} tokens per video",
+            f"data: {len(source.dataset)} videos in {cfg.cache_folder or cfg.data_folder}, "
+            f"{len(source.dataset.index.classes)} classes, {'x'.join(map(str, shape))} per sample",
+            f"steps: {training.total_steps} steps of {training.batch} videos, {per_epoch:.1f} steps per epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )
     )

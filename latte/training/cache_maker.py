@@ -1,4 +1,4 @@
-"""What tools/embedding_cache.py does between options and files: moments of every video, on one rank or many."""
+"""The work of tools/embedding_cache.py: encode every video into moments, on one or several ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import queue
 import shutil
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,25 +33,26 @@ from latte.training.start import read_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from latte.config import CacheConfig
 
 log = logging.getLogger("latte")
-AHEAD = 4  # slices of frames that are decoded before they are needed
-MAX_FILES = 1000  # of MindRecord; MindSpore takes 4096 at most
+AHEAD = 4  # slices of frames to decode in advance
+MAX_FILES = 1000  # MindRecord files per cache; MindSpore takes at most 4096
 DEFAULT_SIZE, DEFAULT_DTYPE = 256, "fp16"
-WORK = ".moments-"  # how the names of files begin that are not to stay
+WORK = ".moments-"  # prefix of temporary files
 
 
 class VideoError(UserError):
-    """A video of the data set cannot be read; the others can."""
+    """One video of the data set cannot be read; the others are still cached."""
 
 
 class Clock:
-    """How many frames were encoded after the first slice, which compiles, and how long that took."""
+    """Counts and times the encoded frames after the first slice, whose encoding includes the compilation."""
 
     def __init__(self) -> None:
-        self.first: float | None = None  # seconds of the first slice
+        self.first: float | None = None  # seconds for the first slice
         self.frames, self.inside, self.seconds = 0, 0.0, 0.0
 
     @contextlib.contextmanager
@@ -68,31 +68,31 @@ class Clock:
         self.stop()
 
     def stop(self) -> None:
-        """Take the time until now."""
+        """End the measured time now."""
         if self.first is not None:
             self.seconds = time.perf_counter() - self._started
 
     @property
     def frames_per_second(self) -> float:
-        """Frames encoded a second, all in all."""
+        """Frames per second, with decoding and writing."""
         return self.frames / self.seconds if self.frames else 0.0
 
     @property
     def outside(self) -> float:
-        """The part of the time that was spent outside the autoencoder."""
+        """The fraction of the time, 0 to 1, that was spent outside the autoencoder."""
         return 1 - self.inside / self.seconds if self.frames else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What making a cache came to: how many videos failed, and how fast this rank was."""
+    """The result of making a cache: the number of videos that failed, and the speed of this rank."""
 
     failed: int
     clock: Clock
 
 
 class CacheMaker:
-    """Encodes what is missing in a cache; a group of videos, those of one file, is the work that ranks share."""
+    """Encodes the videos that a cache lacks; ranks share the work in groups, each the videos of one file."""
 
     def __init__(self, cfg: CacheConfig, index: Index, cache: Cache, codec: Codec):
         self.cfg, self.index, self.cache, self.codec = cfg, index, cache, codec
@@ -104,9 +104,9 @@ class CacheMaker:
         self.clock = Clock()
 
     def run(self, tickets: ranks.WorkCounter) -> None:
-        """Encode the videos that this rank gets; raises UserError if the disk is full."""
+        """Encode the groups that this rank takes from `tickets`; raises UserError if the disk is full."""
         rank, decoded = device.current().rank, ahead(self._decoded(tickets))
-        begun = list(itertools.accumulate(map(len, self.todo)))  # videos up to a place, of all ranks
+        begun = list(itertools.accumulate(map(len, self.todo)))  # videos before each group, on all ranks
         with tqdm(total=(begun or [0])[-1], desc="encoding", unit="video", disable=rank > 0) as bar:
             for place in decoded:
                 group = self.todo[place]
@@ -120,7 +120,7 @@ class CacheMaker:
         return number not in self.cache.entries or bool(self.cache.entries[number].error)
 
     def _encoded(self, group: range, decoded: Iterator) -> Iterator[Entry]:
-        """Write the file of a group whose videos come next, and yield what is in it."""
+        """Write the file of a group, whose videos come next in `decoded`, and yield its entries."""
         folder, whole = self.cache.folder, []
         for number in group:
             record = self.index.records[number]
@@ -145,11 +145,12 @@ class CacheMaker:
             yield dataclasses.replace(entry, file=file.name, sha256=file_hash(file))
 
     def _write(self, file: Path, decoded: Iterator) -> int:
-        """Write the moments of the video that comes next and return its number of frames."""
+        """Write the moments of the next video and return its number of frames; raises VideoError if it is broken."""
         length = _checked(next(decoded))
         variants, frame_shape, dtype = 1 + self.cfg.flip, self.cache.frame_shape, self.cache.dtype
         header = {"descr": dtype.str, "fortran_order": False, "shape": (variants, length, *frame_shape)}
-        with atomic_path(file) as temporary, open(temporary, "wb") as out:  # no memory map: a full disk would kill it
+        # Not a memory map: a full disk would kill the process.
+        with atomic_path(file) as temporary, temporary.open("wb") as out:
             np.lib.format.write_array_header_2_0(out, header)
             begin, size = out.tell(), math.prod(frame_shape) * dtype.itemsize
             done = 0
@@ -162,17 +163,15 @@ class CacheMaker:
         return length
 
     def _moments(self, pixels: np.ndarray) -> np.ndarray:
-        missing = self.codec.frames_per_slice - len(
-            pixels
-        )  # at the end of a video; another size would be compiled anew
+        missing = self.codec.frames_per_slice - len(pixels)  # padding, because another size would be compiled anew
         with self.clock.encoding(len(pixels)):
             moments = self.codec.moments(np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))))
         return moments[: len(pixels)].astype(self.cache.dtype)
 
     def _decoded(self, tickets: ranks.WorkCounter) -> Iterator[int | np.ndarray | VideoError]:
-        """Yield the place of a group in `todo`, and for each of its videos the length and the frames, slice by slice.
+        """Yield the index of a group in `todo`, then for each of its videos the length and the frames in slices.
 
-        In place of what cannot be read comes an error, and then the next video.
+        If a video cannot be read, an error follows and then the next video.
         """
         size = self.codec.frames_per_slice
         while (place := tickets.take()) < len(self.todo):
@@ -187,14 +186,15 @@ class CacheMaker:
                     yield VideoError(str(error))
 
 
-def _checked(item: int | np.ndarray | VideoError) -> int | np.ndarray:
+def _checked(item: Any) -> Any:
+    """Return a length or frames; raises VideoError if the item is one."""
     if isinstance(item, VideoError):
         raise item
     return item
 
 
 def ahead(items: Iterator, count: int = AHEAD) -> Iterator:
-    """Yield the items of an iterator, which another thread makes before they are asked for."""
+    """Yield the items of an iterator, while a thread makes up to `count` of them in advance."""
     made: queue.Queue = queue.Queue(count)
     end = object()
 
@@ -216,17 +216,18 @@ def ahead(items: Iterator, count: int = AHEAD) -> Iterator:
         yield item
 
 
-def relative(path: Path, folder: str) -> str:
-    """Return a path as it is below a folder, or whole if it is not below it."""
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+def relative(path: Path, folder: str | None) -> str:
+    """Return a path relative to a folder if it lies below it, else the whole path."""
+    return path.relative_to(folder).as_posix() if folder and path.is_relative_to(folder) else str(path)
 
 
 def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> None:
-    """Make a new cache without videos, or put right what was interrupted in one that is there.
+    """Make an empty cache, or repair an interrupted one.
 
-    Only one rank may call it. Raises UserError if the cache is of other settings or other videos.
+    Only one rank may call this function. Raises UserError if the folder holds other files, or a cache of other videos
+    or settings.
     """
-    folder = Path(cfg.cache_folder)
+    folder = cfg.cache_path
     if not (folder / MANIFEST).exists():
         if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
             raise UserError(f"cache_folder {folder} holds other files; name a new folder, or that of a cache")
@@ -240,7 +241,7 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
             f"the cache {folder} is of other videos than data_folder {cfg.data_folder}; "
             "correct the option, or make another cache"
         )
-    for leftover in folder.glob(".*"):  # of a process that was killed
+    for leftover in folder.glob(".*"):  # from a process that was killed
         if leftover.is_dir():
             shutil.rmtree(leftover)
         elif leftover.name != LOCK:
@@ -248,13 +249,13 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
     cache.entries = {
         number: entry
         for number, entry in cache.entries.items()
-        if not entry.file or (folder / entry.file).exists()  # those that were removed are made again
+        if not entry.file or (folder / entry.file).exists()  # removed files are made again
     }
     cache.save()
 
 
 def make_cache(cfg: CacheConfig) -> Report:
-    """Make or complete a cache; raises UserError for whatever does not fit."""
+    """Make or complete a cache and print how many videos it has; raises UserError if options or data do not fit."""
     rank, world_size = device.current().rank, device.current().world_size
     start = read_start(cfg)
     cfg = start.cfg
@@ -266,8 +267,8 @@ def make_cache(cfg: CacheConfig) -> Report:
     settings = codec.cache_settings(cfg.image_size or DEFAULT_SIZE) | {"cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE}
     settings |= {name: getattr(cfg, name) for name in ("cache_file_type", "transform", "flip")}
     if rank == 0:
-        Path(cfg.cache_folder).mkdir(parents=True, exist_ok=True)
-        held = lock(Path(cfg.cache_folder))
+        cfg.cache_path.mkdir(parents=True, exist_ok=True)
+        held = lock(cfg.cache_path)
         open_or_create(cfg, index, settings)
         if start.config and start.config.conditioning == "prompt":
             captions, width = [record.caption for record in index.records], start.config.text_width
@@ -275,23 +276,24 @@ def make_cache(cfg: CacheConfig) -> Report:
         elif cfg.condition == "text":
             store_text(cfg, index)
     ranks.wait_for_all(world_size)
-    maker = CacheMaker(cfg, index, read_cache(cfg.cache_folder), codec)
+    maker = CacheMaker(cfg, index, read_cache(cfg.cache_path), codec)
     if rank == 0:
-        pass
+        _say(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.")
     maker.run(ranks.WorkCounter(world_size))
     ranks.wait_for_all(world_size)
-    cache = read_cache(cfg.cache_folder)
+    cache = read_cache(cfg.cache_path)
     failed = [entry for entry in cache.entries.values() if entry.error]
     ranks.wait_for_all(world_size)
     if rank == 0:
         cache.save()
         held.close()
-        for _entry in failed:
-            pass
-        len(cache.entries) - len(failed)
+        for entry in failed:
+            _say(f"failed: {entry.error}")
+        done = len(cache.entries) - len(failed)
+        _say(f"Saving Attempts: 1: save {done} videos, failed {len(failed)} videos.")
     clock = maker.clock
     log.info(
-        "%d frames, %.1f a second, %.1f %% of the time outside the autoencoder",
+        "%d frames, %.1f frames per second, %.1f %% of the time outside the autoencoder",
         clock.frames,
         clock.frames_per_second,
         100 * clock.outside,
@@ -300,26 +302,32 @@ def make_cache(cfg: CacheConfig) -> Report:
 
 
 def store_text(cfg: CacheConfig, index: Index) -> None:
-    """Copy the embeddings of all captions into the cache; raises UserError if some are missing."""
+    """Copy the embeddings of all captions into the cache; raises UserError if embeddings are missing."""
     if not cfg.text_embeddings:
         raise UserError("condition is text, but text_embeddings is not set; see docs/train.md")
     captions = sorted({record.caption for record in index.records})
     text, places, null = read_text(cfg.text_embeddings, captions)
-    with atomic_path(Path(cfg.cache_folder) / TEXT) as temporary:
+    with atomic_path(cfg.cache_path / TEXT) as temporary:
         np.savez(temporary, captions=np.array(captions), text=text[places], null=null)
 
 
-def verify_cache(folder: str) -> None:
-    """Compare every file of a cache with its checksum; raises UserError if one differs or is missing."""
+def verify_cache(folder: str | Path) -> None:
+    """Compare every file of a cache with its checksum and print the result; raises UserError if a file is damaged."""
     cache, bad = read_cache(folder), []
     hashes = {entry.file: entry.sha256 for entry in cache.entries.values() if entry.file}
     for file, expected in tqdm(hashes.items(), desc="verifying", unit="file"):
         if not (cache.folder / file).exists() or file_hash(cache.folder / file) != expected:
             bad.append(file)
-    sum(bool(entry.error) for entry in cache.entries.values())
-    cache.total - len(cache.entries)
+    failed = sum(bool(entry.error) for entry in cache.entries.values())
+    missing = cache.total - len(cache.entries)
     if bad:
         raise UserError(
             f"{len(bad)} of {len(hashes)} files of {folder} are damaged or missing: {', '.join(bad[:8])}; "
             "delete them and make the cache again: only they will be made"
         )
+    _say(f"{folder}: {len(hashes)} files are whole; {failed} videos failed, {missing} are missing")
+
+
+def _say(line: str) -> None:
+    """Print a line of the command's result to the standard output; programs read these lines."""
+    print(line, flush=True)  # noqa: T201, it is a result, not a message for the log

@@ -1,4 +1,4 @@
-"""The embeddings of the captions that a text-to-video network is trained on: from a cache, or made at the start."""
+"""The T5 embeddings of captions for training a text-to-video network, read from a file or made at the start."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ENCODER = "text_encoder"
-PROMPTS_AT_ONCE = 8  # of the text encoder on an accelerator; a CPU takes one
+PROMPTS_AT_ONCE = 8  # prompts per call of the text encoder on an accelerator; a CPU takes one
 
 
 def captions_for(cfg: TrainConfig, captions: Sequence[str], width: int) -> Captions:
-    """Return the embeddings (S, width) of a data set's captions: those of its cache or, without one, made now.
+    """Return the embeddings (S, width) of a data set's captions, from text_embeddings, from the cache or made now.
 
-    A dry run makes none. Raises UserError if there are no captions, or the embeddings do not fit the network.
+    A dry run gets blank embeddings. Raises UserError if there are no captions, or the embeddings do not fit.
     """
     _check_any(captions)
     file = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
@@ -36,7 +36,7 @@ def captions_for(cfg: TrainConfig, captions: Sequence[str], width: int) -> Capti
         if found.width != width:
             raise UserError(f"text_embeddings {file} are {found.width} wide, but the network takes {width}")
         return found.of(captions, f"text_embeddings {file}")
-    folder = cfg.text_encoder_path or ""  # which `read_start` sets
+    folder = cfg.text_encoder_path or ""  # `read_start` has set it
     encoder = read_encoder(folder, width)
     if cfg.dry_run:
         mask = np.eye(1, MAX_LENGTH, dtype=np.int32).repeat(2, 0)  # (2, S), one token each
@@ -46,16 +46,16 @@ def captions_for(cfg: TrainConfig, captions: Sequence[str], width: int) -> Capti
 
 
 def embed(folder: str, captions: Sequence[str], dtype: str, stored: type, weights: Weights) -> Captions:
-    """Return the embeddings of all different captions and of the empty prompt, and give the encoder's memory back.
+    """Return the embeddings of all different captions and of the empty prompt, and free the encoder's memory.
 
-    `stored` is the type to keep them in, `weights` are those of the encoder in the folder.
-    Raises UserError if the tokenizer cannot be read.
+    folder: holds the tokenizer; dtype: arithmetic of the encoder; stored: NumPy type of the result; weights: of the
+    encoder. Raises UserError if the tokenizer cannot be read.
     """
     texts = [*sorted(set(captions)), ""]
     size = PROMPTS_AT_ONCE if device.current().batches_videos else 1
     encoder = load_text_encoder(folder, dtype, weights=weights)
     rows, masks = [], []
-    with tqdm(total=len(texts), desc="captions", unit="text", delay=5) as bar:  # only if it takes longer
+    with tqdm(total=len(texts), desc="captions", unit="text", delay=5) as bar:  # only if it takes more than 5 s
         for part in _parts(texts, size):
             values, mask = encoder.encode(part)
             rows += [text[kept > 0] for text, kept in zip(values, mask, strict=True)]
@@ -66,7 +66,7 @@ def embed(folder: str, captions: Sequence[str], dtype: str, stored: type, weight
 
 
 def store_captions(cfg: TrainConfig, captions: Sequence[str], width: int, stored: type) -> None:
-    """Write the embeddings (S, width) of all captions into the cache, unless they are there.
+    """Write the embeddings (S, width) of all captions into the cache, unless the cache already has them.
 
     Raises UserError as `captions_for` does.
     """
@@ -81,9 +81,9 @@ def store_captions(cfg: TrainConfig, captions: Sequence[str], width: int, stored
 
 
 def read_encoder(folder: str, width: int) -> Weights:
-    """Read the weights of the text encoder beside a tokenizer; nothing of them comes into memory yet.
+    """Read the weights of the text encoder beside a tokenizer, without loading them into memory.
 
-    Raises UserError unless a folder holds both, and the encoder is whole and of this width.
+    Raises UserError unless the folder holds both, and the encoder is complete and has this width.
     """
     root = Path(folder)
     there = (root / ENCODER).is_dir() and any((root / "tokenizer" / name).is_file() for name in VOCABULARIES)
@@ -100,7 +100,7 @@ def read_encoder(folder: str, width: int) -> Weights:
 
 
 def encoder_fingerprint(folder: str) -> str:
-    """Return what tells one text encoder from another: a SHA-256 of its configuration, and of its files' sizes."""
+    """Return a SHA-256 that identifies a text encoder: of its configuration and the names and sizes of its files."""
     root = Path(folder)
     digest = hashlib.sha256((root / ENCODER / "config.json").read_bytes())
     for file in sorted(path for part in (ENCODER, "tokenizer") for path in (root / part).iterdir() if path.is_file()):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the weights to sample from in one file, everything that a resume needs in another."""
+"""Checkpoints of a run, two files per checkpoint: the weights to sample from, and the state to resume from."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 log = logging.getLogger("latte")
 GIB = 2**30
 _STATE = re.compile(r"state-(\d{8})\.safetensors")
-_LEFTOVER = re.compile(r"\.\w+-\d{8}-.+\.(ckpt|safetensors)")  # the temporary names of files.atomic_path
+_LEFTOVER = re.compile(r"\.\w+-\d{8}-.+\.(ckpt|safetensors)")  # the temporary names of `atomic_path`
 
 
 class Checkpoints:
-    """The folder `ckpt` of a run; a checkpoint is there when its state file is, which is written last.
+    """The folder `ckpt` of a run; a checkpoint is complete when it has its state file, which is written last.
 
-    The newest `keep_last` are kept, and those whose step is a multiple of `keep_every`, if that is not 0.
+    The newest `keep_last` checkpoints are kept, and, if `keep_every` is not 0, also every step that is its multiple.
     """
 
     def __init__(self, folder: Path, keep_last: int = 3, keep_every: int = 0):
         self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
 
     def steps(self) -> list[int]:
-        """Return the steps of all checkpoints, in order."""
+        """Return the steps of all checkpoints in ascending order."""
         names = [path.name for path in self.folder.glob("state-*")] if self.folder.is_dir() else []
         return sorted(int(match[1]) for match in map(_STATE.fullmatch, names) if match)
 
@@ -47,8 +47,9 @@ class Checkpoints:
         kind: str = "ema",
         progress: Callable[[int], Any] = lambda count: None,
     ) -> Path:
-        """Write a checkpoint, remove those that are not to be kept, and return the file of the weights.
+        """Write a checkpoint, remove old ones, and return the file of the weights.
 
+        `progress` gets the number of bytes of each tensor that has been written.
         Raises UserError if the disk is too full or a file cannot be written; earlier checkpoints stay as they are.
         """
         weights_file = self.folder / f"{kind}-{step:08d}.ckpt"
@@ -56,18 +57,18 @@ class Checkpoints:
             self._make_room(sum(array.nbytes for arrays in (state, weights) for array in arrays.values()))
             write_state_dict(weights_file, weights, metadata, progress)
             write_safetensors(self._state_file(step), state, metadata, progress)
-            sync_folder(self.folder)  # before older ones go: a power cut must not find neither
+            sync_folder(self.folder)  # before old ones go: after a power cut, one of them must be complete
             self._prune(step)
         except OSError as error:
             raise UserError(f"cannot write a checkpoint to {self.folder}: {error.strerror}") from error
         return weights_file
 
     def load(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """Return the state of a step, as views into its file, and the metadata; raises UserError if it is damaged."""
+        """Return the state of a step as views into its file, and its metadata; raises UserError if it is damaged."""
         return read_safetensors(self._state_file(step))
 
     def newest(self) -> int | None:
-        """Return the step of the newest checkpoint that is whole, or None."""
+        """Return the step of the newest checkpoint that is not damaged, or None; warns about damaged ones."""
         for step in reversed(self.steps()):
             try:
                 self.load(step)
@@ -77,9 +78,9 @@ class Checkpoints:
         return None
 
     def _make_room(self, needed: int) -> None:
-        """Remove what a process left that was killed while it wrote; raises UserError if `needed` bytes are not free.
+        """Remove the temporary files of killed processes; raises UserError if `needed` bytes are not free.
 
-        The space is asked for beforehand, because a file that is cut off fills the disk for everyone else.
+        The check comes first, because an incomplete file would fill the disk for everyone else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.iterdir():
@@ -93,7 +94,7 @@ class Checkpoints:
             )
 
     def _prune(self, step: int) -> None:
-        """Remove old checkpoints. Those after `step`, damaged or of a run that went back, displace no older one."""
+        """Remove old checkpoints. Checkpoints after `step`, from before a run went back, do not count."""
         for old in [other for other in self.steps() if other <= step][: -self.keep_last]:
             if not self.keep_every or old % self.keep_every:
                 self._state_file(old).unlink(missing_ok=True)

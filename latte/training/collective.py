@@ -1,4 +1,4 @@
-"""What the ranks of a run do together, inside compiled graphs; with one rank, nothing."""
+"""Communication between the ranks of a run, inside compiled graphs; with one rank it does nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latte.runtime import device, graphs
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TEXT = 4096  # the most bytes that ranks tell each other
+TEXT = 4096  # the longest text to agree on, in bytes
 
 _sum = ops.MultitypeFuncGraph("sum_over_ranks")
 
@@ -25,33 +25,33 @@ def _sum_tensor(all_reduce: ops.AllReduce, tensor: ms.Tensor) -> ms.Tensor:
 
 
 def sum_over_ranks(tensors: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
-    """Return each tensor summed over the ranks."""
+    """Return the sum of each tensor over all ranks, with unchanged shapes."""
     if device.current().world_size == 1:
         return tensors
     return ops.HyperMap()(ops.partial(_sum, ops.AllReduce()), tensors)
 
 
 def is_shared(tensor: ms.Tensor, zero_stage: int) -> bool:
-    """Return whether the optimizer's state of a weight is cut into one part a rank, along its first axis."""
+    """Return whether the optimizer state of a weight is split along its first axis into one part per rank."""
     return zero_stage > 0 and tensor.shape[0] % device.current().world_size == 0
 
 
 def own_part(tensor: ms.Tensor) -> ms.Tensor:
-    """Return this rank's part of a tensor, along its first axis."""
+    """Return this rank's part (n / ranks, ...) of a tensor (n, ...)."""
     here = device.current()
     rows = tensor.shape[0] // here.world_size
     return tensor[here.rank * rows : (here.rank + 1) * rows]
 
 
 def join_parts(part: ms.Tensor) -> ms.Tensor:
-    """Return the tensor whose parts the ranks have."""
+    """Return the tensor (n, ...) whose parts (n / ranks, ...) the ranks hold."""
     return ops.AllGather()(part) if device.current().world_size > 1 else part
 
 
 def agree_on(text: str) -> str:
-    """Return the text of the one rank that gives one, on every rank, or "" if none does; all ranks must call it.
+    """Return on every rank the text that one rank passes, or "" if no rank passes one.
 
-    If several give one, it must be the same.
+    Every rank must call this function. If several ranks pass a text, it must be the same one.
     """
     world = device.current().world_size
     if world == 1:

@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.csv, TensorBoard events, and the loss as a picture."""
+"""The metrics of a run: metrics.csv, TensorBoard events and loss.png."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-# No times: a resumed run must write what an uninterrupted one writes, byte for byte. Times go to TensorBoard.
+# No times: a resumed run must write the same bytes as an uninterrupted one. Times go to TensorBoard and to the log.
 COLUMNS = ("step", "epoch", "loss", "mse", "bound", "grad_norm", "learning_rate", "loss_scale", "skipped_steps")
-LOSSES = {"loss": "loss", "mse": "mean squared error", "bound": "variational bound"}
+LOSSES = {"loss": "loss", "mse": "mean squared error", "bound": "VLB term"}
 PANELS = {"grad_norm": "gradient norm", "learning_rate": "learning rate", "loss_scale": "loss scale"}
-FLUSH_SECONDS = 10  # the most that a killed run loses of TensorBoard
+FLUSH_SECONDS = 10  # of TensorBoard events; a killed run loses at most these
+# How the log shows the values that only TensorBoard gets; `others` of `Trainer`.
+IN_LOG = {
+    "seconds_per_step": "{:.3g} s per step",
+    "videos_per_second": "{:.3g} videos per second",
+    "images_per_second": "{:.3g} images per second",
+    "memory_gib": "peak memory {:.2f} GiB",
+    "bad_videos": "{:.0f} bad videos",
+}
 
 
 class Metrics:
-    """The files of a run; rows after `step` are those of an interrupted run and are written anew.
+    """The metrics files of a run; it drops rows after `step`, because a resumed run writes them again.
 
-    Raises UserError if metrics.csv is none, or cannot be written.
+    Raises UserError if metrics.csv has other columns or cannot be written.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -32,7 +40,7 @@ class Metrics:
 
         self.folder, self.file = folder, folder / "metrics.csv"
         rows = [row for row in read_metrics(self.file) if int(row["step"]) <= step] if self.file.exists() else []
-        with atomic_path(self.file) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        with atomic_path(self.file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -40,9 +48,9 @@ class Metrics:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
 
     def write(self, values: Mapping[str, float], others: Mapping[str, float]) -> None:
-        """Add a row of COLUMNS; `others` go to TensorBoard only. Raises UserError if the disk is full."""
+        """Add a row of COLUMNS; `others` go only to TensorBoard. Raises UserError if the row cannot be written."""
         try:
-            with open(self.file, "a", newline="", encoding="utf-8") as file:
+            with self.file.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(values)
         except OSError as error:
             raise UserError(f"cannot write {self.file}: {error.strerror}") from error
@@ -51,14 +59,16 @@ class Metrics:
                 self._events.add_scalar(name, value, int(values["step"]))
 
     def plot(self) -> None:
-        """Draw loss.png: the loss and its terms, below them what explains them; nothing if there are no rows yet."""
+        """Draw loss.png: the loss and its terms, gradient norm, learning rate and loss scale; nothing without rows."""
         rows = read_metrics(self.file)
         if not rows:
             return
         from matplotlib.figure import Figure  # takes a second to import; draws without a display
 
         data = {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
-        below = [name for name in PANELS if name != "loss_scale" or np.ptp(data[name])]  # it is 1 but in float16
+        below: list = [
+            name for name in PANELS if name != "loss_scale" or np.ptp(data[name])
+        ]  # it is always 1 except in float16
         figure = Figure(figsize=(9, 7), layout="constrained")
         figure.suptitle(self.folder.name)
         panels = figure.subplot_mosaic([["loss"] * len(below), below], height_ratios=[2, 1])
@@ -78,16 +88,16 @@ class Metrics:
             figure.savefig(temporary, dpi=110)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Write the events that are still in memory."""
         self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Return the whole rows of a metrics.csv; a killed process may have left half of one, which is left out.
+    """Return the complete rows of a metrics.csv; leave out half a row that a killed process may have written.
 
-    Raises UserError if it has other columns.
+    Raises UserError if the file has other columns.
     """
-    with open(path, newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(line for line in file if line.endswith("\n")))
     if not rows or tuple(rows[0]) != COLUMNS:
         raise UserError(f"{path} does not begin with the columns {','.join(COLUMNS)}; move it away to begin a new one")
@@ -95,15 +105,16 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Return the running mean of values (N,) over a twentieth of them, at the ends over those that are there."""
+    """Return the running mean (N,) of values (N,) over a window of N / 20 values, which is cut off at both ends."""
     window = np.ones(max(1, len(values) // 20))
     return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def describe(values: Mapping[str, float], others: Mapping[str, float]) -> str:
-    """Return a line for the log."""
+    """Return a line for the log; `others` are shown as IN_LOG has them."""
     return (
         f"step {values['step']:.0f}, epoch {values['epoch']:.2f}: loss {values['loss']:.5f} "
-        f"(mse {values['mse']:.5f}, bound {values['bound']:.5f}), grad norm {values['grad_norm']:.4f}, "
-        f"lr {values['learning_rate']:.3g}, " + ", ".join(f"{name} {value:.4g}" for name, value in others.items())
+        f"(mean squared error {values['mse']:.5f}, VLB term {values['bound']:.5f}), "
+        f"gradient norm {values['grad_norm']:.4f}, learning rate {values['learning_rate']:.3g}, "
+        + ", ".join(IN_LOG[name].format(value) for name, value in others.items())
     )

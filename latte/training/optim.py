@@ -1,4 +1,4 @@
-"""Learning rates, AdamW, the average of the weights, and the norm of gradients, as parts of a compiled step."""
+"""Learning rates, AdamW, EMA weights and the norm of gradients, as parts of a compiled step."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _map = ops.HyperMap()
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
 _decay = ops.MultitypeFuncGraph("decay")
 _update = ops.MultitypeFuncGraph("update")
-_average = ops.MultitypeFuncGraph("average")
+_ema = ops.MultitypeFuncGraph("ema")
 _multiply = ops.MultitypeFuncGraph("multiply")
 
 
 def learning_rates(scheduler: str, start: float, end: float, warmup_steps: int, steps: int) -> np.ndarray:
     """Return the learning rate of each of `steps` steps, (steps,) float32.
 
-    It grows linearly from 0 over `warmup_steps`; then it is constant, or goes to `end` along a cosine
-    (Loshchilov and Hutter, 2017, equation 5) or a line. Raises UserError if the warm-up takes all steps.
+    It grows linearly from 0 over `warmup_steps`, then stays constant or falls to `end` along a cosine (Loshchilov and
+    Hutter, 2017, equation 5) or a line. Raises UserError if the warm-up takes all steps.
     """
     rest = steps - warmup_steps
     if rest < 1:
@@ -50,7 +50,7 @@ def _square_sum(gradient: ms.Tensor) -> ms.Tensor:
 
 
 def global_norm(gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
-    """Return the square root of the sum of all squares, a float32 scalar; it is not finite if any number is not."""
+    """Return the 2-norm of all gradients, a () float32 tensor; it is not finite if an element is not."""
     return ops.sqrt(ops.addn(_map(_sum_of_squares, gradients)))
 
 
@@ -60,31 +60,31 @@ def _times(factor: ms.Tensor, tensor: ms.Tensor) -> ms.Tensor:
 
 
 def multiply(tensors: tuple[ms.Tensor, ...], factor: ms.Tensor) -> tuple[ms.Tensor, ...]:
-    """Return all tensors times a scalar."""
+    """Return all tensors, each multiplied by a () tensor."""
     return _map(ops.partial(_multiply, factor), tensors)
 
 
 def clip_factor(norm: ms.Tensor, limit: float) -> ms.Tensor:
-    """Return what gradients of this norm are multiplied with so that it is at most `limit`."""
+    """Return the factor that brings gradients of this norm down to a norm of at most `limit`."""
     return ops.minimum(limit / (norm + CLIP_EPS), ms.Tensor(1.0, ms.float32))
 
 
-@_average.register("Tensor", "Tensor", "Tensor")
-def _move_average(rest: ms.Tensor, average: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
-    return ops.assign_add(average, (weight - average) * rest)
+@_ema.register("Tensor", "Tensor", "Tensor")
+def _move_ema(rest: ms.Tensor, ema: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
+    return ops.assign_add(ema, (weight - ema) * rest)
 
 
-def update_average(averages: tuple[ms.Parameter, ...], weights: tuple[ms.Parameter, ...], decay: float) -> None:
-    """Set each average to decay * average + (1 - decay) * weight."""
-    rest = ms.Tensor(1 - decay, ms.float32)  # the difference is taken in float64
-    _map(ops.partial(_average, rest), averages, weights)
+def update_ema(ema_weights: tuple[ms.Parameter, ...], weights: tuple[ms.Parameter, ...], decay: float) -> None:
+    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place."""
+    rest = ms.Tensor(1 - decay, ms.float32)  # Python computes 1 - decay in float64
+    _map(ops.partial(_ema, rest), ema_weights, weights)
 
 
 class AdamW(nn.Cell):
-    """AdamW (Loshchilov and Hutter, 2019, algorithm 2) with bias correction and epsilon where PyTorch has them.
+    """AdamW (Loshchilov and Hutter, 2019, algorithm 2) with the bias correction and the epsilon of PyTorch.
 
-    `weights` are updated in place. The fused Adam of MindSpore adds epsilon to the uncorrected root; given
-    epsilon * sqrt(1 - beta2^t) it computes what PyTorch computes.
+    `weights` are updated in place. MindSpore's fused Adam adds epsilon to the root before its bias correction; given
+    epsilon * sqrt(1 - beta2^t) it computes the same as PyTorch.
     """
 
     def __init__(self, weights: list[ms.Parameter], betas: tuple[float, float], eps: float, weight_decay: float):
@@ -98,7 +98,7 @@ class AdamW(nn.Cell):
         self.eps, self.weight_decay = eps, weight_decay
 
     def construct(self, gradients: tuple[ms.Tensor, ...], learning_rate: ms.Tensor) -> None:
-        """Update the weights by float32 gradients."""
+        """Update the weights; gradients: float32, one per weight, learning_rate: a () float32 tensor."""
         power1, power2 = self.power1 * self.beta1, self.power2 * self.beta2
         ops.assign(self.power1, power1)
         ops.assign(self.power2, power2)
@@ -111,7 +111,7 @@ class AdamW(nn.Cell):
 
 @_decay.register("Tensor", "Tensor", "Tensor")
 def _decayed(decay: ms.Tensor, weight: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
-    """Shrink the weight, and return its gradient, which is there only after that."""
+    """Shrink the weight and return its gradient, which the graph uses only after that."""
     return ops.depend(gradient, ops.assign(weight, weight * decay))
 
 

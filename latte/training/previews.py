@@ -1,4 +1,4 @@
-"""The videos that a run makes at its checkpoints, always from the same seeds and conditions."""
+"""The videos that a run samples at each checkpoint, always with the same seeds and conditions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Arrays = tuple[np.ndarray, ...]
 
 
 def conditions_of(source: TrainingSource, count: int) -> tuple[Arrays, Arrays]:
-    """Return what the network takes besides x and t for so many videos, and as much of none; both empty without one.
+    """Return the conditions of `count` videos and the null conditions; both are empty for an unconditional network.
 
-    They are the classes in turn, or the captions of the first videos of the data.
+    They are labels (B,) int32 that go through the classes in turn, or the text embeddings of the first videos or
+    captions of the data.
     """
     if source.num_classes:
         return (np.arange(count, dtype=np.int32) % source.num_classes,), (np.full(count, source.num_classes, np.int32),)
@@ -32,22 +33,22 @@ def conditions_of(source: TrainingSource, count: int) -> tuple[Arrays, Arrays]:
         return (text[places[np.arange(count) % len(places)]],), (null[None].repeat(count, 0),)
     if source.captions:
         first = [source.captions.padded(k % len(source.captions.captions)) for k in range(count)]
-        null = [source.captions.padded(None)] * count
-        return tuple(map(np.stack, zip(*first, strict=True))), tuple(map(np.stack, zip(*null, strict=True)))
+        empty = [source.captions.padded(None)] * count
+        return tuple(map(np.stack, zip(*first, strict=True))), tuple(map(np.stack, zip(*empty, strict=True)))
     return (), ()
 
 
 class Previews:
-    """Makes `count` videos of DDIM, video k with the seed k, of which the network is compiled for the first time only.
+    """Samples `count` videos with DDIM, video k with seed k; the network is compiled only once.
 
-    `shape` is (F, L, h, w). The weights of `net` may be updated in place (`ops.assign`) between two calls.
+    shape: (F, L, h, w) of a video's latents. The weights of `net` may be updated in place (`ops.assign`) between calls.
     """
 
     def __init__(
         self,
         net: nn.Cell,
         codec: Codec,
-        shape: tuple[int, ...],
+        shape: tuple[int, int, int, int],
         source: TrainingSource,
         *,
         count: int,
@@ -63,10 +64,10 @@ class Previews:
             conditions=conditions,
             null=null if scale != 1 else (),
             num_inference_steps=steps,
-            sampler=Solver("ddim"),
+            solver=Solver("ddim"),
             guidance_scale=scale,
         )
 
     def make(self, on_step: Callable[[int], Any] = lambda count: None) -> np.ndarray:
-        """Return the videos (count, F, H, W, 3) uint8; `on_step` is told how many went through the network."""
+        """Return the videos (count, F, H, W, 3) uint8; `on_step` gets the number of videos in each network call."""
         return np.stack([self.codec.decode(video) for video in self.latents.sample(self.request, on_step)])

@@ -1,4 +1,4 @@
-"""One folder a run: options, checkpoints, log, metrics, samples; and which run to go on with."""
+"""The folder of a run, with its options, checkpoints, log, metrics and samples; and which run to resume."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _STATE = re.compile(r"state-\d{8}\.safetensors")
 
 
 def find_run(output_path: str, resume: str | None, name: str) -> Path:
-    """Return the folder of a run: a new one; for "auto" the newest of output_path, if any; else the one that is named.
+    """Return the folder of a run: a new one, or the one to resume.
 
-    Only one rank may call it, because it makes folders. A run is named by its folder, its folder `ckpt`, or its newest
-    state file. Raises UserError if there is no such run, or the folder cannot be made.
+    resume: None for a new run; "auto" for the newest run of output_path, or a new one if there is none; else a run's
+    folder, its folder `ckpt`, or its newest state file. Only one rank may call this function, because it makes folders.
+    Raises UserError if there is no such run, or the folder cannot be made.
     """
     if resume == "auto":
         return newest_run(output_path) or create_run(output_path, name)
@@ -28,9 +29,9 @@ def find_run(output_path: str, resume: str | None, name: str) -> Path:
 
 
 def create_run(output_path: str, name: str) -> Path:
-    """Make a folder with `ckpt` in it, `<output_path>/<name>-<YYYYmmdd-HHMMSS>`, and return it.
+    """Make the folder `<output_path>/<name>-<YYYYmmdd-HHMMSS>` with `ckpt` in it, and return it.
 
-    A second one in a second gets a number. Raises UserError if it cannot be made.
+    A run that starts in the same second gets a number. Raises UserError if the folder cannot be made.
     """
     root = Path(output_path)
     stamp = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -44,14 +45,14 @@ def create_run(output_path: str, name: str) -> Path:
                 raise UserError(f"output_path {root} is or lies in a file; name a folder") from None
         except OSError as error:
             raise UserError(f"output_path {root} cannot be written: {error.strerror}; name another folder") from error
-    raise UserError(f"output_path {root} has a thousand runs of this second; start again")
+    raise UserError(f"output_path {root} has a thousand runs that started this second; start again")
 
 
 def newest_run(output_path: str) -> Path | None:
     """Return the run of output_path that was started or resumed last, or None.
 
-    Whether it has a checkpoint does not count: a run that died before its first one starts again in its folder, and
-    does not hide behind an older run, which may be of other options.
+    It need not have a checkpoint: a run that died before its first one starts again in its own folder. An older run,
+    which may have other options, must not take its place.
     """
     runs = [path.parent for path in Path(output_path).glob(f"*/{CONFIG_FILE}")]
     return max(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime_ns, default=None)
@@ -62,27 +63,29 @@ def _named_run(named: Path) -> Path:
     folder = named.parent if is_state else named
     folder = folder.parent if folder.name == "ckpt" else folder
     if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"resume: {named} is not the folder of a run, which has a {CONFIG_FILE}; or say auto")
+        raise UserError(
+            f"resume: {named} is not the folder of a run, because it has no {CONFIG_FILE}; name one, or auto"
+        )
     if is_state and named.name != (newest := max(filter(_STATE.fullmatch, (p.name for p in named.parent.iterdir())))):
-        raise UserError(f"resume: {named} is not the newest of its run, {newest} is; move those after it away first")
+        raise UserError(f"resume: {named} is not the newest of its run, {newest} is; move the newer ones away first")
     return folder
 
 
 def lock(folder: Path) -> IO[str]:
-    """Keep other processes out of a run until the returned file is closed; raises UserError if one is in it."""
+    """Lock a run until the returned file is closed; raises UserError if another process has locked it."""
     try:
-        file = open(folder / LOCK, "w")  # noqa: SIM115, it stays open
-        # Not flock, which a loader's processes would inherit: they outlive a killed run for a moment.
+        file = (folder / LOCK).open("w")
+        # Not flock: a loader's processes would inherit that lock, and they outlive a killed run for a moment.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{folder} is in use by another process; stop that, or name another folder") from None
+        raise UserError(f"{folder} is in use by another process; stop it, or name another folder") from None
     except OSError as error:
         raise UserError(f"{folder} cannot be locked: {error.strerror}; make it writable, or start a new run") from error
     return file
 
 
 def log_to(folder: Path) -> None:
-    """Write the log to log.txt of the run too, after what is there; for one rank. Raises UserError if it cannot."""
+    """Append the log also to log.txt of the run, on one rank only; raises UserError if it cannot be written."""
     try:
         handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     except OSError as error:

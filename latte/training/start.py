@@ -1,4 +1,4 @@
-"""What a training starts from: the files that its options name, each read once, and the networks made of them."""
+"""The start of a training: read each file that the options name once, and make the networks from them."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ TRANSFORMER, VAE = "transformer", "vae"
 
 @dataclass(frozen=True)
 class Start(Generic[Options]):
-    """The options, with what the files say in place of null, and the weights in these files."""
+    """The options, with values from the files in place of null, and the weights in these files."""
 
     cfg: Options
     kind: Kind  # of the network
     vae: Weights
-    weights: StateFile | None = None  # to start from; None: a random initialisation
-    config: LatteT2VConfig | None = None  # of the network, where its files fix it; None: the options do
+    weights: StateFile | None = None  # to start from; None = a random initialisation
+    config: LatteT2VConfig | None = None  # of the network, if its files determine it; None = the options do
 
 
 def read_start(cfg: Options) -> Start[Options]:
-    """Read the weights that a training starts from, nothing of them into memory yet.
+    """Read the weights that a training starts from, without loading them into memory.
 
-    For text to video, pretrained_model_path becomes the transformer's folder, and the folder around it says what the
-    options leave out. Raises UserError for what is missing, damaged or does not fit.
+    For text to video, pretrained_model_path becomes the transformer's folder, and options that are null get the values
+    of the folder around it. Raises UserError if a file is missing, damaged or does not fit.
     """
     if cfg.model_name == TEXT_TO_VIDEO:
         return _read_folder(cfg)
@@ -61,7 +61,7 @@ def read_start(cfg: Options) -> Start[Options]:
 
 
 def _read_folder(cfg: Options) -> Start[Options]:
-    root = Path(cfg.pretrained_model_path or "")  # which the options have checked to be there
+    root = Path(cfg.pretrained_model_path or "")  # the options have checked that it is set
     if not root.exists():
         raise UserError(f"pretrained_model_path {root} does not exist; name the folder of a Latte-1")
     transformer = root / TRANSFORMER if is_t2v_folder(root) else root
@@ -75,7 +75,7 @@ def _read_folder(cfg: Options) -> Start[Options]:
     if size % pixels:
         raise UserError(f"image_size {size} is not a multiple of {pixels}, the pixels of a patch of the network")
     if config.out_channels != 2 * config.in_channels:
-        raise UserError(f"{transformer} predicts no variance, which the loss of this training needs")
+        raise UserError(f"{transformer} predicts no variance, which the training loss needs; name a network that does")
     filled = replace(
         cfg,
         pretrained_model_path=str(transformer),
@@ -90,12 +90,12 @@ def _read_folder(cfg: Options) -> Start[Options]:
 def networks(
     start: Start, config: LatteConfig | LatteT2VConfig, compute: ms.Type, flash: bool
 ) -> tuple[Latte | LatteT2V, Latte | LatteT2V | None, dict[str, str]]:
-    """Return the network to train, the one of EMA weights (None without use_ema), and the metadata of checkpoints.
+    """Return the network to train, the network of EMA weights (None without use_ema), and the metadata of checkpoints.
 
-    Frozen weights are in memory once.
+    Both networks share their frozen weights.
     """
     cfg = start.cfg
-    # Random numbers only where something stays as it is initialised.
+    # Without a seed no random numbers are drawn; they are needed only if some weights keep their initialisation.
     seed = cfg.seed if start.weights is None or start.kind.fresh else None
     net = start.kind.build(config, compute, flash, cfg.patch_embedder, seed)
     if start.weights:
@@ -116,10 +116,10 @@ def networks(
 
 
 def start_from(net: Latte | LatteT2V, weights: StateFile, fresh: tuple[str, ...] = ()) -> None:
-    """Load weights into a network as it was built; for a Latte also those of another size or condition, or of a DiT.
+    """Load weights into a new network; a Latte also takes the weights of another size or condition, or of a DiT.
 
-    Position embeddings are fitted. Weights whose names begin with one of `fresh` stay as initialised where the file has
-    none that fits, which is said once. Raises UserError for anything else that does not fit.
+    Position embeddings are interpolated. Weights whose names begin with one of `fresh` keep their initialisation, with
+    one warning, if the file has none that fit. Raises UserError if other names or shapes do not fit.
     """
     own = dict(net.parameters_and_names())
     tensors = net.config.with_positions(weights.tensors)

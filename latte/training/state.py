@@ -1,4 +1,4 @@
-"""Everything that training changes, as named arrays: weights, their average, AdamW's moments, counters."""
+"""The state of a training as named arrays: weights, EMA weights, AdamW's moments and counters."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ COUNTERS = ("step", "skipped", "good_steps", "loss_scale", "sums")
 
 
 def state_of(step: TrainStep) -> dict[str, np.ndarray]:
-    """Return the state of a training step with the shapes of official weights, whatever the device and ranks.
+    """Return the state of a training step; its shapes are those of the official weights on every device.
 
-    Every rank must call it: parts that the ranks share are put together.
+    Every rank must call this function, because it gathers the parts of shared tensors.
     """
     config = step.net.config
     width = config.hidden_size // config.num_heads
@@ -38,7 +38,7 @@ def state_of(step: TrainStep) -> dict[str, np.ndarray]:
 
 
 def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> None:
-    """Set a training step to a state; raises UserError, and changes nothing, if names or shapes are others."""
+    """Set a training step to a state; raises UserError, and changes nothing, if names or shapes differ."""
     heads, flash = step.net.config.num_heads, step.net.flash
     wanted, trained = [], {f"adam_m.{name}" for name in step.names}
     if extra := [name for name in state if name.startswith("adam_m.") and name not in trained]:
@@ -62,7 +62,7 @@ def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> No
 
 
 def check_same(stored: Mapping[str, str], own: Mapping[str, str], source: str) -> None:
-    """Raise UserError if a state is of other LoRA adapters, or of another base that stays frozen."""
+    """Raise UserError if a state belongs to other LoRA adapters or to another frozen base."""
     for key in (RANK, ALPHA, BASE):
         if stored.get(key) != own.get(key):
             has, asked = stored.get(key, "none"), own.get(key, "none")
@@ -71,7 +71,7 @@ def check_same(stored: Mapping[str, str], own: Mapping[str, str], source: str) -
 
 
 def weights_of(step: TrainStep, trained_only: bool = False) -> dict[str, np.ndarray]:
-    """Return what is sampled from, with official names and shapes: the average of the weights, or else the weights."""
+    """Return the weights to sample from, with official names and shapes: the EMA weights if there are any."""
     net = step.ema or step.net
     heads, width = net.config.num_heads, net.config.hidden_size // net.config.num_heads
     weights = dict(net.parameters_and_names())
@@ -80,7 +80,7 @@ def weights_of(step: TrainStep, trained_only: bool = False) -> dict[str, np.ndar
 
 
 def _tensors(step: TrainStep) -> Iterator[tuple[str, ms.Parameter, bool]]:
-    """Yield the names and tensors of weights and moments, and whether a tensor is only this rank's part."""
+    """Yield name and tensor of each weight and moment, and whether the tensor is only this rank's part."""
     for prefix, net in (("net", step.net), ("ema", step.ema)):
         weights = dict(net.parameters_and_names()) if net is not None else {}
         yield from ((f"{prefix}.{name}", weights[name], False) for name in step.names if weights)

@@ -1,10 +1,10 @@
-"""One training step as one compiled graph: loss, gradients, mean over ranks, clipping, AdamW, average of weights."""
+"""One training step as one compiled graph: loss, gradients, mean over ranks, clipping, AdamW, EMA weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -14,13 +14,13 @@ from latte.components.codec import LOGVAR_RANGE
 from latte.diffusion.loss import DiffusionLoss
 from latte.runtime import device
 from latte.training.collective import is_shared, join_parts, own_part, sum_over_ranks
-from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_average
+from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_ema
 
 if TYPE_CHECKING:
     from latte.models import AutoencoderKL, Latte
     from latte.models.latte_t2v import LatteT2V
 
-SUMS = ("loss", "mse", "bound", "batches", "grad_norm", "updates", "skipped_videos")  # since they were last read
+SUMS = ("loss", "mse", "bound", "batches", "grad_norm", "updates", "skipped_videos")  # sums since the last report
 MAX_LOSS_SCALE = 2.0**24
 
 _map = ops.HyperMap()
@@ -30,39 +30,39 @@ _clear = ops.MultitypeFuncGraph("clear")
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What a training step does; see the options of the same names in `latte.config.train`."""
+    """The settings of a training step; `latte.config.train` explains the options behind them."""
 
     accumulation: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
-    max_grad_norm: float = math.inf  # infinite: no clipping
+    max_grad_norm: float = math.inf  # infinity = no clipping
     start_clip_step: int = 0
     ema_decay: float = 0.9999
     loss_scale: float = 1.0
-    loss_scale_window: int = 0  # 0: the scale is static
+    loss_scale_window: int = 0  # 0 = the loss scale is static
     scale_factor: float = 0.18215
     images: int = 0  # single images after the frames of each video
     zero_stage: int = 0
 
 
 class TextToVideo(nn.Cell):
-    """A LatteT2V that takes its text and mask as one argument, as the loss has one for every condition."""
+    """A LatteT2V that takes text and mask as one argument, because the loss passes one condition."""
 
     def __init__(self, net: LatteT2V):
         super().__init__()
         self.net = net
 
     def construct(self, x: ms.Tensor, t: ms.Tensor, condition: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
-        """Return the output of the network."""
+        """Return the output (B, F, 2C, H, W) of the network; condition: text (B, S, D) and mask (B, S)."""
         return self.net(x, t, condition[0], condition[1])
 
 
 class TrainStep(nn.Cell):
-    """A network, the average of its weights, and everything that a step changes, as parameters.
+    """A network, its EMA weights, and everything else that a training step changes, as parameters.
 
-    The call takes a batch and returns its loss; after `accumulation` calls the weights change. With `vae` the first
-    input are pixels, else the moments of the posterior. learning_rates (steps,) float32 are those of all steps.
+    A call takes a batch and returns its loss; every `accumulation` calls the weights change. With `vae` the first input
+    is pixels, else moments of the posterior. learning_rates: (steps,) float32, one per step.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class TrainStep(nn.Cell):
         self.loss = DiffusionLoss(TextToVideo(net) if takes_text else net)
         self.takes_labels = net.config.conditioning == "class"
         self.names = [name for name, weight in net.parameters_and_names() if weight.requires_grad]
-        by_name, averages = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}
+        by_name, ema_by_name = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}
         self.weights = ms.ParameterTuple([by_name[name] for name in self.names])
-        self.averages = ms.ParameterTuple([averages[name] for name in self.names]) if ema else ()
-        # With ZeRO-1 (Rajbhandari et al., 2020) a rank updates its part of a weight and then gets the others' parts.
+        self.ema_weights = ms.ParameterTuple([ema_by_name[name] for name in self.names]) if ema else ()
+        # With ZeRO-1 (Rajbhandari et al., 2020) a rank updates its part of a weight and then gathers the other parts.
         self.shared = [is_shared(weight, options.zero_stage) for weight in self.weights]
         parts = [_part(weight) if cut else weight for weight, cut in zip(self.weights, self.shared, strict=True)]
         self.optimizer = AdamW(parts, options.betas, options.eps, options.weight_decay)
@@ -90,8 +90,8 @@ class TrainStep(nn.Cell):
         accumulates = options.accumulation > 1
         self.accumulated = self.weights.clone(prefix="sum", init="zeros") if accumulates else ()
         self.learning_rates = ms.Tensor(learning_rates, ms.float32)
-        self.batch = _counter("batch", 0, ms.int32)  # of those accumulated
-        self.step = _counter("step", 0, ms.int32)  # optimizer steps so far, skipped ones included
+        self.batch = _counter("batch", 0, ms.int32)  # batches accumulated since the last step
+        self.step = _counter("step", 0, ms.int32)  # optimizer steps so far, with the skipped ones
         self.skipped = _counter("skipped", 0, ms.int32)  # steps skipped because of an overflow
         self.good_steps = _counter("good_steps", 0, ms.int32)  # steps since the loss scale last changed
         self.loss_scale = _counter("loss_scale", options.loss_scale, ms.float32)
@@ -108,11 +108,11 @@ class TrainStep(nn.Cell):
         condition: ms.Tensor | None = None,
         mask: ms.Tensor | None = None,
     ) -> ms.Tensor:
-        """Train on a batch and return its mean loss.
+        """Train on a batch and return its mean loss, a () float32 tensor.
 
-        x: pixels (B, F, 3, H, W) in [-1, 1], or moments (B, F, 2 L, h, w); posterior_noise, noise (B, F, L, h, w);
-        t (B,) int32; skipped_videos (B, n) int32, -1 for none; condition: labels (B, 1 + images) int32 or text, for a
-        LatteT2V text (B, S, C) with its mask (B, S).
+        x: pixels (B, F, 3, H, W) in [-1, 1], or moments (B, F, 2 L, h, w); posterior_noise, noise: (B, F, L, h, w);
+        t: (B,) int32; skipped_videos: (B, n) int32, filled up with -1; condition: labels (B, 1 + images) int32, or
+        CLIP text (B, 77, 768), or for a LatteT2V text (B, S, D) with its mask (B, S).
         """
         if mask is not None:
             condition = (condition, mask)
@@ -143,10 +143,8 @@ class TrainStep(nn.Cell):
         std = ops.exp(0.5 * ops.clamp(logvar, *LOGVAR_RANGE))
         return (mean + std * posterior_noise) * self.options.scale_factor
 
-    def scaled_loss(
-        self, x_start: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: ms.Tensor | tuple | None
-    ) -> tuple[ms.Tensor, ...]:
-        """Return the mean loss of a batch times the loss scale; and the loss, its error and its bound."""
+    def scaled_loss(self, x_start: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: Any) -> tuple[ms.Tensor, ...]:
+        """Return the mean loss of a batch times the loss scale; then the loss, its squared error and its VLB term."""
         images = self.options.images
         frames = x_start.shape[1] - images
         terms = self.loss(x_start[:, :frames], t, noise[:, :frames], self.condition_of(condition, 0))  # 3 x (B,)
@@ -155,20 +153,20 @@ class TrainStep(nn.Cell):
             of_images = [_as_videos(a[:, frames:]) for a in (x_start, noise)]  # (B n, 1, L, h, w)
             t = ops.repeat_interleave(t, images)  # (B n,)
             terms = self.loss(of_images[0], t, of_images[1], self.condition_of(condition, 1))
-            share = images / x_start.shape[1]  # every frame counts alike
+            share = images / x_start.shape[1]  # every frame has the same weight
             loss = loss * (1 - share) + terms[0].mean() * share
             mse = mse * (1 - share) + terms[1].mean() * share
             bound = bound * (1 - share) + terms[2].mean() * share
         return loss * self.loss_scale if self.scales_loss else loss, loss, mse, bound
 
-    def condition_of(self, condition: ms.Tensor | tuple | None, part: int) -> ms.Tensor | tuple | None:
-        """Return what the network takes besides x and t: for the videos (part 0), or for the single images (part 1)."""
+    def condition_of(self, condition: Any, part: int) -> Any:
+        """Return the condition of the network: for the videos (part 0), or for the single images (part 1)."""
         if not self.takes_labels:
             return condition
         return condition[:, 1:].reshape(-1) if part else condition[:, 0]
 
     def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
-        """Change the weights by the sum of the accumulated gradients of a rank, unless a number is not finite."""
+        """Update the weights by the accumulated gradients of all ranks, unless an element is not finite."""
         options = self.options
         count = options.accumulation * device.current().world_size
         gradients = sum_over_ranks(gradients)
@@ -189,7 +187,7 @@ class TrainStep(nn.Cell):
         ops.assign(self.step, self.step + 1)
 
     def apply(self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor) -> None:
-        """Clip, update the weights, and then their average."""
+        """Clip the gradients, update the weights, then update the EMA weights."""
         options = self.options
         if not math.isinf(options.max_grad_norm):
             factor = clip_factor(norm, options.max_grad_norm)
@@ -205,10 +203,10 @@ class TrainStep(nn.Cell):
                 if cut:
                     ops.assign(weight, join_parts(part))
         if self.ema is not None:
-            update_average(self.averages, self.weights, options.ema_decay)
+            update_ema(self.ema_weights, self.weights, options.ema_decay)
 
     def rescale(self, finite: ms.Tensor) -> None:
-        """Halve the loss scale after an overflow, double it after enough steps without one."""
+        """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""
         good = ops.where(finite, self.good_steps + 1, 0)
         grow = good >= self.options.loss_scale_window
         factor = ops.where(finite, ops.where(grow, 2.0, 1.0), 0.5)

@@ -1,11 +1,11 @@
-"""Stop in order: finish the step, save, and leave."""
+"""Stop on a signal: finish the step, save, and exit."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -15,15 +15,15 @@ _entered: list[StopSignal] = []
 
 
 class StopSignal:
-    """While it is entered, SIGTERM and SIGINT only set `requested`; a second one raises KeyboardInterrupt.
+    """A context in which SIGTERM and SIGINT only set `requested`; a second signal raises KeyboardInterrupt.
 
-    Processes forked meanwhile, such as those of a loader, have the handlers from before and a process group of their
-    own. Raises ValueError if it is entered outside the main thread.
+    Processes forked in the context, such as a loader's, get the handlers from before and a process group of their own.
+    Raises ValueError if it is entered outside the main thread.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[int, signal.Handlers] = {}
+        self._before: dict[int, Any] = {}  # the handlers
 
     def __enter__(self) -> StopSignal:
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -46,11 +46,11 @@ class StopSignal:
 
 
 def _release_child() -> None:
-    """Let a forked process end when it is told to, and only then.
+    """Let a forked process end when it is terminated itself, and only then.
 
     With our handler it would outlive `terminate()`. In our process group it would get the SIGTERM that `timeout` and
-    others send to the whole group; MindSpore answers the end of a loader's process with a second signal to
-    this one, and what was to be saved is lost.
+    others send to the whole group; MindSpore answers the end of a loader's process with a second signal to this
+    process, and the checkpoint would be lost.
     """
     for entered in reversed(_entered):
         entered._restore()

@@ -1,4 +1,4 @@
-"""The loop: fetch a batch, take a step, and from time to time report, save and sample."""
+"""The training loop: fetch a batch, take a step, and at intervals report, save and sample."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ GIB = 2**30
 
 
 class Trainer:
-    """A run: its folder, its place, and what it does besides taking steps."""
+    """A run: its folder, its current step, and its reports, checkpoints and samples."""
 
     def __init__(self, cfg: TrainConfig, training: Training):
         self.cfg, self.training = cfg, training
@@ -64,7 +64,10 @@ class Trainer:
         log.info("%s: from step %d to %d", self.folder, self.step, training.total_steps)
 
     def fit(self) -> None:
-        """Take steps until the end, or until the process is told to stop; then save."""
+        """Take steps until the end or until a signal asks to stop; then save.
+
+        Raises UserError if too many videos are bad, or a file cannot be written.
+        """
         training, cfg = self.training, self.cfg
         first, last = (n * cfg.gradient_accumulation_steps for n in (self.step, training.total_steps))
         here = device.current()
@@ -93,7 +96,7 @@ class Trainer:
                 if self.step % self.save_interval == 0 or ends:
                     self._save()
                 if stop:
-                    log.info("stopped at step %d; go on with --resume auto", self.step)
+                    log.info("stopped at step %d; continue with --resume auto", self.step)
                     break
         if self.is_first:
             self.metrics.close()
@@ -113,18 +116,21 @@ class Trainer:
             raise unwrapped(error) from error
 
     def _sunk(self, loader: ms.dataset.Dataset, batches: int) -> Iterator[float]:
-        """Yield the loss after every sink of batches, which the device fetches itself."""
+        """Yield the loss after every `sink_size` batches, which the device fetches itself."""
         cfg = self.cfg
         accumulation = cfg.gradient_accumulation_steps
         size = math.gcd(cfg.sink_size, batches, cfg.log_interval * accumulation, self.save_interval * accumulation)
         if size < cfg.sink_size:
-            log.info("sink_size is %d, so that it divides the steps between two reports and saves", size)
+            log.info(
+                "sink_size is %d, so that it divides the steps between two reports and between two saves",
+                size,
+            )
         sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
         for _ in range(batches // size):
             yield float(sink())
 
     def _note_bad(self, skipped: np.ndarray) -> None:
-        """Say which videos were skipped and why, and stop if they are too many."""
+        """Warn about the videos that were skipped, each once; raises UserError if there are too many."""
         dataset = self.training.source.dataset
         for number in map(int, skipped[skipped >= 0]):
             if number not in self.bad:
@@ -137,12 +143,14 @@ class Trainer:
             )
 
     def _report(self) -> None:
-        """Write the means since the last report; at an end between two, only to the log, so that a resume is exact."""
+        """Report the means since the last report; a stop inside an interval only logs, so that a resume is exact."""
         between = self.step % self.cfg.log_interval != 0
         step, cfg = self.training.step, self.cfg
         sums = dict(zip(SUMS, _summed(step.sums.value()).asnumpy().tolist(), strict=True))
         if not between:
-            ops.assign(step.sums, ops.zeros_like(step.sums))  # in place: the compiled step does not see set_data
+            ops.assign(
+                step.sums, ops.zeros_like(step.sums)
+            )  # in place, because the compiled step does not see set_data
         if not self.is_first:
             return
         now = time.perf_counter()
@@ -160,6 +168,7 @@ class Trainer:
         rate = steps * self.training.batch / seconds
         frames = self.training.num_frames + cfg.images_per_video
         others = {
+            "seconds_per_step": seconds / max(steps, 1),
             "videos_per_second": rate,
             "images_per_second": rate * frames,
             "memory_gib": device.peak_memory() / GIB,
@@ -170,8 +179,8 @@ class Trainer:
         log.info(describe(values, others))
 
     def _save(self) -> None:
-        """Write a checkpoint, the picture of the loss, and samples."""
-        state = state_of(self.training.step)  # on every rank: parts are gathered
+        """Write a checkpoint, loss.png and samples."""
+        state = state_of(self.training.step)  # on every rank, because it gathers parts
         if not self.is_first:
             return
         place = {"step": str(self.step), "world_size": str(device.current().world_size)}
@@ -182,16 +191,17 @@ class Trainer:
         self.metrics.plot()
         if self.cfg.sample_videos:
             self._sample()
-        self.seen = time.perf_counter(), self.step  # saving is no training time
+        self.seen = time.perf_counter(), self.step  # the time to save does not count as training time
 
     @functools.cached_property
     def previews(self) -> Previews:
-        """What makes the videos of all checkpoints, so that the network is compiled for the first of them only."""
+        """The sampler of all checkpoints, so that the network is compiled only at the first one."""
         cfg, training = self.cfg, self.training
+        _, channels, height, width = training.source.latent_shape
         return Previews(
             training.step.ema or training.step.net,
             training.codec,
-            (training.num_frames, *training.source.latent_shape[1:]),
+            (training.num_frames, channels, height, width),
             training.source,
             count=cfg.sample_videos,
             steps=cfg.sample_steps,
@@ -199,7 +209,7 @@ class Trainer:
         )
 
     def _sample(self) -> None:
-        """Write a grid of videos made with the current weights, always from the same seeds."""
+        """Write a grid of videos sampled with the current weights, always from the same seeds."""
         count = self.cfg.sample_videos
         with tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
             videos = self.previews.make(bar.update)
@@ -207,7 +217,7 @@ class Trainer:
         save_video(board, self.folder / "samples" / f"step-{self.step:08d}", ["gif"])
 
     def _resume(self) -> int:
-        """Set everything to the newest whole checkpoint and return its step; 0 if there is none."""
+        """Restore the newest checkpoint that is not damaged and return its step; 0 if there is none."""
         newest = self.checkpoints.newest() if self.is_first else None
         text = agree_on("" if newest is None else str(newest))
         if not text:
@@ -219,12 +229,12 @@ class Trainer:
         if int(metadata["world_size"]) != device.current().world_size:
             log.warning("the run had %s ranks and now has %d", metadata["world_size"], device.current().world_size)
         if int(text) >= self.training.total_steps:
-            log.warning("the run is at its end, step %s; for more steps raise max_steps or epochs", text)
+            log.warning("the run has reached its end, step %s; for more steps raise max_steps or epochs", text)
         return int(text)
 
 
 def _summed(sums: ms.Tensor) -> ms.Tensor:
-    """Return sums over all ranks."""
+    """Return the sums (n,) over all ranks."""
     if device.current().world_size == 1:
         return sums
     return graphs.compile_training(sum_over_ranks)((sums,))[0]

@@ -46,7 +46,7 @@ def map_file(path: str | Path) -> mmap.mmap:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the name") from None

@@ -125,7 +125,7 @@ def write_mindspore(
     Raises UserError for a dtype that no file can have, or if the file cannot be written.
     """
     names = {key: names_of(array, key).mindspore for key, array in tensors.items()}
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         for key, array in tensors.items():
             content = raw_bytes(array)
             for start in range(0, len(content) or 1, MAX_CONTENT):

@@ -138,7 +138,7 @@ def test_a_disk_that_fills_up_meanwhile_leaves_the_old_ones(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(safetensors_file, "raw_bytes", full)
-    with pytest.raises(UserError, match="cannot write .*state-00000002.*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*state-00000002.*: No space left on device"):
         save(tmp_path, 2, keep_last=1)
     assert made.steps() == [1] and made.newest() == 1 and not list(tmp_path.glob(".*"))
 

@@ -59,7 +59,7 @@ def test_vae_converter(tmp_path, convert, source, groups, suffix):
 
 def test_dry_run(tmp_path, convert, capsys):
     convert("latte_converter", "--source", FIXTURES / "latte_uncond.pt", "--target", tmp_path / "x.pt", "--dry_run")
-    assert "(not written): 52 tensors" in capsys.readouterr().out and not os.listdir(tmp_path)
+    assert "(not written): 52 tensors" in capsys.readouterr().out and not any(tmp_path.iterdir())
 
 
 BAD = {
@@ -105,7 +105,7 @@ def test_errors_of_use(tmp_path, convert, capsys, name, argv, said):
     with pytest.raises(SystemExit) as caught:
         convert(name, *[text.format(f=FIXTURES, t=tmp_path) for text in argv])
     assert caught.value.code == 2 and said in capsys.readouterr().err
-    assert not os.listdir(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_missing_number_of_heads_and_weights(tmp_path, convert, capsys):

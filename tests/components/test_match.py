@@ -43,7 +43,7 @@ def test_sizes_of_latte():
     del uncond["temp_embed"]
     with pytest.raises(UserError, match="temp_embed"):
         latte_config(uncond, num_heads=4)
-    with pytest.raises(UserError, match="holds an autoencoder, not a Latte network; tools/vae_converter.py"):
+    with pytest.raises(UserError, match=r"holds an autoencoder, not a Latte network; tools/vae_converter\.py"):
         check(FIXTURES / "vae.bin", "latte")
 
 

@@ -76,7 +76,7 @@ def test_there_and_back(tmp_path, convert, capsys):
     said = capsys.readouterr().out
     assert "transformer: 83 tensors, 288,864 elements, float32, 1.2 MB" in said
     assert f"{FOLDER} -> {chain[0]}: 6 components as ckpt, 5.2 MB" in said
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert not list(tmp_path.glob(".*"))
     assert {path.stat().st_mode & 0o777 for path in (chain[0], chain[0] / "vae")} == {tmp_path_mode(tmp_path)}
 
 
@@ -141,7 +141,7 @@ def test_components(source, tmp_path, convert, capsys):
     assert f"{source} has no folder text_encoder" in said
     assert "--components transformer,vae,vae_temporal_decoder,tokenizer,scheduler" in said
     convert(source, tmp_path / "x", "--components", "transformer, vae")
-    assert sorted(os.listdir(tmp_path / "x")) == ["model_index.json", "transformer", "vae"]
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["model_index.json", "transformer", "vae"]
 
 
 def test_dry_run(tmp_path, convert, capsys):
@@ -149,7 +149,7 @@ def test_dry_run(tmp_path, convert, capsys):
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 7 and said[-1].endswith("6 components as ckpt, 4.5 MB, not written")
     assert said[0] == "transformer: 115 tensors, 291,680 elements, float32, int8, 0.5 MB"
-    assert not os.listdir(tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def write(file, data):
@@ -209,7 +209,7 @@ def test_bad_folders(source, tmp_path, convert, capsys, how):
         convert(source, tmp_path / "deep" / "x", "--format", "safetensors")
     said = capsys.readouterr().err
     assert caught.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and words in said, said
-    assert os.listdir(tmp_path) == ["source"]
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_bad_folders(source, tmp_path, convert, capsys, how):
 def test_options(tmp_path, convert, capsys, argv, words):
     with pytest.raises(SystemExit) as caught:
         convert(FOLDER, tmp_path / "x", *argv)
-    assert caught.value.code == 2 and words in capsys.readouterr().err and not os.listdir(tmp_path)
+    assert caught.value.code == 2 and words in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 def test_targets_that_are_there(source, tmp_path, convert, capsys):
@@ -253,4 +253,4 @@ def test_a_full_disk(tmp_path, convert, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         convert(FOLDER, tmp_path / "deep" / "x")
     assert "deep/x: No space left on device" in capsys.readouterr().err
-    assert not os.listdir(tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -1,11 +1,11 @@
 """The cache tool as a program: ranks, kill -9, a very long video, a full disk, bad options."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_one_rank_two_ranks_and_killed_are_equal(kind, tmp_path):
     done = subprocess.run(command(tmp_path / "frames", tmp_path / "one", **cfg), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = content(tmp_path / "one")
-    mpirun = [f"{os.path.dirname(sys.executable)}/mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+    mpirun = [f"{Path(sys.executable).parent}/mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
     arguments = command(tmp_path / "frames", tmp_path / "two", **cfg, use_parallel=True)
     done = subprocess.run([*mpirun, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -78,7 +78,7 @@ def test_clouds_move_where_the_caption_says():
 
 def test_the_tool_writes_what_it_says(make, tmp_path):
     make("--folder", tmp_path, "--clips", 2, "--num_frames", 3, "--size", 32, "--seed", 4)
-    with open(tmp_path / "demo.csv", newline="", encoding="utf-8") as file:
+    with (tmp_path / "demo.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["video", "class", "caption"] and len(rows) == 6
     assert [row["class"] for row in rows] == [*CLASSES, *CLASSES]

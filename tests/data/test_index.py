@@ -41,7 +41,7 @@ def test_class_folders_are_numbered_in_alphabetical_order(tmp_path):
 
 
 def table(path, header, *rows):
-    with open(path, "w", newline="") as file:
+    with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     return str(path)
 

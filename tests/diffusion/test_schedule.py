@@ -44,7 +44,7 @@ def test_everything_is_finite_float64_and_read_only():
         for name, table in vars(schedule).items():
             assert table.dtype == np.float64
             assert np.isfinite(table).all(), name
-            with pytest.raises(ValueError):
+            with pytest.raises(ValueError, match="read-only"):
                 table[0] = 0
 
 

@@ -45,12 +45,18 @@ def test_another_guidance_scale_compiles_nothing(codec, target):
     assert error(made[1], made[0]) > 1e-5 and error(made[2], made[1]) > 1e-5
 
 
+@pytest.fixture(scope="module")
+def training():
+    """A training step with EMA weights, and the function that takes it."""
+    return build(small(condition="class", num_classes=3), small(condition="class", num_classes=3), ema_decay=0.5)
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_next_preview_compiles_nothing_and_sees_the_weights_of_now(target):
+def test_the_next_preview_compiles_nothing_and_sees_the_weights_of_now(target, training):
     """The EMA weights are updated in place, which a graph that was built with them sees."""
     codec = SimpleNamespace(decode=lambda latents: latents)
     source = SimpleNamespace(num_classes=3, text=None, captions=None)
-    step, take = build(small(condition="class", num_classes=3), small(condition="class", num_classes=3), ema_decay=0.5)
+    step, take = training
     given = batch(labels=[[0], [1]])
     take(*given)
     with device.use(target):

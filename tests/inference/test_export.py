@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -127,12 +128,12 @@ def test_errors_and_dry_run(tmp_path):
         export(ExportConfig(**CLASSES, target=target, part="t5"))
     with pytest.raises(UserError, match="needs a conditional model"):
         export(ExportConfig(**CLASSES | {"checkpoint": str(FIXTURES / "latte_uncond.pt")}, target=target))
-    with pytest.raises(UserError, match="ends with .mindir"):
+    with pytest.raises(UserError, match=r"ends with \.mindir"):
         ExportConfig(**CLASSES, target="net.onnx")
     with pytest.raises(UserError, match="unless report"):
         ExportConfig(**CLASSES)
     (tmp_path / "net.yaml").touch()
-    with pytest.raises(UserError, match="net.yaml is there already"):
+    with pytest.raises(UserError, match=r"net\.yaml is there already"):
         export(ExportConfig(**CLASSES, target=str(tmp_path / "net.mindir")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ms, "export", fail)
@@ -143,7 +144,7 @@ def test_errors_and_dry_run(tmp_path):
 
 def fail(*_, file_name, **__):
     """Write half a file and stop, as on a full disk."""
-    with open(file_name, "wb") as file:
+    with Path(file_name).open("wb") as file:
         file.write(b"half")
     raise OSError(28, "No space left on device")
 

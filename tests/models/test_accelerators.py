@@ -152,7 +152,7 @@ def test_two_ranks_are_one_with_twice_the_batch(target, data, tmp_path):
     config = tmp_path / "empty.yaml"
     config.write_text("{}\n")
     given = words(**options | {"train_batch_size": 2}, output_path=tmp_path / "two")
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # msrun is beside Python
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # msrun is beside Python
     done = subprocess.run(
         ["bash", ROOT / "scripts" / "run_msrun.sh", config, "2", *given],
         env={

@@ -40,7 +40,7 @@ def test_forward(kind, weights, patch_embedder):
     assert error(net(*inputs(data, kind)), data[f"{weights}_out"]) <= 1e-5
 
 
-@pytest.mark.parametrize("patch_embedder", ["conv", "linear"])
+@pytest.mark.parametrize("patch_embedder", ["conv", pytest.param("linear", marks=pytest.mark.slow)])
 def test_forward_as_one_graph_of_the_accelerators_form(patch_embedder):
     """GPU and Ascend compile the whole network, with a real convolution and the plain adaptive norm."""
     data = recorded("latte_class")
@@ -157,7 +157,9 @@ def test_text_condition_steers_blocks_but_not_the_final_layer():
     assert np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("size, patch", [*((size, 2) for size in SIZES), ("S", 4), ("S", 8)])
+@pytest.mark.parametrize(
+    "size, patch", [*((size, 2) for size in SIZES), pytest.param("S", 4, marks=pytest.mark.slow), ("S", 8)]
+)
 def test_every_named_size_and_uneven_images(size, patch):
     net = create_model(f"Latte-{size}/{patch}", depth=2, hidden_size=32, num_heads=2, input_size=(16, 8), num_frames=3)
     x = ms.Tensor(np.ones((1, 3, 4, 16, 8), np.float32))
@@ -261,7 +263,7 @@ def test_create_then_load_weights():
         qkv = net.blocks[0].attn.qkv.weight.asnumpy().reshape(3, 4, 16, 48)
         expected = official["blocks.0.attn.qkv.weight"].reshape(3, 4, 12, 48).astype(np.float16)
         assert np.array_equal(qkv[:, :, :12], expected) and not qkv[:, :, 12:].any()
-    with pytest.raises(UserError, match="blocks.3"):
+    with pytest.raises(UserError, match=r"blocks\.3"):
         load_weights(create_model(seed=None, **sizes | {"depth": 3}), FIXTURES / "latte_uncond.pt")
 
 

@@ -66,7 +66,7 @@ def launch(tmp_path):
         environment = {"PYTHON": str(stand_in), "RECORD": str(tmp_path / "record"), "GRACE": "1", **environment}
         environment |= {"LOG_DIR": str(tmp_path / "logs")}
         path = environment.get("PATH", os.environ["PATH"])
-        environment |= {"PATH": f"{os.path.dirname(sys.executable)}:{path}"}  # mpirun is beside Python
+        environment |= {"PATH": f"{Path(sys.executable).parent}:{path}"}  # mpirun is beside Python
         command = ["bash", root / "scripts" / script, *map(str, arguments)]
         outside = {name: value for name, value in os.environ.items() if not name.startswith("HCCL_")}  # MindSpore's
         return subprocess.Popen(
@@ -217,7 +217,7 @@ def test_cores_are_those_that_the_script_may_use(launch, table, tmp_path):
         os.sched_setaffinity(0, allowed)
     assert process.returncode == 0, error
     assert [given["cores"] for given, _ in recorded(tmp_path).values()] == [[max(allowed)]]
-    assert refused.returncode == 2 and "needs a core a device, and there are 1" in said
+    assert refused.returncode == 2 and "needs one core per device, but there are 1" in said
 
 
 def test_the_command_of_the_tutorial(launch, table, tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def options(folder, **others):
 
 
 def environment(folder):
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # mpirun and msrun are beside Python
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mpirun and msrun are beside Python
     return os.environ | {"PATH": path, "PYTHON": sys.executable, "LOG_DIR": str(folder / "logs")}
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import psutil
 import pytest
@@ -114,7 +115,7 @@ def launch(tmp_path):
     """Run the program on two ranks; return the exit code, what it said, and how long it took after the first sum."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # mpirun and msrun are beside Python
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mpirun and msrun are beside Python
 
     def run(launcher, who, todo):
         command = [*LAUNCHERS[launcher], program, str(who), str(todo)]

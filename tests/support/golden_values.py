@@ -1,4 +1,4 @@
-"""Shared by tests: recorded numbers, the tiny checkpoints, and agreement relative to the largest number."""
+"""Shared by tests: golden values, the tiny checkpoints, and errors relative to the largest golden value."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def recorded(name: str) -> dict[str, np.ndarray]:
 
 
 def error(actual, expected) -> float:
-    """Return the largest deviation relative to the largest expected number."""
+    """Return the largest deviation relative to the largest expected value."""
     actual = actual.asnumpy() if hasattr(actual, "asnumpy") else np.asarray(actual)
     assert actual.shape == expected.shape, f"{actual.shape} instead of {expected.shape}"
     return float(np.abs(actual.astype(np.float64) - expected).max() / np.abs(expected).max())

@@ -24,7 +24,7 @@ def write_captioned(root):
     for label, seed in CLIPS:
         write_frames(make_clip(label, seed, 8, 16), root / clip_name(label, seed))
         rows.append((clip_name(label, seed), caption(label, seed)))
-    with open(root / "table.csv", "w", newline="") as file:
+    with (root / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return root
 

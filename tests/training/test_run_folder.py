@@ -90,7 +90,7 @@ def test_a_wrong_name_is_an_error(part, said, tmp_path):
 def test_an_output_path_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="output_path .*file"):
+        with pytest.raises(UserError, match=r"output_path .*file"):
             run_folder.create_run(root, "a")
 
 

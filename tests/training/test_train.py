@@ -68,7 +68,7 @@ def videos(tmp_path_factory):
     for k, name in enumerate(("A/one.mp4", "A/two.mp4", "B/three.mp4")):
         save_mp4(frames(6, k), root / name)
         rows.append((name, name[0], f"video {k}"))
-    with open(root / "table.csv", "w", newline="") as file:
+    with (root / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     np.savez(
         root / "text.npz",

@@ -288,7 +288,7 @@ def test_bad_options_are_one_sentence(given, said, data, tmp_path):
 def test_a_state_of_another_tuning_is_refused(tuned):
     training, *_ = tuned
     state = state_of(training.step)
-    with pytest.raises(UserError, match="of a run that trained 1 weights more, such as proj_out.bias"):
+    with pytest.raises(UserError, match=r"of a run that trained 1 weights more, such as proj_out\.bias"):
         load_state(training.step, state | {"adam_m.proj_out.bias": np.zeros(32)}, "a file")
     for key, said in ((lora.ALPHA, "lora_alpha 8, but the options ask for 16"), (lora.BASE, "another pretrained")):
         with pytest.raises(UserError, match=said):

@@ -41,7 +41,7 @@ def images(tmp_path_factory):
 
 
 def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

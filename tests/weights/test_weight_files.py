@@ -1,7 +1,6 @@
 """Weight files from one form to another with every bit kept, and the sets of weights in them."""
 
 import json
-import os
 import shutil
 
 import mindspore as ms
@@ -31,7 +30,7 @@ def test_every_form_keeps_every_bit(tmp_path, suffix):
     write_state_dict(tmp_path / "y.pt", state.tensors, state.metadata)
     same(read_torch_file(tmp_path / "y.pt")["ema"], kinds())
     assert path.stat().st_mode & 0o777 == (tmp_path / "y.pt").stat().st_mode & 0o777
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("limit", [512 << 20, 8])
@@ -67,6 +66,14 @@ def test_safetensors_package_reads_ours(tmp_path):
     same({key: state.tensors[key] for key in tensors}, tensors)
 
 
+def tensors_left(path):
+    """Return how many tensors a damaged file holds, or the sentence that refuses it."""
+    try:
+        return len(read_state_dict(path).tensors)
+    except UserError as refused:
+        return str(refused)
+
+
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_cut_files(tmp_path, suffix):
     write_state_dict(tmp_path / f"x{suffix}", kinds(), {})
@@ -75,19 +82,16 @@ def test_cut_files(tmp_path, suffix):
     ends = {0}
     for length in np.linspace(0, len(whole) - 1, 200, dtype=int):
         path.write_bytes(whole[:length])
-        try:
-            ends.add(len(read_state_dict(path).tensors))
-        except UserError as error:
-            assert str(path) in str(error)
+        left = tensors_left(path)
+        assert isinstance(left, int) or str(path) in left
+        ends.add(left if isinstance(left, int) else 0)
     assert suffix == ".ckpt" or ends == {0}  # a .ckpt may end after any tensor; loading then misses the others
     for length in range(0, len(whole), 7):
         changed = bytearray(whole)
         changed[length] ^= 0x55
         path.write_bytes(changed)
-        try:
-            read_state_dict(path)
-        except UserError as error:
-            assert str(path) in str(error)
+        left = tensors_left(path)
+        assert isinstance(left, int) or str(path) in left
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ def test_sharded_folder(tmp_path):
     same(state.tensors, whole.tensors)
     assert json.loads(state.metadata[CONFIG])["norm_num_groups"] == 2
     (tmp_path / "model-1-of-2.safetensors").unlink()
-    with pytest.raises(UserError, match="model-1-of-2.safetensors does not exist"):
+    with pytest.raises(UserError, match=r"model-1-of-2\.safetensors does not exist"):
         read_state_dict(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(UserError, match="index"):
