@@ -140,7 +140,7 @@ class _Tiled(CustomGrad):
         dy, delta, last = d[0], _delta(out[0], d[0]), q
         dq, dk, dv = [], [], []
         for i in range(q.shape[0]):
-            # A graph takes no annotations of variables.
+            # Without annotations, as MindSpore compiles this function.
             of_rows, of_keys, of_values = [], [[] for _ in columns], [[] for _ in columns]  # type: ignore[var-annotated]
             for a, b in rows:
                 of_row = []

@@ -1,6 +1,6 @@
 """Operators of the CPU, with gradients written out: its kernels of these are slow, or keep memory for ever.
 
-Every operation that broadcasts keeps 16 bytes an element there, every transposition 8, as long as its graph lives; so
+Every operation that broadcasts keeps 16 bytes per element there, every transposition 8, as long as its graph lives; so
 rows and columns are multiplied out, and axes exchanged by gathering rows.
 """
 
@@ -129,7 +129,7 @@ def repeat_rows(row: ms.Tensor, count: int) -> ms.Tensor:
 
 
 class SwapAxes(CustomGrad):
-    """The exchange by gathering rows: the CPU's kernel of transposition keeps eight bytes a number for ever."""
+    """The exchange by gathering rows: the CPU's kernel of transposition keeps eight bytes per element for ever."""
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the result; where there are more outputs, they are for the gradient."""

@@ -20,7 +20,7 @@ _times = ops.MatMul()
 
 
 def sum_of_squares(x: ms.Tensor) -> ms.Tensor:
-    """Return the sum of the squares of all numbers, a scalar; as a product it takes a third of the time on CPU."""
+    """Return the sum of the squares of all elements, a scalar; as a product it takes a third of the time on CPU."""
     if on_cpu():
         return _times(x.reshape(1, -1), x.reshape(-1, 1)).reshape(())
     return ops.square(x).sum()
@@ -34,12 +34,12 @@ def linear(x: ms.Tensor, weight: ms.Tensor | tuple, bias: ms.Tensor | None = Non
     adaptation of Hu et al. (2021), which is never multiplied out. (int8 matrix, scale (out,) float32) is the matrix
     with its rows times the scale; it may stand for the matrix of the former.
     """
-    # Functions are chosen, not called, in branches: see `latte.ops.recompute`.
     product = _product_of(weight)
     return product(x, weight, bias)
 
 
 def _product_of(weight: ms.Tensor | tuple) -> Callable:
+    """Return one of the next three; `latte.ops.recompute` says why they are not called here."""
     if isinstance(weight, tuple):
         return _int8_affine if len(weight) == 2 else _adapted
     return _affine
