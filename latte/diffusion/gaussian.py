@@ -1,4 +1,4 @@
-"""The Gaussian algebra of diffusion on tensors: noising, posterior, learned variance, variational bound.
+"""The Gaussian algebra of diffusion on tensors: noising, posterior, learned variance, VLB term.
 
 Pure functions that compile into a graph. Everywhere x is (B, F, C, H, W), t is (B,) int32 with indices into the
 schedule, and arithmetic is float32 whatever the precision of the network: its outputs are cast on entry.
@@ -84,7 +84,7 @@ def approx_standard_normal_cdf(x: Tensor) -> Tensor:
     """Cumulative distribution of N(0, 1) by the tanh approximation that Latte was trained with (Page 1977)."""
     z = math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)
     # tanh(z) written out, because MindSpore's CPU kernel of it is off by 1e-4 beyond |z| = 5. Do not simplify further:
-    # "1 + tanh" rounds the far tail to 0 in float32, as in the original, and the bound depends on where it does.
+    # "1 + tanh" rounds the far tail to 0 in float32, as in the original, and the VLB term depends on where it does.
     tanh = 2.0 * ops.sigmoid(2.0 * z) - 1.0
     return 0.5 * (1.0 + tanh)
 
@@ -105,7 +105,7 @@ def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor
 def variational_bound(
     tables: GaussianTables, eps: Tensor, values: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor
 ) -> Tensor:
-    """The term of the variational bound at step t, in bits per dimension: (B,).
+    """The term of the variational lower bound (VLB) at step t, in bits per dimension: (B,).
 
     ``eps`` and ``values`` are the two halves of the network's output, each like x. The term is
     KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the decoder's -log p(x_0 | x_1) (IDDPM eq. 4 to 7).
@@ -120,5 +120,5 @@ def variational_bound(
 
 
 def float32(x: Tensor) -> Tensor:
-    """The same numbers in float32."""
+    """Return the same elements in float32."""
     return ops.cast(x, ms.float32)

@@ -1,4 +1,4 @@
-"""What training minimises: the error of the predicted noise plus the variational bound of the learned variance."""
+"""What training minimises: the error of the predicted noise plus the VLB term of the learned variance."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from latte.diffusion.schedule import Schedule, create_schedule
 def loss_terms(
     tables: GaussianTables, model_out: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-video loss, mean squared error and variational bound (bits), each (B,) float32; loss = mse + bound.
+    """Per-video loss, mean squared error and VLB term (bits), each (B,) float32; loss = mse + VLB term.
 
-    ``model_out`` is (B, F, 2C, H, W): predicted noise, then variance values. The bound sees the prediction detached, so
-    that it trains the variance only: "L_hybrid" of IDDPM eq. 16, here with the bound at weight 1 and in bits.
+    ``model_out`` is (B, F, 2C, H, W): predicted noise, then variance values. The VLB term sees the prediction detached,
+    so that it trains the variance only: "L_hybrid" of IDDPM eq. 16, here with the VLB term at weight 1 and in bits.
     """
     eps, values = ops.split(float32(model_out), x_start.shape[2], axis=2)  # 2 x (B, F, C, H, W)
     error = float32(noise) - eps
@@ -38,7 +38,7 @@ class DiffusionLoss(nn.Cell):
     def construct(
         self, x_start: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Per-video (loss, mse, bound), each (B,), for x_start and noise (B, F, C, H, W) and t (B,) int32."""
+        """Per-video (loss, mse, VLB term), each (B,), for x_start and noise (B, F, C, H, W) and t (B,) int32."""
         x_t = q_sample(self.tables, x_start, t, noise)  # (B, F, C, H, W)
         model_out = self.network(x_t, t) if condition is None else self.network(x_t, t, condition)  # (B, F, 2C, H, W)
         return loss_terms(self.tables, model_out, x_start, x_t, t, noise)

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 class NoiseStream:
     """Standard normal noise of which each video has its own stream, keyed by that video's seed.
 
-    A video's numbers are the same in whatever batch, on whatever rank and device it is sampled. ``shape`` is that of
+    A video's noise is the same in every batch, on every rank and device. ``shape`` is that of
     one video, (F, C, H, W). Raises UserError for a negative seed or none at all.
     """
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int]) -> None:
         if len(seeds) == 0 or min(seeds) < 0:
-            raise UserError(f"seeds must be whole numbers from 0 on, one a video; got {list(seeds)}")
+            raise UserError(f"seeds must be whole numbers from 0 on, one per video; got {list(seeds)}")
         self.seeds, self.shape = list(seeds), tuple(shape)
         self.generators = [np.random.Generator(np.random.Philox(int(seed))) for seed in seeds]
 

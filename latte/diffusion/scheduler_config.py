@@ -67,9 +67,9 @@ def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, 
     With `name`, it is that solver, with what the configuration says about the process; what its class has no key for
     stays as usual for it. Raises UserError in one sentence for what is not supported.
     """
-    own = config.get("_class_name")
+    own = str(config.get("_class_name"))
     if own not in CLASSES and name is None:
-        nearest = difflib.get_close_matches(str(own), CLASSES, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(own, CLASSES, n=1, cutoff=0.0)[0]
         raise UserError(f"there is no solver for the scheduler {own}: the nearest is {nearest}")
     name = name or CLASSES[str(own)][0]
     known = {solver: (cls, keys) for cls, (solver, keys) in CLASSES.items()}
@@ -83,7 +83,7 @@ def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, 
             _check(config, {"lower_order_final": (True,)}, cls)
     else:
         defaults.pop("clip_sample", None)
-        _check(config, PROCESS, str(own))
+        _check(config, PROCESS, own)
     return name, _options({key: config.get(key, default) for key, default in defaults.items()}, name)
 
 

@@ -29,7 +29,7 @@ class Steps:
 
     @property
     def sigmas(self) -> list[float]:
-        """Noise over signal at each timestep and at the end, N + 1 numbers."""
+        """Noise over signal at each timestep and at the end, N + 1 elements."""
         return [*map(self.sigma_at, self.timesteps.tolist()), float(_sigma(self.final_alpha))]
 
     def sigma_at(self, t: float) -> float:

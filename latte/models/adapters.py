@@ -1,4 +1,4 @@
-"""Which weights of a text-to-video network are trained, and a second network that averages only those."""
+"""Which weights of a text-to-video network are trained, and a second network for the EMA weights of only these."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from latte.models.latte_t2v import LatteT2V
 
 TEMPORAL = "temporal_transformer_blocks."
-LOW_RANK = ("lora_down", "lora_up")  # how the names of low-rank additions end
+LOW_RANK = ("lora_down", "lora_up")  # how the names of LoRA adapters end
 
 
 def choose_trained(net: LatteT2V, trainable: str, rank: int = 16, factor: float = 1.0, seed: int = 0) -> None:

@@ -92,7 +92,7 @@ class Network(nn.Cell):
         return self._graphs[self.temporal](*inputs)
 
     def _new_call(self) -> Callable:
-        """Return a function of its own for each graph, as MindSpore keeps one graph a function."""
+        """Return a function of its own for each graph, as MindSpore keeps one graph per function."""
 
         def call(*inputs: Any) -> ms.Tensor:
             return self.construct(*inputs)

@@ -426,7 +426,7 @@ class Latte(Network):
         image = x.shape[1] == 1 and self.shape[0] > 1
         fits = x.shape[2:] == self.shape[1:] and (image or x.shape[1] == self.shape[0])
         if not fits or t.shape[0] != x.shape[0] or (y is not None and y.shape[0] != x.shape[0]):
-            raise ValueError(f"the network takes x (B, *{self.shape}), with a timestep and a condition a video")
+            raise ValueError(f"the network takes x (B, *{self.shape}), with a timestep and a condition per video")
 
 
 def named_sizes(name: str) -> dict[str, int]:

@@ -419,7 +419,7 @@ class LatteT2V(Network):
 def _mask_bias(mask: ms.Tensor) -> ms.Tensor:
     """Return what is added to the scores (B, 1, 1, S) for a mask (B, S).
 
-    A text without any token counts as a whole: a softmax over nothing is no number in the fused kernel.
+    A text without any token counts as a whole: a softmax over nothing is NaN in the fused kernel.
     """
     kept = mask.astype(ms.float32)
     return ((kept.max(1, keepdims=True) - kept) * DISCARD).reshape(mask.shape[0], 1, 1, -1)

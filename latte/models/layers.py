@@ -71,7 +71,7 @@ def parameter(values: np.ndarray, requires_grad: bool = True) -> ms.Parameter:
 
 
 def set_int8(layer: nn.Cell, values: np.ndarray, scale: np.ndarray) -> None:
-    """Let a layer hold its weight as int8 numbers (out, in) and the scale (out,) of their rows, float32."""
+    """Replace a layer's weight by int8 elements (out, in) and the float32 scale (out,) of their rows."""
     name = layer.weight.name
     layer.weight, layer.scale = parameter(values, requires_grad=False), parameter(scale, requires_grad=False)
     layer.weight.name, layer.scale.name = name, name.removesuffix("weight") + "scale"

@@ -1,4 +1,4 @@
-"""Attention, convolution, norms and activations: one function each, the fastest form for the device at hand."""
+"""Attention, convolution, norms and activations: one function each, the fastest form for the device in use."""
 
 from latte.ops.activation import gelu, silu
 from latte.ops.attention import attention, self_attention

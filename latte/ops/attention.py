@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops import cpu
+from latte.ops import ascend, cpu
 from latte.ops.blockwise import UNLIMITED, blockwise_attention
 from latte.ops.linear import linear
 from latte.ops.target import attends_in_blocks, on_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention has one row a patch
 
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
@@ -45,34 +43,12 @@ def attention(
     return attend(q, k, v, heads, scale, bias, whole)
 
 
-def _fused(
-    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None, whole: bool
-) -> ms.Tensor:
-    n, length, _ = q.shape
-    if bias is not None:
-        return _flash(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])))
-    if n <= FLASH_BATCH:
-        return _flash(q, k, v, heads, scale)
-    starts = range(0, n, FLASH_BATCH)
-    return ops.concat([_flash(*[a[i : i + FLASH_BATCH] for a in (q, k, v)], heads, scale) for i in starts], 0)
-
-
 def _unfused(
     q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None, whole: bool
 ) -> ms.Tensor:
     n, length, channels = q.shape
     q, k, v = [swap(a.reshape(n, a.shape[1], heads, -1)) for a in (q * scale, k, v)]  # (N, heads, L or S, width)
     return swap(_exact(q, k, v, bias, whole)).reshape(n, length, channels)  # (N, L, heads * width)
-
-
-def _flash(
-    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, discard: ms.Tensor | None = None
-) -> ms.Tensor:
-    """Call the fused kernel; it leaves out the keys where `discard` (N, 1, L, S) is true."""
-    mode = 0 if discard is None else 1  # 1: the mask is whole, no band of it
-    return ops.flash_attention_score(
-        q, k, v, heads, attn_mask=discard, scalar_value=scale, input_layout="BSH", sparse_mode=mode
-    )
 
 
 def _exact(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: ms.Tensor | None, whole: bool) -> ms.Tensor:
@@ -88,7 +64,7 @@ def _by_blocks(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tenso
 
 def _in_one_block(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
     flat = [a.reshape(-1, *a.shape[2:]) for a in (q, k, v)]  # (N H, L or S, width)
-    return blockwise_attention(*flat, UNLIMITED).reshape(q.shape)
+    return blockwise_attention(flat[0], flat[1], flat[2], UNLIMITED).reshape(q.shape)
 
 
 def _at_once(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, bias: None) -> ms.Tensor:
@@ -128,7 +104,7 @@ def _self_attention_of(flash: bool) -> Callable:
 
 
 def _attention_of(flash: bool) -> Callable:
-    return _fused if flash else _unfused
+    return ascend.fused_attention if flash else _unfused
 
 
 def _exact_of(biased: bool, whole: bool) -> Callable:

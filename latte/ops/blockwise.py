@@ -140,7 +140,8 @@ class _Tiled(CustomGrad):
         dy, delta, last = d[0], _delta(out[0], d[0]), q
         dq, dk, dv = [], [], []
         for i in range(q.shape[0]):
-            of_rows, of_keys, of_values = [], [[] for _ in columns], [[] for _ in columns]
+            # Without annotations, as MindSpore compiles this function.
+            of_rows, of_keys, of_values = [], [[] for _ in columns], [[] for _ in columns]  # type: ignore[var-annotated]
             for a, b in rows:
                 of_row = []
                 for j, (c, e) in enumerate(columns):

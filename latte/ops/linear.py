@@ -6,23 +6,21 @@ from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import ops
-from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
-from latte.ops import cpu
+from latte.ops import ascend, cpu
 from latte.ops.target import in_graph, multiplies_int8, on_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _matmul = ops.MatMul(transpose_b=True)  # (out, in) weights as PyTorch keeps them; also oneDNN's fastest form
-_int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
 _bias_add = ops.BiasAdd()
 
 _times = ops.MatMul()
 
 
 def sum_of_squares(x: ms.Tensor) -> ms.Tensor:
-    """Return the sum of the squares of all numbers, a scalar; as a product it takes a third of the time on CPU."""
+    """Return the sum of the squares of all elements, a scalar; as a product it takes a third of the time on CPU."""
     if on_cpu():
         return _times(x.reshape(1, -1), x.reshape(-1, 1)).reshape(())
     return ops.square(x).sum()
@@ -36,12 +34,12 @@ def linear(x: ms.Tensor, weight: ms.Tensor | tuple, bias: ms.Tensor | None = Non
     adaptation of Hu et al. (2021), which is never multiplied out. (int8 matrix, scale (out,) float32) is the matrix
     with its rows times the scale; it may stand for the matrix of the former.
     """
-    # Functions are chosen, not called, in branches: see `latte.ops.recompute`.
     product = _product_of(weight)
     return product(x, weight, bias)
 
 
 def _product_of(weight: ms.Tensor | tuple) -> Callable:
+    """Return one of the next three; `latte.ops.recompute` says why they are not called here."""
     if isinstance(weight, tuple):
         return _int8_affine if len(weight) == 2 else _adapted
     return _affine
@@ -59,7 +57,7 @@ def _int8_affine(x: ms.Tensor, weight: tuple, bias: ms.Tensor | None) -> ms.Tens
     matrix, scale = weight
     rows = x.reshape(-1, x.shape[-1])
     if multiplies_int8(x.dtype):
-        y = _int8_matmul(rows, matrix, scale.astype(x.dtype), None, None, None, None)  # (N, out)
+        y = ascend.int8_matmul(rows, matrix, scale)  # (N, out)
     elif x.dtype == ms.float32 and rows.shape[0] < matrix.shape[1]:  # the product is smaller than the matrix
         y = _matmul(rows, matrix.astype(ms.float32)) * scale  # float16 would overflow here
     else:

@@ -80,7 +80,7 @@ def group_norm(
     """Return the group norm (Wu and He, 2018) of an image in the native layout of `latte.ops.conv`.
 
     x (N, H, W, C) or (N, C, H, W) of any float dtype, weight and bias (C,). With `joint`, all N images, the frames of a
-    video, have one mean and variance a group. Computed in float32, returned as `x`.
+    video, have one mean and variance per group. Computed in float32, returned as `x`.
     """
     y = x.astype(ms.float32)
     weight, bias = weight.astype(ms.float32), bias.astype(ms.float32)

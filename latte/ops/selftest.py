@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import mindspore as ms
@@ -18,11 +19,12 @@ def main(target: str, device_id: str) -> None:
     """Print, as JSON, the device (by default the best) and what `run` returns, or why that failed."""
     try:
         here = device.init_device(target or None, int(device_id))
-        {"target": here.target, "errors": run()}
+        report = {"target": here.target, "errors": run()}
     except UserError as error:
-        {"failed": str(error)}
+        report = {"failed": str(error)}
     except Exception as error:  # whatever a driver can do
-        {"failed": f"{target or 'the best device'}: {first_line(error)}"}
+        report = {"failed": f"{target or 'the best device'}: {first_line(error)}"}
+    sys.stdout.write(json.dumps(report) + "\n")  # what `latte.runtime.doctor` reads
 
 
 def run() -> dict[str, dict[str, float]]:
@@ -75,8 +77,9 @@ def _layer_in_numpy(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, d: np.n
 
 def _convolution_in_numpy(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     padded = np.pad(image, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))  # (N, C, H, W, 3, 3)
-    return np.einsum("nchwij,ocij->nohw", windows, kernel)
+    # NumPy's stubs forget that `axis` may be a tuple.
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))  # type: ignore[call-overload]
+    return np.einsum("nchwij,ocij->nohw", windows, kernel)  # windows (N, C, H, W, 3, 3)
 
 
 def _error(actual: ms.Tensor, expected: np.ndarray) -> float:

@@ -22,7 +22,7 @@ def on_cpu() -> bool:
 
 @constexpr
 def multiplies_int8(dtype: ms.Type) -> bool:
-    """Return whether the device of the graph has a kernel for numbers of `dtype` times int8 weights with scales."""
+    """Return whether the device of the graph has a kernel for the product of `dtype` and int8 weights with scales."""
     return device.current().target == "Ascend" and dtype in (ms.float16, ms.bfloat16)
 
 

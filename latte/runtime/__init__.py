@@ -1,1 +1,1 @@
-"""The device at hand, the ranks, and what becomes a compiled graph."""
+"""The device in use, the ranks, and what becomes a compiled graph."""

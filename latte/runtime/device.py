@@ -36,7 +36,7 @@ _VERSION = tuple(int(number) for number in ms.__version__.split(".")[:2])
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What the device at hand can do; the rest of the code reads these fields and never the device's name."""
+    """What the device in use can do; the rest of the code reads these fields and never the device's name."""
 
     target: str = "CPU"
     rank: int = 0
@@ -49,7 +49,7 @@ class Device:
         """What becomes one compiled graph: "step" (a whole denoising or training step), "block", or "none".
 
         The CPU run time frees no activation inside a graph, so a whole 28-block graph would hold 21 GB and take
-        a minute to compile; one graph a kind of block, shared by all blocks of that kind, holds one block.
+        a minute to compile; one graph per kind of block, shared by all blocks of that kind, holds one block.
         """
         if not self.graph_mode:
             return "none"

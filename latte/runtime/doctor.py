@@ -1,4 +1,4 @@
-"""What this machine has of each device, what is missing and the command that mends it, and a short test of one."""
+"""What this machine has of each device, what is missing and the command that repairs it, and a short test of one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OLDEST, MINDSPORE = "2.7.0", "2.10.0"  # what the tests were run with; the newer
 INSTALL, INSTALL_GPU = "pip install -r requirements.txt", "pip install -r requirements-gpu.txt"
 CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann")
 UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")  # in /proc/cpuinfo
-BOUNDS = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1e-1}  # relative to the largest number; GPUs may multiply in TF32
+BOUNDS = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1e-1}  # relative to the largest element; GPUs may multiply in TF32
 ATTEMPT, PATIENCE = 20, 300  # seconds that a program may take to say its version, and the test of a device
 
 
@@ -40,7 +40,7 @@ class Finding:
 
 
 def software() -> list[Finding]:
-    """Return what there is of MindSpore, NumPy and the launchers, without importing them."""
+    """Return the state of MindSpore, NumPy and the launchers, without importing them."""
     found, numpy = _version("mindspore"), _version("numpy")
     fits = found is not None and _numbers(OLDEST) <= _numbers(found) <= _numbers(MINDSPORE)
     old = numpy is not None and int(numpy.split(".")[0]) < 2
@@ -62,7 +62,7 @@ def software() -> list[Finding]:
 
 
 def ascend() -> list[Finding]:
-    """Return what there is of the driver, of CANN and of what MindSpore's plugin asks for."""
+    """Return the state of the driver, CANN and the libraries of MindSpore's plugin."""
     from latte.runtime.device import DEVICE_FILES
 
     card = DEVICE_FILES["Ascend"]
@@ -89,7 +89,7 @@ def ascend() -> list[Finding]:
 
 
 def gpu() -> list[Finding]:
-    """Return what there is of the driver, of the CUDA libraries and of what MindSpore's plugin asks for."""
+    """Return the state of the driver, the CUDA libraries and the libraries of MindSpore's plugin."""
     from latte.runtime import cuda
     from latte.runtime.device import DEVICE_FILES, why_unavailable
 

@@ -16,7 +16,7 @@ TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enoug
 
 
 def compile_step(step: Callable) -> Callable:
-    """Compile network and guidance of a denoising step into one graph a shape, where the compile scope is the step.
+    """Compile network and guidance of a denoising step into one graph per shape, where the compile scope is the step.
 
     jit_level O2 is MindSpore's whole-graph back end GE, which only Ascend has.
     """
@@ -44,7 +44,7 @@ def jit_config() -> ms.JitConfig:
 
 
 def compile_training(step: Callable) -> Callable:
-    """Compile a whole training step into one graph a shape, on every device: its backward pass needs all of it."""
+    """Compile a whole training step into one graph per shape, on every device: its backward pass needs all of it."""
     return _compile(step) if device.current().graph_mode else step
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
+import traceback
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +158,9 @@ def ending_together(world_size: int) -> Iterator[None]:
         from mpi4py import MPI
 
         known = isinstance(error, UserError)
+        # Now, as Abort ends the process before anybody else can say why.
+        sys.stderr.write(f"error: {error}\n" if known else traceback.format_exc())
+        sys.stderr.flush()
         MPI.COMM_WORLD.Abort(2 if known else 1)
 
 

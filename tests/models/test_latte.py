@@ -1,7 +1,5 @@
 """The Latte network against what the official code computed from the same checkpoints."""
 
-import importlib
-
 import mindspore as ms
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from latte.diffusion.schedule import create_schedule
 from latte.errors import UserError
 from latte.models.latte import SIZES, Latte, LatteConfig
 from latte.models.precision import pad_block, prepare
+from latte.ops import ascend
 from latte.runtime import device
 from latte.weights.files import StateFile
 
@@ -228,9 +227,8 @@ def exact_flash_attention(q, k, v, heads, attn_mask, scalar_value, input_layout,
 @pytest.mark.parametrize("limit", [2048, 6])  # 6: temporal attention in three parts, the last one shorter
 def test_the_fused_kernels_way_computes_the_same(limit, monkeypatch):
     """With its 12-wide heads widened to 16, in the layout and with the scale that the kernel is given."""
-    module = importlib.import_module("latte.ops.attention")
-    monkeypatch.setattr(module.ops, "flash_attention_score", exact_flash_attention)
-    monkeypatch.setattr(module, "FLASH_BATCH", limit)
+    monkeypatch.setattr(ascend.ops, "flash_attention_score", exact_flash_attention)
+    monkeypatch.setattr(ascend, "FLASH_BATCH", limit)
     data = recorded("latte_class")
     config = LatteConfig(hidden_size=48, depth=2, num_heads=4, input_size=8, num_frames=4)
     with device.use("Ascend", graph_mode=False):

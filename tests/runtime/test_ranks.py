@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -154,3 +155,15 @@ def test_a_rank_that_ends_takes_the_other_out_of_its_sum(launcher, who, todo, la
     assert seconds < 10
     assert said.count("of 2: ") == 2  # nobody got through the second sum
     assert f"Exit code:    {code}" in said or "signal 9" in said or "exit with exception. Error code: " in said
+
+
+@pytest.mark.parametrize(
+    "error, code, said", [(UserError("no data"), 2, "error: no data\n"), (KeyError("x"), 1, "KeyError: 'x'\n")]
+)
+def test_a_failing_rank_says_why_before_it_ends_all(error, code, said, monkeypatch, capsys):
+    aborted = []
+    stand_in = types.SimpleNamespace(COMM_WORLD=types.SimpleNamespace(Abort=aborted.append))
+    monkeypatch.setitem(sys.modules, "mpi4py", types.SimpleNamespace(MPI=stand_in))
+    with ranks.ending_together(2):
+        raise error
+    assert aborted == [code] and capsys.readouterr().err.endswith(said)
