@@ -187,13 +187,15 @@ def load(
     quantized file are anyway. Memory for one weight more than the network's is needed.
     Raises UserError as `read` does, and for options that the network does not have.
     """
-    as_int8, compute = check_kind(quantize) is not None, device.compute_dtype(dtype)
+    as_int8 = check_kind(quantize) is not None
     found = _interpret(path, kind, weights, asked)
     given = {"dtype": dtype != "fp32", "flash": flash, "patch_embedder": patch_embedder != "conv"}
     if wrong := [name for name, is_given in given.items() if is_given and name not in found.kind.takes]:
         raise UserError(
             f"{found.path} is {found.kind.description}, which has no option {', '.join(wrong)}; leave it out"
         )
+    # An autoencoder is float32 beside a network of any dtype: on a CPU a process multiplies in one dtype only.
+    compute = device.compute_dtype(dtype) if "dtype" in found.kind.takes else ms.float32
     net = found.kind.build(found.config, compute, device.use_flash_attention(flash, compute), patch_embedder)
     net.set_train(False)
     set_weights = load_int8 if as_int8 or is_quantized(found.tensors) else load_state

@@ -118,6 +118,12 @@ def test_int8_is_an_option_of_load_for_every_network(kind):
         assert np.array_equal(weight.asnumpy(), expected[name].asnumpy()), name
 
 
+def test_an_autoencoder_settles_no_dtype(monkeypatch):
+    """On a CPU a process multiplies in one dtype: after a network in bf16, asking for float32 would be refused."""
+    monkeypatch.setattr(loading.device, "compute_dtype", lambda name: pytest.fail(f"{name} was asked for"))
+    assert load(FIXTURES / "vae.bin", "autoencoder").config.latent_channels == 4
+
+
 def test_adapters_alone_are_no_network(tmp_path):
     files.write_state_dict(tmp_path / "x.safetensors", {"a.lora_down": np.zeros((1, 2), np.float32)}, {})
     for kind in (None, "latte_t2v"):
