@@ -56,7 +56,7 @@ def write_adapters(source: str, target: str, dry_run: bool = False) -> str:
     if not target.endswith(".safetensors"):
         raise UserError(f"--lora_only {target} must end in .safetensors")
     if not lora.is_low_rank(state.tensors):
-        raise UserError(f"{source} is a whole network without low-rank additions; leave --lora_only out")
+        raise UserError(f"{source} is a whole network without LoRA adapters; leave --lora_only out")
     factor = lora.factor_of(state.metadata, source)
     tensors = lora.peft_names(state.tensors, factor, source)
     if not dry_run:

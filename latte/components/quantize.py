@@ -1,4 +1,4 @@
-"""Weights of int8: what the matrices of blocks become, in files, while they are loaded, and in a network at hand.
+"""Weights of int8: what the matrices of blocks become, in files, while they are loaded, and in a loaded network.
 
 A matrix (out, in) becomes whole numbers of -127 .. 127 and a float32 scale for each of its rows, the row's largest
 absolute number by 127; what it stands for is off by half a scale at most. Embeddings, norms, tables, biases and the

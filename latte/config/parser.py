@@ -78,7 +78,7 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
     hints = typing.get_type_hints(cls)
     given = _read_arguments(_make_parser(cls, hints, description), argv, hints)
     path = given.pop("config", None)
-    path = path and str(resources.find(path))  # the configurations are installed with the package
+    path = path and str(resources.find_config(path))  # the configurations are installed with the package
     layers = [*(_read_file(path, hints) if path else ()), (COMMAND_LINE, given)]  # later layers override earlier ones
     data = _merged(layers).get(DATA_CONFIG)
     layers = [*(_read_file(data, hints) if data else ()), *layers]
@@ -147,7 +147,11 @@ def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | N
         allow_abbrev=False,  # otherwise a new option could change the meaning of an old command
     )
     parser.add_argument("--version", action="version", version=version(), help="show the versions and exit")
-    parser.add_argument("-c", "--config", help="YAML file with options; the command line overrides it")
+    parser.add_argument(
+        "-c",
+        "--config",
+        help="YAML file with options, or the name of a shipped one, such as demo; the command line overrides it",
+    )
     for owner in reversed(cls.__mro__):
         own = [field for field in dataclasses.fields(cls) if field.name in inspect.get_annotations(owner)]
         group = parser.add_argument_group((inspect.getdoc(owner) or owner.__name__).splitlines()[0]) if own else parser

@@ -191,7 +191,7 @@ def read_cache(folder: str | Path) -> Cache:
 
 
 def _read_old(folder: Path) -> Cache:
-    """Return a cache of the tutorial's: a folder a video, a file a frame, and no word about how they were made."""
+    """Return a cache of the tutorial: one folder per video, one file per frame, and no record of how they were made."""
     clips = sorted({path.parent for path in folder.glob(f"**/{OLD_NAME}*.npy")})
     if not clips:
         raise UserError(f"cache_folder {folder} holds no cache; make one with tools/embedding_cache.py")

@@ -92,7 +92,7 @@ def _folders_with(root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path,
 
 
 def _table(root: Path, options: DataOptions) -> tuple[list[Record], list[str]]:
-    """A line a video; classes are numbers, or names that are numbered in alphabetical order."""
+    """One line per video; classes are numbers, or names that are numbered in alphabetical order."""
     if not options.csv_path:
         raise UserError(
             "data_layout is csv, but csv_path is not set; name the table in the data YAML or with --csv_path"

@@ -62,7 +62,7 @@ def write_records(path: Path, clips: Sequence[np.ndarray]) -> None:
 
 
 class RecordClip:
-    """A video whose moments are in rows from `first` on; it gives out where frames are, for `read_rows`."""
+    """A video whose moments are in rows from `first` on; it returns where its frames are, for `read_rows`."""
 
     def __init__(self, length: int, first: int, segment: int):
         self.length, self._first, self._segment = length, first, segment

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}  # others in small letters
 SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp64": 8, "int64": 8, "uint64": 8, "int32": 4, "uint32": 4, "int16": 2}
-# What the run time need not do: another look at the same numbers, or an order of side effects.
+# What the run time need not do: another view of the same elements, or an order of side effects.
 VIEWS = ("Reshape", "ExpandDims", "Squeeze", "TupleGetItem", "MakeTuple", "Load", "Depend", "UpdateState")
 LEAVES = ("Parameter", "Input", "Constant")
 NO_WORK = (*VIEWS, *LEAVES, "Partial", "Switch", "call")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from latte.errors import UserError
-
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -27,17 +25,11 @@ def find(name: str | Path) -> Path:
     return root() / path
 
 
-def find_config(name: str | Path, kind: str) -> Path:
-    """Return the config file `name`: a path, or the bare name of a shipped one, such as `demo`.
+def find_config(name: str | Path) -> Path:
+    """Return the config file `name`: a path, or the bare name of a shipped one, such as `demo` or `sky_video`.
 
-    kind: the folder under configs/, `inference` or `training`. Raises UserError, with the shipped names, if there is
-    no such file.
+    Where nothing has that name, it is returned as it is, for the message of whoever opens it.
     """
     found = find(name)
-    if found.is_file():
-        return found
-    folder = root() / "configs" / kind
-    shipped = sorted(path.stem for path in folder.glob("*.yaml"))
-    if str(name) in shipped:
-        return folder / f"{name}.yaml"
-    raise UserError(f"there is no config file {name}; give a path, or one of the shipped: {', '.join(shipped)}")
+    bare = [root() / "configs" / kind / f"{name}.yaml" for kind in ("inference", "training")]
+    return next((path for path in (found, *bare) if path.is_file()), found)

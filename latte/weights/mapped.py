@@ -99,7 +99,7 @@ def view(
     stop: int,
     strides: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Return a read-only array over bytes `start` to `stop` of the map; `strides` count numbers, None means C order.
+    """Return a read-only array over bytes `start` to `stop` of the map; `strides` count elements, None means C order.
 
     Raises ValueError if the array would reach outside those bytes or the file, or has a size or stride that is none.
     """

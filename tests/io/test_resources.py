@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from support.golden_values import ROOT
 
-from latte.errors import UserError
 from latte.io import resources
 
 MODEL = "models/demo/latte.safetensors"
@@ -32,14 +31,14 @@ def installed(tmp_path, monkeypatch):
 
 def test_a_checkout_ships_its_own_files():
     assert resources.find(MODEL) == ROOT / MODEL
-    assert resources.find_config("demo", "inference") == ROOT / "configs/inference/demo.yaml"
+    assert resources.find_config("demo") == ROOT / "configs/inference/demo.yaml"
 
 
 def test_an_installed_package_ships_its_copy(installed):
     assert resources.find(MODEL) == installed / "_shipped" / MODEL
     assert resources.find("models/demo") == installed / "_shipped/models/demo"
-    assert resources.find_config("demo", "inference") == installed / "_shipped/configs/inference/demo.yaml"
-    assert resources.find_config("configs/inference/demo.yaml", "inference").is_file()
+    assert resources.find_config("demo") == installed / "_shipped/configs/inference/demo.yaml"
+    assert resources.find_config("configs/inference/demo.yaml").is_file()
 
 
 def test_what_the_user_has_wins(elsewhere):
@@ -47,7 +46,7 @@ def test_what_the_user_has_wins(elsewhere):
     (elsewhere / MODEL).touch()
     (elsewhere / "demo").touch()
     assert resources.find(MODEL) == Path(MODEL)
-    assert resources.find_config("demo", "inference") == Path("demo")
+    assert resources.find_config("demo") == Path("demo")
 
 
 def test_what_nobody_has_keeps_its_name():
@@ -55,6 +54,10 @@ def test_what_nobody_has_keeps_its_name():
     assert resources.find("../latte") == Path("../latte")
 
 
-def test_a_config_that_nobody_has_is_an_error_with_the_names_that_there_are():
-    with pytest.raises(UserError, match=r"no config file night; .*one of the shipped: demo, ffs, .*, ucf"):
-        resources.find_config("night", "inference")
+def test_a_config_that_nobody_has_keeps_its_name():
+    assert resources.find_config("night") == Path("night")
+
+
+def test_every_shipped_name_is_one_config():
+    names = [path.stem for kind in ("inference", "training") for path in (ROOT / "configs" / kind).glob("*.yaml")]
+    assert len(names) == len(set(names)) > 10

@@ -170,7 +170,7 @@ def test_merging_keeps_the_dtype_and_the_fingerprint_does_not_depend_on_it():
         ({"base": "other"}, "was trained on another network than"),
         ({"source": FOLDER / "vae"}, "holds an autoencoder, not the transformer of the text-to-video Latte-1"),
         ({"lora_only": "x.pt"}, "must end in .safetensors"),
-        ({"lora_only": "x.safetensors", "source": FOLDER / "transformer"}, "without low-rank additions"),
+        ({"lora_only": "x.safetensors", "source": FOLDER / "transformer"}, "without LoRA adapters"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
