@@ -25,14 +25,14 @@ class Codec:
     """An autoencoder and the factor that gives its latents variance one; None is the autoencoder's own."""
 
     def __init__(self, vae: AutoencoderKL, scale_factor: float | None = None, frames_per_slice: int = 0, tile: int = 0):
-        self.vae, self.tile = vae, tile  # pixels a side of what is decoded at once; 0 = all
+        self.vae, self.tile = vae, tile  # pixels per side of what is decoded at once; 0 = all
         self.scale_factor = scale_factor or vae.config.scaling_factor
         self.frames_per_slice = frames_per_slice or device.current().frames_per_slice
         self._encode = _on_arrays(vae.encode)
         self._decode = _on_arrays(vae.decode)
 
     def cache_settings(self, image_size: int) -> dict[str, Any]:
-        """Return what this codec means for a cache of moments of square frames, by the names of the options."""
+        """Return this codec's settings for a cache of moments of square frames, by the names of the options."""
         side = image_size // self.vae.config.downsampling
         weights = {name: weight.asnumpy() for name, weight in self.vae.parameters_and_names()}
         return {
@@ -99,7 +99,7 @@ class Codec:
         return total / weights
 
     def _slices(self, function: Callable, images: np.ndarray, size: int, fill: bool = True) -> Iterator[np.ndarray]:
-        """Apply `function` to slices; to `fill` up the last one is to compile for one size only."""
+        """Apply `function` to slices; with `fill`, the last one is padded, so that one size is compiled."""
         size = min(size, len(images))
         for start in range(0, len(images), size):
             part = images[start : start + size]

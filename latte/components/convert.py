@@ -57,7 +57,7 @@ class Component:
         return sum(file.stat().st_size for file in self.files)
 
     def describe(self) -> str:
-        """Return a line that says what the component is."""
+        """Return a line about the component: its tensors or files, and their size."""
         if self.tensors:
             return f"{self.name}: {summary(self.written(empty=True))}"
         return f"{self.name}: {len(self.files)} files, {self.size_of_files() / 1e6:,.1f} MB"
@@ -97,7 +97,7 @@ def convert_folder(
 
 
 def _read_index(source: Path) -> Path:
-    """Return the file that says that a folder is one of diffusers."""
+    """Return the index of a diffusers folder; raises UserError if it is missing or damaged."""
     index = source / INDEX
     if not index.is_file():
         raise UserError(f"{source} is no folder with a {INDEX}; name the one that holds transformer, vae, text_encoder")
@@ -170,7 +170,7 @@ def check_target(source: str, target: str) -> None:
 
 
 def convert(found: Weights, target: str, dry_run: bool = False) -> str:
-    """Write weights with the configuration of their network, and return a line that says what they are.
+    """Write weights with the configuration of their network, and return a line about them.
 
     Raises UserError if the file cannot be written.
     """
@@ -183,7 +183,7 @@ def convert(found: Weights, target: str, dry_run: bool = False) -> str:
 
 
 def summary(tensors: Mapping[str, np.ndarray]) -> str:
-    """Return in words how many tensors and elements there are, of which types, and their size."""
+    """Describe tensors in a few words: how many, their elements, dtypes and size."""
     size = sum(array.nbytes for array in tensors.values())
     elements = sum(math.prod(array.shape) for array in tensors.values())
     dtypes = ", ".join(sorted({array.dtype.name for array in tensors.values()}))

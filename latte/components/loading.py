@@ -39,7 +39,7 @@ Net = TypeVar("Net", Latte, LatteT2V)
 
 @dataclass(frozen=True)
 class Kind:
-    """What is to be known of one sort of network to read, check, load and convert it."""
+    """What reading, checking, loading and converting one kind of network needs to know."""
 
     name: str
     description: str
@@ -142,16 +142,16 @@ Source = str | Path | StateFile  # a file, a folder, or what was read from one b
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
-    """Return what sort of network weights of these names are of, None for what is not known here."""
+    """Return the kind of network that has weights of these names, or None if it is not known here."""
     names = list(names)
     return next((kind for kind in KINDS.values() if any(fnmatchcase(name, kind.sign) for name in names)), None)
 
 
 def read(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Weights:
-    """Read the weights of a network: names, shapes and configuration, and the numbers only when they are used.
+    """Read the weights of a network: names, shapes and configuration; values are read only when they are used.
 
-    What network it is, is read off the names; `kind` (of `KINDS`) says which it must be, where "autoencoder" admits
-    both decoders. `weights` is "ema" or "model"; None takes "ema" where there is one. `asked` are fields of the
+    The names tell which network it is; `kind` (of `KINDS`) is the one that it must be, where "autoencoder" admits both
+    decoders. `weights` is "ema" or "model"; None takes "ema" where there is one. `asked` are fields of the
     configuration: another input_size or num_frames than a Latte's adapts its position embeddings, a size that the file
     does not tell is taken; anything else must agree with the file, and None asks for nothing.
     Raises UserError if there is no such file, it is not the whole of such a network, or of another than is asked for.

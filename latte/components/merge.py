@@ -32,8 +32,8 @@ LINKED = 2**20  # bytes from which a file is linked rather than copied: nobody e
 def merge(source: str, base: str | Path, target: str, dry_run: bool = False) -> str:
     """Write a folder like `base` with the transformer of a checkpoint of a run, and return a line about it.
 
-    Low-rank adapters are merged into the weights of the base. Raises UserError if the two do not fit, or the target is
-    there or cannot be written.
+    LoRA adapters are merged into the weights of the base. Raises UserError if the two do not fit, or the target exists
+    or cannot be written.
     """
     state, base, folder = read_state_dict(source), Path(base), check_new_folder(target)
     if not (base / INDEX).is_file():
@@ -70,7 +70,7 @@ def _merged(state: StateFile, original: Weights, base: str) -> dict[str, np.ndar
     """Return the transformer of the source, in the dtypes of the base; raises UserError if the two do not fit."""
     source = state.path
     if is_quantized(original.tensors):
-        raise UserError(f"{base} is quantized; name the network before that, and quantize what comes out")
+        raise UserError(f"{base} is quantized; name the network it was made from, and quantize the result")
     if lora.BASE in state.metadata and state.metadata[lora.BASE] != base_fingerprint(original.tensors):
         raise UserError(f"{source} was trained on another network than {base}; name the one it started from")
     if lora.is_low_rank(state.tensors):
@@ -105,7 +105,7 @@ def _write_folder(folder: Path, base: Path, tensors: Mapping[str, np.ndarray], t
 
 
 def _linked(path: Path, copy: Path) -> bool:
-    """Give a file a second name, if the two are on one disk that can."""
+    """Hard-link a file and return True, or return False where the file system cannot."""
     try:
         os.link(path.resolve(), copy)  # the folders of model hubs hold links to files elsewhere
     except OSError:

@@ -1,7 +1,7 @@
 """Weights of int8: what the matrices of blocks become, in files, while they are loaded, and in a loaded network.
 
-A matrix (out, in) becomes whole numbers of -127 .. 127 and a float32 scale for each of its rows, the row's largest
-absolute number by 127; what it stands for is off by half a scale at most. Embeddings, norms, tables, biases and the
+A matrix (out, in) becomes integers from -127 to 127 and one float32 scale per row, the row's largest absolute value
+divided by 127; an element is off by half a scale at most. Embeddings, norms, tables, biases and the
 final layer stay as they are. In files the scales are called `NAME.scale`, beside the int8 `NAME.weight`.
 """
 
@@ -38,14 +38,14 @@ def check_kind(kind: str | None) -> str | None:
 
 
 def quantized(values: np.ndarray, name: str = "the matrix") -> tuple[np.ndarray, np.ndarray]:
-    """Return the int8 numbers (out, in) and the scales (out,) float32 of a matrix; halves are rounded to even.
+    """Return the int8 values (out, in) and the scales (out,) float32 of a matrix; halves are rounded to even.
 
-    Raises UserError, with the matrix's name, if it has numbers that are not finite.
+    Raises UserError, with the matrix's name, if it has values that are not finite.
     """
     values = np.asarray(values, np.float32)
     largest = np.maximum(values.max(1), -values.min(1))  # (out,), without a copy of the matrix
     if not np.isfinite(largest).all():
-        raise UserError(f"{name} has numbers that are not finite and cannot be quantized; take other weights")
+        raise UserError(f"{name} has values that are not finite and cannot be quantized; take other weights")
     scale = largest / np.float32(LARGEST)
     scale[scale < np.finfo(np.float32).tiny] = 1  # rows of zeros, or as good as that
     steps = values / scale[:, None]
@@ -69,7 +69,7 @@ def quantize(net: Net) -> Net:
     """Quantize the matrices of a loaded network in place, before its first call, and return it.
 
     One after another: each float matrix is given back when its int8 one is there.
-    Raises UserError if one has numbers that are not finite.
+    Raises UserError if one has values that are not finite.
     """
     for name, layer in matrices(net).items():
         if not layer.quantized:
@@ -78,7 +78,7 @@ def quantize(net: Net) -> Net:
 
 
 def empty_int8(net: Net) -> Net:
-    """Let a network hold int8 matrices, in memory that is not touched before they are loaded, and return it."""
+    """Give a network int8 matrices, in memory that is not touched before they are loaded, and return it."""
     for layer in matrices(net).values():
         set_int8(layer, np.empty(layer.weight.shape, np.int8), np.empty(layer.weight.shape[:1], np.float32))
     return net
@@ -115,7 +115,7 @@ def quantized_state(
 
 
 def check_int8(net: Net, tensors: Mapping[str, np.ndarray], source: str | Path) -> Net:
-    """Let an empty network hold int8 matrices and compare it with quantized weights; return it.
+    """Give an empty network int8 matrices and compare it with quantized weights; return it.
 
     Raises UserError if names, shapes, or the types of matrices differ.
     """

@@ -28,8 +28,8 @@ VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is a whole tokenizer
 def load_t5(source: Source, dtype: str = "fp32", quantize: str | None = None) -> T5Encoder:
     """Return the T5 encoder in a folder (config.json beside its weights, in shards or not), a file, or weights read.
 
-    Its weights are kept in `dtype`, which halves their memory with fp16 and bf16 (on CPU, bf16 keeps float32). Too
-    little memory is warned of. Options and errors are those of `loading.load`.
+    Its weights are kept in `dtype`, which halves their memory with fp16 and bf16 (on CPU, bf16 keeps float32). A
+    warning says if memory is too small. Options and errors are those of `loading.load`.
     """
     as_int8, found = check_kind(quantize) is not None, read(source, "t5")
     as_int8 = as_int8 or is_quantized(found.tensors)
@@ -87,7 +87,7 @@ def load_text_encoder(
 
 
 class TextEncoder:
-    """Prompts to embeddings; `release` gives the memory of the weights back."""
+    """Turns prompts into embeddings; `release` frees the memory of the weights."""
 
     def __init__(self, tokenizer: Any, network: T5Encoder):
         self.tokenizer = tokenizer
@@ -116,7 +116,7 @@ class TextEncoder:
         return np.concatenate(parts)[rows], mask[rows]
 
     def tokenize(self, texts: list[str], max_length: int = MAX_LENGTH) -> tuple[np.ndarray, np.ndarray]:
-        """Return token numbers and masks of texts as they are, both (B, max_length) int32.
+        """Return token ids and masks of texts as they are, both (B, max_length) int32.
 
         Raises UserError if there are tokens that the network does not know.
         """
@@ -156,7 +156,7 @@ class TextEncoder:
 
 
 class Prompts:
-    """The tokenizer and the text encoder of a folder; what they made of the last prompts is kept."""
+    """The tokenizer and the text encoder of a folder; the embeddings of the last prompts are kept."""
 
     def __init__(self, folder: str | Path, dtype: str = "fp32", quantize: str | None = None):
         load_tokenizer(Path(folder) / "tokenizer")  # so that a folder without one is refused at once

@@ -1,7 +1,7 @@
 """A cache of latents: a file with the moments of every frame of a video, and a manifest of what they were made with.
 
 `manifest.json` says how the cache was made and lists the videos. While it is being made, each rank adds a line for each
-video to a journal of its own, so that whatever happens, what is there can be read, and the rest be made later.
+video to a journal of its own, so after an interruption the finished part can be read and the rest be made later.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMAT = "latte-cache-1"
 DTYPES = {"fp16": np.float16, "fp32": np.float32}
 MANIFEST, JOURNALS = "manifest.json", "journal-*.jsonl"
 TEXT = "text_embeddings.npz"
-OLD, OLD_NAME = "frames", "video_latent-"  # of the tutorial's caches, one file a frame
+OLD, OLD_NAME = "frames", "video_latent-"  # of the tutorial's caches, one file per frame
 OLD_LOGVAR = -30.0  # of a posterior whose samples are its mean
 
 
@@ -86,7 +86,7 @@ class Cache:
         """Raise UserError if the cache was made with other settings than these; None means any."""
         for name, value in wanted.items():
             has = self.settings[name]
-            if has is None:  # an old cache does not say it
+            if has is None:  # an old cache does not tell
                 self.settings[name] = value
             if value is None or has is None or has == value:
                 continue
@@ -130,7 +130,7 @@ class Cache:
 
     @property
     def has_records(self) -> bool:
-        """Whether clips give out rows, for `read_rows`, in place of moments."""
+        """Whether clips return rows, for `read_rows`, in place of moments."""
         return self.settings["cache_file_type"] == "mindrecord"
 
     @property

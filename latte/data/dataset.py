@@ -117,12 +117,12 @@ class VideoDataset:
         labels = [self._records[number].label for number in (record, *[number for number, _ in images])]
         if images:
             x = np.concatenate([x, *[image for _, image in images]])
-        # More than fit are rare, and are met again in other samples.
+        # More than fit are rare, and other samples meet them again.
         noted = [*dict.fromkeys(skipped), *[-1] * MAX_SKIPPED][:MAX_SKIPPED]
         return Sample(x, np.array(labels, np.int32), record, np.array(noted, np.int32))
 
     def reason(self, number: int) -> str:
-        """Return what is wrong with a record that was skipped; for that, all of it may have to be read."""
+        """Return why a record was skipped; this may read the whole of it."""
         try:
             clip = self.store.open(self._records[number])
             for start in range(0, clip.length, self.num_frames):
@@ -137,7 +137,7 @@ class VideoDataset:
         return stream(self.seed, epoch, _ORDER).permutation(len(self))
 
     def _starts(self, number: int, length: int) -> int:
-        """Return how many places there are for a window."""
+        """Return in how many places a window can start; raises UserError if it fits nowhere."""
         stride = self.options.sample_stride
         if length < self.num_frames * stride:
             raise UserError(

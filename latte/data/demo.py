@@ -32,13 +32,13 @@ _COLOURS = {
 def make_clip(label: int, seed: int, num_frames: int = 40, size: int = 64) -> np.ndarray:
     """Return a clip of a class, uint8 (F, size, size, 3); equal arguments give equal pixels.
 
-    `label` is an index of CLASSES. Clouds move by one to two of 64 pixels a frame.
+    `label` is an index of CLASSES. Clouds move by one to two pixels of 64 per frame.
     """
     rng = np.random.default_rng([seed, label, 7])
     wide = size * OVERSAMPLED
     top, horizon, lit, shade, light = (np.array(c, np.float32) for c in _COLOURS[CLASSES[label]])
     direction = 1 if rng.random() < 0.5 else -1
-    speed = direction * rng.uniform(0.9, 1.9) / 64  # of the width, a frame
+    speed = direction * rng.uniform(0.9, 1.9) / 64  # of the width per frame
     cover = rng.uniform(0.42, 0.60)  # the part of the sky that clouds take
     y, x = np.mgrid[0:wide, 0:wide].astype(np.float32) / wide
     tint = rng.uniform(-0.04, 0.04, 3).astype(np.float32)
@@ -51,19 +51,19 @@ def make_clip(label: int, seed: int, num_frames: int = 40, size: int = 64) -> np
     frames = []
     for frame in range(num_frames):
         orb_x, orb_y = start - 0.15 * speed * frame, rise + 0.0012 * frame * (1 if label == 1 else 0.3)
-        picture = _with_light(sky, x, y, orb_x, orb_y, light, label)
+        image = _with_light(sky, x, y, orb_x, orb_y, light, label)
         phase = min(frame / 90, 1)
         body = layers[0] * (1 - phase) + evolving * phase
         moved = [_window(body, speed * frame, wide), _window(layers[1], 1.3 * speed * frame, wide)]
         density = 0.78 * moved[0] + 0.22 * moved[1] + 0.10 * (0.5 - np.abs(y - 0.45))
-        frames.append(_with_clouds(picture, density, cover, x - orb_x, y - orb_y, lit, shade, wide))
+        frames.append(_with_clouds(image, density, cover, x - orb_x, y - orb_y, lit, shade, wide))
     pixels = np.clip(np.stack(frames), 0, 1)  # (F, wide, wide, 3)
     pixels = pixels.reshape(num_frames, size, OVERSAMPLED, size, OVERSAMPLED, 3).mean((2, 4))
     return (pixels * 255 + 0.5).astype(np.uint8)
 
 
 def clip_name(label: int, seed: int) -> str:
-    """Return how the files of a clip are called."""
+    """Return the name that the files of a clip begin with."""
     return f"{CLASSES[label]}-{seed:04d}"
 
 
@@ -86,7 +86,7 @@ def write_frames(pixels: np.ndarray, folder: Path) -> None:
 
 
 def draw_if_missing(options: DataOptions) -> None:
-    """Draw `demo_clips` clips of each class into data_folder, if it is asked for and there is no such folder.
+    """Draw `demo_clips` clips of each class into data_folder, if that is asked for and the folder does not exist.
 
     The folder gets its name when it is whole. Raises UserError if it cannot be written.
     """
@@ -114,7 +114,7 @@ def caption(label: int, seed: int) -> str:
 def _noise(rng: np.random.Generator, size: int, base: float) -> np.ndarray:
     """Return periodic fractal noise (size, size) with values spread evenly over 0 to 1.
 
-    Its spectrum falls as a power of the frequency below a rounded peak of `base` waves an image.
+    Its spectrum falls as a power of the frequency below a rounded peak of `base` waves per image.
     """
     fy, fx = np.meshgrid(np.fft.fftfreq(size) * size, np.fft.rfftfreq(size) * size, indexing="ij")
     waves = np.sqrt(fy**2 + (1.6 * fx) ** 2) / 2  # clouds are wider than high
@@ -157,7 +157,7 @@ def _with_light(
 
 
 def _with_clouds(
-    picture: np.ndarray,
+    image: np.ndarray,
     density: np.ndarray,
     cover: float,
     x: np.ndarray,
@@ -166,7 +166,7 @@ def _with_clouds(
     shade: np.ndarray,
     wide: int,
 ) -> np.ndarray:
-    """Return the picture behind clouds; x and y are the distances to the light."""
+    """Return the image behind clouds; x and y are the distances to the light."""
     threshold = 0.5 + 0.42 * (0.5 - cover)
     opacity = 1 / (1 + np.exp(-(density - threshold) * 13))
     below = np.roll(density, wide // 24, axis=0)
@@ -175,4 +175,4 @@ def _with_clouds(
     bright = np.clip(0.8 * relief + 0.45 * near, 0, 1)[..., None]
     colour = shade * (1 - bright) + lit * bright
     share = (0.94 * opacity)[..., None]
-    return picture * (1 - share) + colour * share
+    return image * (1 - share) + colour * share

@@ -124,7 +124,7 @@ def _table_classes(path: Path, kinds: list[tuple[int, str]], options: DataOption
     for (line, kind), decimal in zip(kinds, numbered, strict=True):
         if not kind:
             raise UserError(f"{path}, line {line} has no {options.class_column}")
-        # Taken for names, 1.0, 10.0 and 2.0 would be sorted as text, and all classes be others without a word.
+        # Taken for names, 1.0, 10.0 and 2.0 would be sorted as text, and the labels would silently change.
         if not decimal and (any(numbered) or re.fullmatch(r"[-+.\d]+", kind)):
             raise UserError(
                 f"{path}, line {line}: the {options.class_column} {kind!r} is no whole number from 0 on; let all "

@@ -32,7 +32,7 @@ class TrainingSource:
     """What a training step takes, by position; `columns` are its names.
 
     x: pixels (F, 3, H, W) or moments (F, 2 L, h, w); posterior_noise and noise (F, L, h, w); t (); skipped (8,); and
-    for a condition label (1 + n,), text (77, 768), or, for `captions`, one a record, text (S, C) and mask (S,). With
+    for a condition label (1 + n,), text (77, 768), or, for `captions`, one per record, text (S, C) and mask (S,). With
     probability `dropout` the condition is the null one.
     """
 

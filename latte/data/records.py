@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SEGMENT_BYTES = 2**20  # a window reads at most two segments more than it needs
-HEADER_BYTES, PAGE_BYTES = (
-    2**16,
-    2**22,
-)  # of a file; MindSpore's own are 16 and 32 MB, of which a short video fills little
+# Of a file; MindSpore's defaults are 16 and 32 MB, of which a short video fills little.
+HEADER_BYTES, PAGE_BYTES = 2**16, 2**22
 SCHEMA = {"moments": {"type": "bytes"}}  # MindRecord knows no float16
 
 

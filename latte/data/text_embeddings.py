@@ -33,7 +33,7 @@ class Captions:
     def pack(cls, captions: list[str], rows: list[np.ndarray], mask: np.ndarray, dtype: type) -> Captions:
         """Keep the embedded tokens, each (tokens, C), and masks (N + 1, S), of captions and then of the empty prompt.
 
-        Raises UserError if `dtype` cannot hold a number.
+        Raises UserError if a value overflows `dtype`.
         """
         with np.errstate(over="ignore"):
             rows = [values.astype(dtype) for values in rows]
@@ -59,7 +59,7 @@ class Captions:
         return out, mask
 
     def of(self, captions: Sequence[str], source: str) -> Captions:
-        """Return those of a list of captions, in its order; raises UserError if one is missing."""
+        """Return the embeddings of a list of captions, in its order; raises UserError if one is missing."""
         places = {caption: place for place, caption in enumerate(self.captions)}
         missing = [caption for caption in captions if caption not in places]
         if missing:
@@ -75,7 +75,7 @@ class Captions:
 
 
 def read_captions(path: str | Path) -> tuple[Captions, str]:
-    """Return the embeddings of a file, and the fingerprint of their encoder; raises UserError if they are none."""
+    """Return the embeddings of a file, and the fingerprint of their encoder; raises UserError if it holds none."""
     try:
         with np.load(Path(path), allow_pickle=False) as file:
             if "mask" not in file.files:

@@ -58,14 +58,14 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         for folder in (temporary, *(inner for inner in temporary.rglob("*") if inner.is_dir())):
             sync_folder(folder)
-        temporary.chmod(0o777 & ~_umask())  # those of mkdtemp are private
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)  # it is not there any more if all went well
+            shutil.rmtree(temporary, ignore_errors=True)  # already renamed if all went well
         with suppress(OSError):  # a folder that is not empty stays
             for folder in made:
                 folder.rmdir()
@@ -75,8 +75,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def atomic_entries(folder: str | Path) -> Iterator[Path]:
     """Yield a temporary folder inside `folder`; all that is in it when the block ends moves up into `folder`.
 
-    Entries move in the order of their age, so that what refers to others is to be written after them. If the block or a
-    move fails, none is left. Raises UserError if there is an entry of that name already, or it cannot be written.
+    Entries move in order of age, the oldest first, so an entry that refers to others must be written after them. If the
+    block or a move fails, none of them is left. Raises UserError if an entry exists already or cannot be written.
     """
     folder, temporary, moved = Path(folder), None, []
     try:
@@ -86,7 +86,7 @@ def atomic_entries(folder: str | Path) -> Iterator[Path]:
         entries = sorted(temporary.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)
         for entry in entries:
             for file in [entry] if entry.is_file() else sorted(entry.iterdir()):
-                file.chmod(0o600)  # MindSpore leaves its files without the right to write
+                file.chmod(0o600)  # MindSpore makes its files read-only
                 sync(file)
             if entry.is_dir():
                 entry.chmod(0o777 & ~_umask())
@@ -130,7 +130,7 @@ def sync(path: Path) -> None:
     """Wait until a new file is on the disk, so that after a rename a power cut leaves the old one or the new one."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    path.chmod(0o666 & ~_umask())  # those of mkstemp and MindRecord are private
+    path.chmod(0o666 & ~_umask())  # mkstemp and MindRecord make it private
 
 
 def _umask() -> int:

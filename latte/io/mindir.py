@@ -1,7 +1,7 @@
-"""Read a MindIR graph: its operations, what they compute in, which block they belong to, and how often there are which.
+"""Read a MindIR graph: its operations, their dtypes, the block each belongs to, and how often each occurs.
 
 A function that is called is read as if its operations stood in the place of the call. A function that is only referred
-to, a branch or the backward pass of a call, is read once a reference, so both branches of an `if` count.
+to, a branch or the backward pass of a call, is read once per reference, so both branches of an `if` count.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Node:
 
     op: str
     outputs: list[Output]
-    inputs: list[Node] = dataclasses.field(default_factory=list, repr=False)  # they have inputs, which have inputs
+    inputs: list[Node] = dataclasses.field(default_factory=list, repr=False)  # their repr would be the whole graph
     name: str = ""  # of a parameter or an input of the graph
     scope: str = ""
     recompute: bool = False  # marked to be computed again in the backward pass
@@ -199,10 +199,10 @@ def _output(tensor: TensorProto) -> Output:
 
 
 def _assign_blocks(nodes: list[Node]) -> None:
-    """Say which block each node belongs to, by the weights it depends on: scopes are those of the first block only.
+    """Set the block of each node from the weights it depends on, because scopes name only the first block.
 
     Forward, a node is in the last block whose weights it depends on; behind the sum that ends a block the next one
-    begins. Backward, it is in the first block whose numbers it takes.
+    begins. Backward, it is in the first block whose outputs it takes.
     """
     loads = [(i, _block_of(node.inputs[0])) for i, node in enumerate(nodes) if node.op == "Load"]
     order = list(dict.fromkeys(name for _, name in loads if name))  # as they are used
@@ -241,7 +241,7 @@ def _block_of(node: Node) -> str:
 
 
 def count(nodes: Iterable[Node], key: Callable[[Node], str] = lambda node: node.block) -> dict[str, Counter]:
-    """Return how many nodes of each column there are, and their bytes as "bytes", by what `key` says of a node."""
+    """Return the number of nodes per column, and their bytes as "bytes", for each value of `key(node)`."""
     found: dict[str, Counter] = {}
     for node in nodes:
         if node.column:
@@ -252,7 +252,7 @@ def count(nodes: Iterable[Node], key: Callable[[Node], str] = lambda node: node.
 
 
 def table(rows: dict[str, Counter], first: str = "", sums: bool = True) -> str:
-    """Return a table in Markdown with a line a row, and one for their sum; MB are 10^6 bytes, read or written."""
+    """Return a table in Markdown with one line per row and one for the total; MB are 10^6 bytes, read or written."""
     if sums:
         rows = rows | {"total": sum(rows.values(), Counter())}
     lines = [[first, *COLUMNS, "MB"], ["---", *["---:"] * (len(COLUMNS) + 1)]]

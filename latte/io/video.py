@@ -24,11 +24,11 @@ FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 def to_uint8(x: np.ndarray) -> np.ndarray:
     """Turn pixels in [-1, 1] into bytes, rounded and clamped as the official sampler does.
 
-    x: float (..., C, H, W). Returns uint8 (..., H, W, C). Raises UserError if a number is not finite.
+    x: float (..., C, H, W). Returns uint8 (..., H, W, C). Raises UserError if a value is not finite.
     """
     x = np.asarray(x, dtype=np.float32)
     if not np.isfinite(x).all():
-        raise UserError("the decoded video holds numbers that are not finite; try --dtype fp32")
+        raise UserError("the decoded video holds values that are not finite; try --dtype fp32")
     # The same order of operations as in the official code, and then a truncation: a half rounds up.
     scaled = np.clip((x * 0.5 + 0.5) * 255 + 0.5, 0, 255).astype(np.uint8)
     return np.ascontiguousarray(np.moveaxis(scaled, -3, -1))
@@ -59,7 +59,7 @@ def save_mp4(frames: np.ndarray, path: str | Path, fps: int = 8) -> None:
 
 
 def save_gif(frames: np.ndarray, path: str | Path, fps: int = 8, loop: int = 0) -> None:
-    """Write an animated gif of 256 colours a frame, played `loop` times; 0 = for ever.
+    """Write an animated gif of 256 colours per frame, played `loop` times; 0 = for ever.
 
     frames: uint8 (F, H, W, 3); a frame equal to the one before it is stored as a longer pause.
     Raises UserError if the file cannot be written.
@@ -136,7 +136,7 @@ def _as_bytes(frames: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
 
 
 def read_any(path: str | Path) -> np.ndarray:
-    """Read a picture, a video file, or a folder of frames.
+    """Read an image, a video file, or a folder of frames.
 
     Returns uint8 (F, H, W, 3). Raises UserError if it is missing, broken or empty.
     """
@@ -149,7 +149,7 @@ def read_any(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))[None]
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise UserError(f"cannot read the picture {path}; it is missing, broken, or not a picture") from error
+        raise UserError(f"cannot read the image {path}; it is missing, broken, or not an image") from error
 
 
 def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def names_of(array: np.ndarray, key: str) -> Names:
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:
-    """Return the numbers as bytes, little-endian and in C order; copies only what is not so already."""
+    """Return the elements as bytes, little-endian and in C order; copies only an array that is not so already."""
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -1,4 +1,4 @@
-"""Read and write weights in any of the forms in which users hold them."""
+"""Read and write weights in every file format that users have them in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
 
 @dataclass(frozen=True)
 class StateFile:
-    """The weights in a file, by the names that it has for them, and what it says about them."""
+    """The weights in a file under the file's own names, with its metadata."""
 
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
@@ -36,10 +36,10 @@ class StateFile:
 def read_state_dict(path: str | Path, which: str | None = None) -> StateFile:
     """Return the weights in a PyTorch, MindSpore or safetensors file, or in a folder as diffusers writes it.
 
-    What the file is, is read off its contents. `which` is "ema" or "model"; None takes "ema" where there is one. The
+    The contents tell the format, not the suffix. `which` is "ema" or "model"; None takes "ema" where there is one. The
     arrays are read-only views into the file. A config.json in the folder, or NAME.json beside NAME.bin, becomes
     metadata["config"].
-    Raises UserError if there is no such file, it is damaged, or it does not have what is asked for.
+    Raises UserError if the file does not exist, is damaged, or has no weights called `which`.
     """
     path = Path(path)
     files = _files_in(path) if path.is_dir() else [path]
@@ -59,7 +59,7 @@ def write_state_dict(
     metadata: Mapping[str, str],
     progress: Callable[[int], Any] = lambda count: None,
 ) -> None:
-    """Write weights in the form that the suffix names, with every dtype and the order of keys kept.
+    """Write weights in the format that the suffix names, with every dtype and the order of keys kept.
 
     .ckpt is MindSpore's. .pt and .pth hold {"ema": weights, "metadata": metadata} for PyTorch. .bin holds the bare
     weights for PyTorch, and NAME.json beside it metadata["config"]. `progress` gets the number of bytes of each tensor
@@ -81,10 +81,10 @@ def write_state_dict(
 
 
 def check_suffix(path: str | Path) -> Path:
-    """Return the path; raises UserError if its suffix is none that can be written."""
+    """Return the path; raises UserError if its suffix is not one of SUFFIXES."""
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}, which says the form of the file to write")
+        raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}, which selects the file format")
     return path
 
 

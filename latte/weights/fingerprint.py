@@ -21,9 +21,9 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def base_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
-    """Return what tells one base from another: a SHA-256 of its biases, the same for float16 and float32 files.
+    """Return the SHA-256 of the biases of a base, which identifies it; float16 and float32 files give the same.
 
-    Every training changes the biases, and they are a thousandth of the numbers.
+    Every training changes the biases, and they are a thousandth of the parameters.
     """
     digest = hashlib.sha256()
     for name in sorted(name for name, values in tensors.items() if values.ndim == 1):

@@ -1,7 +1,7 @@
 """LoRA adapters of weights (Hu et al., 2021): merging them, diffusers' names for them, and which base they are for.
 
-In our files those of `<layer>.weight` are `<layer>.lora_down` (r, in) and `<layer>.lora_up` (out, r); the metadata
-says lora_rank and lora_alpha.
+In our files the adapter of `<layer>.weight` is `<layer>.lora_down` (r, in) and `<layer>.lora_up` (out, r); the metadata
+holds lora_rank and lora_alpha.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_low_rank(tensors: Mapping[str, np.ndarray]) -> bool:
 
 
 def factor_of(metadata: Mapping[str, str], source: str) -> float:
-    """Return alpha / rank, what the adapters are multiplied by; raises UserError if the metadata does not say it."""
+    """Return alpha / rank, what the adapters are multiplied by; raises UserError if the metadata lacks either."""
     try:
         factor = float(metadata[ALPHA]) / int(metadata[RANK])
     except (KeyError, ValueError, ZeroDivisionError):

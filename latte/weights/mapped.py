@@ -72,7 +72,7 @@ def sniff(data: mmap.mmap) -> str | None:
 
 
 def not_a_checkpoint(path: str | Path, data: mmap.mmap) -> UserError:
-    """Return the error that says what a file is that holds no weights."""
+    """Return the error for a file that holds no weights; it names what the file is instead."""
     for offset, mark, what in FOREIGN:
         if data[offset : offset + len(mark)] == mark:
             return UserError(f"{path} is {what}, not a checkpoint" if ";" not in what else f"{path} is {what}")
@@ -101,12 +101,12 @@ def view(
 ) -> np.ndarray:
     """Return a read-only array over bytes `start` to `stop` of the map; `strides` count elements, None means C order.
 
-    Raises ValueError if the array would reach outside those bytes or the file, or has a size or stride that is none.
+    Raises ValueError if the array would reach outside those bytes or the file, or has an invalid size or stride.
     """
     if strides is None:
         strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     if not all(type(size) is int and size >= 0 for size in (*shape, *strides, start)):
-        raise ValueError("a tensor with sizes that are none")
+        raise ValueError("a tensor with invalid sizes")
     if len(shape) != len(strides) or len(shape) > 32:
         raise ValueError("a tensor with a wrong number of dimensions")
     if math.prod(shape) == 0:

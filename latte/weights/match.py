@@ -1,4 +1,4 @@
-"""From named arrays to networks: loading them strictly, and what their shapes and the file beside them say of sizes."""
+"""From named arrays to networks: strict loading, and sizes read from shapes and from the file beside the weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> 
 
 
 def set_values(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, np.ndarray]) -> None:
-    """Set parameters, each in its own dtype, from the tensors of their names."""
+    """Set parameters, each in its own dtype, from the tensors of the same names."""
     for name, parameter in parameters.items():
         dtype = numpy_dtype(str(parameter.dtype).lower())
         # A copy, as the file's pages are read-only and may not be aligned.

@@ -1,4 +1,4 @@
-"""MindSpore's .ckpt files: protobuf, one message a tensor.
+"""MindSpore's .ckpt files: protobuf, one message per tensor.
 
     Checkpoint { repeated Value value = 1 }      Value { string tag = 1; Tensor tensor = 2 }
     Tensor { repeated int64 dims = 1; string tensor_type = 2; bytes tensor_content = 3 }
@@ -34,7 +34,7 @@ _CRC = b"crc_num"  # with ten bytes after it, the end of a file saved with crc_c
 def read_mindspore(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the tensors, read-only views into the file in its order, and the texts beside them.
 
-    Raises UserError if the file is damaged, encrypted, or has a tensor of another dtype than those of `dtypes`.
+    Raises UserError if the file is damaged, encrypted, or has a tensor of a dtype that `dtypes` does not list.
     """
     data = map_file(path)
     end = len(data) - 17 if data[-17:-10] == _CRC else len(data)

@@ -11,7 +11,7 @@ import numpy as np
 from latte.errors import UserError
 from latte.weights.pickle_data import Opaque
 
-SETS = ("ema", "model")  # the averaged weights are what one samples with
+SETS = ("ema", "model")  # EMA weights first: they are what one samples with
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile
 
 
@@ -20,7 +20,7 @@ def unnest(obj: Any, which: str | None = None, source: str = "the checkpoint") -
 
     Known are {"model", "ema"} with either missing, Lightning's {"state_dict": {"model.*", "ema.*"}}, and the bare state
     dict. `which` is "ema" or "model"; None takes "ema" where there is one.
-    Raises UserError if the asked one is not there, or there are no tensors at all.
+    Raises UserError if the requested set is missing, or there are no tensors at all.
     """
     sets = _sets(obj)
     if not sets:
@@ -29,7 +29,7 @@ def unnest(obj: Any, which: str | None = None, source: str = "the checkpoint") -
         which = next(name for name in (*SETS, "") if name in sets)
     if which not in sets:
         there = " and ".join(f'"{name}"' if name else "one set without a name" for name in sets)
-        raise UserError(f'{source} has no weights called "{which}", it has {there}; ask for those, or for none by name')
+        raise UserError(f'{source} has no weights called "{which}", it has {there}; ask for one it has, or for no name')
     found = {WRAPPERS.sub("", str(key)): value for key, value in sets[which].items()}
     for key, value in found.items():
         if isinstance(value, Opaque) and value.name.startswith("torch._"):

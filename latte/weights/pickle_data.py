@@ -33,7 +33,7 @@ _MAKERS: dict[str, Callable[[], Any]] = {
 
 
 class PickleError(ValueError):
-    """The bytes are no pickle, or one that uses what checkpoints do not."""
+    """The bytes are not a pickle, or use something that checkpoints do not."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class _Machine:
     def stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise PickleError("a global whose name is no text")
+            raise PickleError("a global whose name is not text")
         self.look_up(f"{module}.{name}")
 
     def call(self, _: Any) -> None:

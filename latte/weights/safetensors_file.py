@@ -1,4 +1,4 @@
-"""safetensors files: eight bytes of length, a JSON header, the numbers.
+"""safetensors files: eight bytes of length, a JSON header, the elements.
 
 Read and written here because the package of that name gives NumPy no bfloat16 and does not keep the order of keys.
 """
@@ -26,7 +26,7 @@ _METADATA = "__metadata__"
 def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the tensors, read-only views into the file in the order of its header, and the metadata.
 
-    Raises UserError if the file is damaged or has a tensor of another dtype than those of `dtypes`.
+    Raises UserError if the file is damaged or has a tensor of a dtype that `dtypes` does not list.
     """
     data = map_file(path)
     start = 8 + int.from_bytes(data[:8], "little")
@@ -53,7 +53,7 @@ def write_safetensors(
     metadata: Mapping[str, str],
     progress: Callable[[int], Any] = lambda count: None,
 ) -> None:
-    """Write tensors and metadata; readers that do not keep an order of their own find the keys in the given one.
+    """Write tensors and metadata; readers that impose no order of their own see the keys in the given one.
 
     `progress` gets the number of bytes of each tensor that has been written.
     Raises UserError for a dtype that no file can have, or if the file cannot be written.

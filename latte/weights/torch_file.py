@@ -1,8 +1,8 @@
 """PyTorch's checkpoint files without PyTorch: read both serializations, write the newer one.
 
 The newer one is a zip archive, not compressed: `data.pkl` describes the objects, `data/0`, `data/1`, ... are the
-storages. The older one is a row of pickles (magic number, protocol, system, objects, storage keys), then the storages,
-each after its int64 length. Nothing in a file is ever executed; see pickle_data.
+storages. The older one is a sequence of pickles (magic number, protocol, system, objects, storage keys), then the
+storages, each after its int64 length. Nothing in a file is ever executed; see pickle_data.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _STORAGES = {f"torch.{names.storage}": names.numpy for names in TABLE}
 
 
 class _Storage(NamedTuple):
-    """A run of numbers in the file."""
+    """A run of elements in the file."""
 
     dtype: str
     start: int  # byte in the file
-    size: int  # numbers
+    size: int  # elements
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -139,22 +139,22 @@ def _table(data: mmap.mmap | None, storage: Callable[[str, str, int], _Storage])
         if data is None:
             return None
         if type(offset) is not int or offset < 0:
-            raise PickleError("a tensor with an offset that is none")
+            raise PickleError("a tensor with an invalid offset")
         dtype = numpy_dtype(source.dtype)
         stop = source.start + source.size * dtype.itemsize
         array = view(data, dtype, shape, source.start + offset * dtype.itemsize, stop, strides)
         if array.size > source.size:
-            raise PickleError("a tensor that repeats the numbers of its storage; save it after .contiguous()")
+            raise PickleError("a tensor that repeats the elements of its storage; save it after .contiguous()")
         return array
 
     def persistent(identifier: Any) -> _Storage:
         tag, kind, key, _, size, *views = identifier
         if tag != "storage" or not isinstance(kind, Opaque) or not isinstance(key, str) or any(views):
-            raise PickleError("a reference to something that is no storage")
+            raise PickleError("a reference to something that is not a storage")
         if kind.name not in _STORAGES:
             raise PickleError(f"tensors of the kind {kind.name} are not supported")
         if type(size) is not int or size < 0:
-            raise PickleError("a storage with a size that is none")
+            raise PickleError("a storage with an invalid size")
         return storage(key, _STORAGES[kind.name], size)
 
     functions: dict[str, Callable[..., Any]] = {
@@ -186,12 +186,12 @@ def _constant(name: str) -> Any:
 
 
 def write_torch_file(path: str | Path, obj: Any, progress: Callable[[int], Any] = lambda count: None) -> None:
-    """Write nested dicts, lists, numbers, texts and NumPy arrays so that torch.load reads arrays as tensors.
+    """Write nested dicts, lists, numbers, strings and NumPy arrays so that torch.load reads arrays as tensors.
 
     One array is in memory at a time, if it is a view into a file. Arrays keep their dtype; those that are one object
     share a storage. `progress` gets the number of bytes of each array that has been written. The file takes the place
     of an older one when it is whole.
-    Raises UserError if something else is among them, or the file cannot be written.
+    Raises UserError if anything else is among them, or the file cannot be written.
     """
     pickler = _Pickler()
     pickler.add(obj, "the object")

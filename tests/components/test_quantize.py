@@ -82,7 +82,7 @@ def test_rounding_and_rows_of_nothing():
     values, scale = quantized(np.array(rows, np.float32))
     assert values.tolist() == [[127, 0, 2, 2, 0, -2], [-127, 2, 2, 0, 0, 126], [0] * 6, [0] * 6]
     assert scale.tolist() == [1, 2, 1, 1]
-    with pytest.raises(UserError, match=r"layer\.weight has numbers that are not finite"):
+    with pytest.raises(UserError, match=r"layer\.weight has values that are not finite"):
         quantized(np.array([[1, np.nan], [0, 0]], np.float32), "layer.weight")
 
 
