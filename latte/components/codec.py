@@ -57,7 +57,7 @@ class Codec:
     def decode(
         self,
         latents: np.ndarray,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
         frames_per_slice: int | None = None,
         as_bytes: bool = True,
     ) -> np.ndarray:

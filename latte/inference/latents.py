@@ -74,7 +74,7 @@ class LatentSampler:
     def sample(
         self,
         request: Request,
-        on_step: Callable[[int], None] = lambda count: None,
+        on_step: Callable[[int], object] = lambda count: None,
         callback: Callable[[int, np.ndarray], None] = lambda step, latents: None,
     ) -> np.ndarray:
         """Return scaled latents (B, F, C, h, w) float32; a video depends only on its seed and its condition.
@@ -121,7 +121,7 @@ class LatentSampler:
             return ReusingDenoiser(self._denoisers[key], guided, request.feature_cache)
         return self._denoisers[key]
 
-    def _model(self, denoise: Callable, request: Request, on_step: Callable[[int], None]) -> Callable:
+    def _model(self, denoise: Callable, request: Request, on_step: Callable[[int], object]) -> Callable:
         """Return the function that a solver calls: NumPy arrays in, NumPy arrays out."""
         inputs = [ms.Tensor(np.ascontiguousarray(values)) for values in (*request.conditions, *request.null)]
         scale = ms.Tensor(np.float32(request.guidance_scale))  # (), an input, so that one graph serves every scale
