@@ -5,8 +5,8 @@ Other places point here. The rules, each found with the error that breaking it g
 - A function that is called in a branch cannot be compiled a second time inside a written-out gradient ("The func graph
   is empty"). `Recomputed` compiles a block there again, so what blocks call *chooses* a function in a branch and calls
   it behind: that is what functions named `_..._of` are for. Branches are on constants of the graph, never on tensors.
-  A function that was chosen when the block was built cannot be one of its settings instead: an argument of `ms.jit` that
-  is a function is compiled again at every call.
+  A function that is chosen when the block is built cannot be one of its settings instead: where an argument of `ms.jit`
+  is a function, the graph is compiled again at every call.
 - `f(*arguments)` does not compile in a branch on a tensor; there, arguments are spelled out.
 - A gradient that is written out (`CustomGrad.bprop`) calls no function with branches that the forward pass calls too,
   and none of MindSpore's own in Python, for the same reason.
