@@ -20,6 +20,8 @@ from latte.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from latte.weights.files import StateFile
+
 LATTE = """Convert the weights of a Latte network between PyTorch, MindSpore and safetensors, in any direction.
 
     python tools/latte_converter.py --source models/skytimelapse.pt --target models/skytimelapse.ckpt
@@ -114,10 +116,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind = kind_of(state.tensors) or read(state).kind  # `read` raises UserError for unknown weights
     if kind.name == "latte":
         _refuse_others(options, LatteOptions, kind.description)
-        _convert_latte(options)
+        _convert_latte(options, state)
     elif kind.name == "autoencoder":
         _refuse_others(options, VaeOptions, kind.description)
-        _convert_vae(options)
+        _convert_vae(options, state)
     else:
         raise UserError(f"{options.source} holds {kind.description}; name its folder with a {INDEX}")
 
@@ -137,21 +139,22 @@ def main_folder(argv: Sequence[str] | None = None) -> None:
     _convert_folder(parse_config(ConvertFolderConfig, argv, FOLDER))
 
 
-def _convert_latte(options: ConvertLatteConfig | ConvertConfig) -> None:
-    _convert_file(options, "latte", weights=options.weights, num_heads=options.num_heads)
+def _convert_latte(options: ConvertLatteConfig | ConvertConfig, state: StateFile | None = None) -> None:
+    weights = None if state else options.weights  # what was read is already the set that was asked for
+    _convert_file(options, "latte", state, weights=weights, num_heads=options.num_heads)
 
 
-def _convert_vae(options: ConvertVaeConfig | ConvertConfig) -> None:
-    _convert_file(options, "autoencoder", norm_num_groups=options.norm_num_groups)
+def _convert_vae(options: ConvertVaeConfig | ConvertConfig, state: StateFile | None = None) -> None:
+    _convert_file(options, "autoencoder", state, norm_num_groups=options.norm_num_groups)
 
 
-def _convert_file(options: FileOptions, kind: str, **asked: Any) -> None:
-    """Read the weights, check them against the network of their sizes, and write them."""
+def _convert_file(options: FileOptions, kind: str, state: StateFile | None, **asked: Any) -> None:
+    """Read the weights unless `state` holds them, check them against the network of their sizes, and write them."""
     from latte.components.convert import check_target, convert
     from latte.components.loading import read
 
     check_target(options.source, options.target)
-    print(convert(read(options.source, kind, **asked), options.target, options.dry_run))
+    print(convert(read(state or options.source, kind, **asked), options.target, options.dry_run))
 
 
 def _convert_folder(options: ConvertFolderConfig | ConvertConfig) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from latte.components.convert import summary
 from latte.components.folders import INDEX
-from latte.components.loading import Weights, read
+from latte.components.loading import KINDS, Weights, read
 from latte.components.quantize import is_quantized
 from latte.errors import UserError
 from latte.io.atomic import atomic_folder, check_new_folder, sync
@@ -24,8 +24,8 @@ from latte.weights.safetensors_file import write_safetensors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-TRANSFORMER = "transformer"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+TRANSFORMER = KINDS["latte_t2v"].folder
+WEIGHTS = f"{KINDS['latte_t2v'].stems[0]}.safetensors"
 LINKED = 2**20  # bytes from which a file is linked rather than copied: nobody edits weights in place
 
 

@@ -159,8 +159,8 @@ class Prompts:
     """The tokenizer and the text encoder of a folder; the embeddings of the last prompts are kept."""
 
     def __init__(self, folder: str | Path, dtype: str = "fp32", quantize: str | None = None):
-        load_tokenizer(Path(folder) / "tokenizer")  # so that a folder without one is refused at once
-        self.folder, self.dtype, self.quantize = folder, dtype, quantize
+        self.tokenizer = load_tokenizer(Path(folder) / "tokenizer")  # a folder without one is refused at once
+        self.folder, self.dtype, self.quantize = Path(folder), dtype, quantize
         self._known: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +170,8 @@ class Prompts:
         it cannot be loaded.
         """
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
-            encoder = load_text_encoder(self.folder, self.dtype, self.quantize)
+            network = load_t5(self.folder / "text_encoder", self.dtype, self.quantize)
+            encoder = TextEncoder(self.tokenizer, network)
             self._known |= dict(zip(new, zip(*encoder.encode(new), strict=True), strict=True))
             encoder.release()
         embeds, masks = zip(*[self._known[prompt] for prompt in prompts], strict=True)

@@ -89,9 +89,7 @@ class CodecOptions(Options):
         super().__post_init__()
         in_range(self, "vae_slice", 0)
         if self.vae_checkpoint:
-            self.vae_checkpoint = str(
-                resources.find(self.vae_checkpoint)
-            )  # the demo model is installed with the package
+            self.vae_checkpoint = str(resources.find(self.vae_checkpoint))  # as for the checkpoint
         if self.vae_tile and self.vae_tile < 64:
             raise OptionError("vae_tile", self.vae_tile, "0, or 64 or more")
         factor = self.sd_scale_factor

@@ -20,7 +20,7 @@ from latte.components.folders import INDEX, find_parts, is_t2v_folder
 from latte.components.loading import Weights, load, read
 from latte.diffusion.denoiser import make_denoiser
 from latte.errors import UserError
-from latte.inference.inputs import Config, guidance, latent_shape, model_options
+from latte.inference.inputs import Config, guidance, latent_shape, read_network
 from latte.io.atomic import atomic_entries
 from latte.io.mindir import count, read_graph, read_model, table
 from latte.models.latte import CLIP_TEXT
@@ -218,11 +218,9 @@ def _read(cfg: ExportConfig) -> tuple[Weights, Signature]:
     vae = read(parts.vae, "autoencoder")
     if cfg.part != "denoiser":
         return vae, vae_signature(cfg, vae.config)
-    text = parts.prompts is not None
-    if cfg.quantize and not text:
+    if cfg.quantize and parts.prompts is None:
         raise UserError(f"quantize is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
-    asked = {} if text else model_options(cfg, vae.config)
-    weights = read(parts.network, "latte_t2v" if text else "latte", **asked)
+    weights = read_network(cfg, parts, vae.config)
     return weights, denoiser_signature(cfg, weights.config, vae.config)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latte.components.folders import INDEX
+from latte.components.loading import read
 from latte.diffusion.scheduler_config import solver_of
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
@@ -18,6 +19,8 @@ from latte.models.latte import CLIP_TEXT, LatteConfig
 from latte.models.latte_t2v import LatteT2VConfig
 
 if TYPE_CHECKING:
+    from latte.components.folders import Parts
+    from latte.components.loading import Weights
     from latte.components.text_encoder import Prompts
     from latte.config import SampleConfig
     from latte.inference.latents import Conditions
@@ -71,6 +74,13 @@ def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, Any]:
     names = ("model_name", "condition", "num_classes", "hidden_size", "depth", "num_heads", "patch_size", "num_frames")
     asked = {name: getattr(cfg, name) for name in names}
     return asked | {"input_size": cfg.image_size and cfg.image_size // vae.downsampling}
+
+
+def read_network(cfg: SampleConfig, parts: Parts, vae: AutoencoderConfig) -> Weights:
+    """Return the weights of the network, read but not loaded; raises UserError if they do not fit the model options."""
+    if parts.prompts is None:
+        return read(parts.network, "latte", **model_options(cfg, vae))
+    return read(parts.network, "latte_t2v")
 
 
 def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | Solver | None, eta: float) -> Solver:

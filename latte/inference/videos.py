@@ -24,7 +24,7 @@ from latte.inference.inputs import (
     choose_solver,
     guidance,
     latent_shape,
-    model_options,
+    read_network,
     suffix,
 )
 from latte.inference.pipeline import LattePipeline
@@ -62,8 +62,7 @@ def check(cfg: SampleConfig) -> Plan:
     check_options(cfg, text)
     parts = find_parts(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
     vae = read(parts.vae, "autoencoder")
-    asked = {} if text else model_options(cfg, vae.config)
-    network = read(parts.network, "latte_t2v" if text else "latte", **asked)
+    network = read_network(cfg, parts, vae.config)
     config, encoder = network.config, None
     solver = choose_solver(read_scheduler(parts.scheduler), config.default_solver, asked_solver(cfg), cfg.eta)
     solver.steps(cfg.sampling_steps or config.default_steps)
@@ -138,12 +137,14 @@ def given_frames(cfg: SampleConfig, shape: tuple[int, int, int, int], side: int)
 def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     """Sample and save this rank's videos and, if there are several, a grid of the first ones; return the files."""
     numbers, folder = video_numbers(cfg), Path(cfg.output_path)
+    side = pipe.codec.vae.config.downsampling
+    given = given_frames(cfg, latent_shape(cfg, pipe.net.config, side), side)
     files: list[Path] = []
     videos: list[np.ndarray] = []
     with tqdm(total=len(numbers), desc="videos", unit="video", disable=device.current().rank > 0) as done:
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
-            labels, made = _make(cfg, pipe, batch)
+            labels, made = _make(cfg, pipe, batch, given)
             for k, label, video in zip(batch, labels, made, strict=True):
                 files += save_video(video, folder / f"video-{k:04d}{label}", cfg.output_format, cfg.fps)
                 videos += [video] if len(videos) < GRID else []
@@ -156,14 +157,19 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     return files
 
 
-def _make(cfg: SampleConfig, pipe: LattePipeline, batch: list[int]) -> tuple[list[str], np.ndarray]:
-    """Return the suffixes of the file names of these videos, and the videos (B, F, H, W, 3) uint8."""
+def _make(
+    cfg: SampleConfig, pipe: LattePipeline, batch: list[int], given: dict[str, Any]
+) -> tuple[list[str], np.ndarray]:
+    """Return the suffixes of the file names of these videos, and the videos (B, F, H, W, 3) uint8.
+
+    given: the arguments for conditioning frames, see `given_frames`.
+    """
     config, side = pipe.net.config, pipe.codec.vae.config.downsampling
     shape = latent_shape(cfg, config, side)
     shown = choose_inputs(cfg, config, batch)
     made = pipe(
         **shown,
-        **given_frames(cfg, shape, side),
+        **given,
         seed=[cfg.seed + k for k in batch],
         video_length=shape[0],
         height=shape[2] * side,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from latte.models.autoencoder import AutoencoderConfig
     from latte.models.latte_t2v import LatteT2VConfig
 
-log = logging.getLogger("latte")
 DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16
 
 

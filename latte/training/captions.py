@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from latte.components.loading import Weights, read
+from latte.components.loading import KINDS, Weights, read
 from latte.components.text_encoder import MAX_LENGTH, VOCABULARIES, load_text_encoder
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.data.cache import TEXT
@@ -20,7 +20,7 @@ from latte.runtime import device
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-ENCODER = "text_encoder"
+ENCODER = KINDS["t5"].folder
 PROMPTS_AT_ONCE = 8  # prompts per call of the text encoder on an accelerator; a CPU takes one
 
 

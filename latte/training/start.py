@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -27,9 +26,8 @@ if TYPE_CHECKING:
     from latte.models.latte import LatteConfig
     from latte.models.latte_t2v import LatteT2VConfig
 
-log = logging.getLogger("latte")
 Options = TypeVar("Options", bound=TrainConfig)
-TRANSFORMER, VAE = "transformer", "vae"
+TRANSFORMER, VAE = KINDS["latte_t2v"].folder, KINDS["autoencoder"].folder
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from support.golden_values import FIXTURES, ROOT, error, recorded
-from support.t2v import CLIPS, FOLDER, cached, export, learned, options, outputs, write_captioned
+from support.t2v import CLIPS, FOLDER, export, learned, options, outputs
 
 from latte.components.loading import load_t2v
 from latte.components.text_encoder import load_text_encoder
@@ -32,17 +32,6 @@ from latte.weights.fingerprint import base_fingerprint
 from latte.weights.safetensors_file import read_safetensors
 
 TINY = LatteT2VConfig(2, 12, num_layers=1, cross_attention_dim=24, sample_size=4, caption_channels=8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_captioned(tmp_path_factory.mktemp("captioned"))
-
-
-@pytest.fixture(scope="module")
-def cache(data, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        return cached(data, tmp_path_factory.mktemp("t2v") / "cache", patch)
 
 
 @pytest.fixture(scope="module")

@@ -10,24 +10,12 @@ import time
 import numpy as np
 import pytest
 from support.golden_values import ROOT, error
-from support.t2v import FOLDER, cached, export, learned, options, outputs, write_captioned
+from support.t2v import FOLDER, export, learned, options, outputs
 
 from latte.components.loading import load_t2v
 from latte.training.build import build
 from latte.training.trainer import Trainer
 from latte.weights.files import read_state_dict
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_captioned(tmp_path_factory.mktemp("captioned"))
-
-
-@pytest.fixture(scope="module")
-def cache(data, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        return cached(data, tmp_path_factory.mktemp("t2v") / "cache", patch)
-
 
 HALF = {"dtype": "fp16", "gradient_accumulation_steps": 2, "use_recompute": True}
 
