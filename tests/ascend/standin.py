@@ -140,11 +140,16 @@ def operators() -> list[Operator]:
     """Return all operators of the stand-in, read off its source."""
     found = []
     for path in sorted((SOURCES / "operators").glob("*.cpp")):
-        parts = re.split(r'^ACLNN\((\w+),\s*"([^"]+)"', path.read_text(), flags=re.MULTILINE)
-        for name, page, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
-            rules = ["".join(re.findall(r'"([^"]*)"', rule)) for rule in re.findall(r'NEED\(.*?((?:"[^"]*"\s*)+)\);', body, re.DOTALL)]
-            found.append(Operator(f"aclnn{name}", page, rules))
+        text = path.read_text()
+        shared = {name: _rules(body) for name, body in re.findall(r"^#define (ACLNN_\w+)((?:.*\\\n)*.*\n)", text, re.MULTILINE)}
+        parts = re.split(r'^(ACLNN\w*)\((\w+),\s*"([^"]+)"', text, flags=re.MULTILINE)
+        for macro, name, page, body in zip(parts[1::4], parts[2::4], parts[3::4], parts[4::4], strict=True):
+            found.append(Operator(f"aclnn{name}", page, shared.get(macro) or _rules(body)))
     return sorted(found)
+
+
+def _rules(body: str) -> list[str]:
+    return list(dict.fromkeys(re.findall(r'NEED\([^;]*?"([^"]*)"\);', body)))
 
 
 def _compile(lib: Path, name: str) -> None:
