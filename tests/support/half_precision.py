@@ -1,9 +1,11 @@
 """Plain NumPy versions of Latte, LatteT2V and T5 that round where the product rounds on Ascend.
 
-They say how far float16 and bfloat16 may be from float32. All arrays are float32; with dtype "fp16" or "bf16" those of
-the blocks hold only values of that dtype, as every operation there rounds its result once, to nearest even. Products
-sum in float32. Norms, softmax, embeddings, the modulation of LatteT2V, the sums of T5 and the final layers stay float32.
+They tell how far float16 and bfloat16 may be from float32. All arrays are float32; with dtype "fp16" or "bf16" those in
+blocks hold only values of that dtype, as every operation there rounds its result once, to nearest even. Products sum in
+float32. Norms, softmax, embeddings, the modulation of LatteT2V, the sums of T5 and the final layers stay float32.
 Tokens are (B, F, T, D): batch, frames, patches of a frame, width; T5's are (B, L, D).
+
+`weights` is what `loading.read` returns, `dtype` one of "fp32", "fp16", "bf16"; `kernels` are settings of `Arithmetic`.
 """
 
 import numpy as np
@@ -13,16 +15,12 @@ from latte.models.embeddings import frame_embedding, patch_embedding, timestep_f
 from latte.models.t5 import relative_buckets
 
 ROUNDED = {"fp32": np.float32, "fp16": np.float16, "bf16": bfloat16}
-MASKED = np.finfo(np.float32).min  # added to the scores of a token that is none
+DISCARD, MASKED = np.float32(-1e9), np.finfo(np.float32).min  # added to the scores of a token that is none
 
 
-def emulate_latte(weights, x, t, y=None, dtype="fp32", flash=True):
-    """Return what an unconditional or class-conditional Latte makes of videos, (B, F, 2C, H, W).
-
-    `weights` is what `loading.read` returns; x (B, F, C, H, W), t (B,), labels y (B,) or None. `flash` is whether the
-    fused attention kernel is used, whose scores stay float32.
-    """
-    w, config, ops = weights.tensors, weights.config, Arithmetic(dtype, flash)
+def emulate_latte(weights, x, t, y=None, dtype="fp32", **kernels):
+    """Return what a Latte makes of videos x (B, F, C, H, W) at t (B,), as (B, F, 2C, H, W); y (B,) are labels."""
+    w, config, ops = weights.tensors, weights.config, Arithmetic(dtype, **kernels)
     c = timesteps(t, *pairs(w, "t_embedder.mlp.0", "t_embedder.mlp.2"))  # (B, D)
     if y is not None:
         c = c + w["y_embedder.embedding_table.weight"][y]
@@ -50,18 +48,17 @@ def latte_block(ops, x, c, w, name, heads):
     return ops.gated(x, gate_mlp, ops.mlp(y, fc1, fc2))
 
 
-def emulate_t2v(weights, x, t, text, mask, dtype="fp32", flash=True):
-    """Return what LatteT2V makes of videos, (B, F, out_channels, H, W).
+def emulate_t2v(weights, x, t, text, mask, dtype="fp32", **kernels):
+    """Return what LatteT2V makes of videos x (B, F, C, H, W) at t (B,), as (B, F, out_channels, H, W).
 
-    `weights` is what `loading.read` returns; x (B, F, C, H, W), t (B,), text (B, S, caption_channels), mask (B, S) with
-    1 for tokens. `flash` is that of `emulate_latte`.
+    text (B, S, caption_channels), mask (B, S) with 1 for its tokens; a text without any counts as a whole.
     """
-    w, config, ops = weights.tensors, weights.config, Arithmetic(dtype, flash)
+    w, config, ops = weights.tensors, weights.config, Arithmetic(dtype, **kernels)
     embedder = "adaln_single.emb.timestep_embedder.linear_"
     c = timesteps(t, *pairs(w, embedder + "1", embedder + "2"))  # (B, D)
     time = FLOAT32.linear(silu(c), *layer(w, "adaln_single.linear"))  # (B, 6D)
     text = ops.round(FLOAT32.mlp(text, *pairs(w, "caption_projection.linear_1", "caption_projection.linear_2")))
-    bias = ((1 - mask) * MASKED)[:, None, None]  # (B, 1, 1, S)
+    bias = ((mask.max(1, keepdims=True) - mask) * DISCARD).astype(np.float32)[:, None, None]  # (B, 1, 1, S)
     patch, side = config.patch_size, config.sample_size
     grid = x.shape[3] // patch, x.shape[4] // patch
     positions = patch_embedding(config.hidden_size, grid, side // patch / max(side // 64, 1))  # (1, T, D)
@@ -78,7 +75,8 @@ def emulate_t2v(weights, x, t, text, mask, dtype="fp32", flash=True):
 def t2v_block(ops, x, time, w, name, heads, text=None):
     """Return attention and MLP of x (B, F, T, D), modulated and gated by time (B, 6D).
 
-    Over T it also attends to the text, a pair of (B, S, D) and what is added to its scores (B, 1, 1, S); without over F.
+    With a text, a pair of (B, S, D) and what is added to the scores (B, 1, 1, S), it attends over T and to that text;
+    without, it attends over F.
     """
     modulation = w[name + "scale_shift_table"].reshape(1, -1) + time  # (B, 6D), float32
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = np.split(modulation, 6, -1)  # (B, D)
@@ -98,17 +96,13 @@ def t2v_block(ops, x, time, w, name, heads, text=None):
 
 
 def emulate_t5(weights, input_ids, attention_mask, dtype="fp32"):
-    """Return what the T5 encoder makes of texts, (B, L, D); `weights` is what `loading.read` returns.
-
-    input_ids and attention_mask (B, L). It never uses the fused attention kernel.
-    """
+    """Return what the T5 encoder makes of texts (B, L), as (B, L, D); it never uses the fused attention kernel."""
     w, config, ops = weights.tensors, weights.config, Arithmetic(dtype, flash=False)
     length, eps = input_ids.shape[1], config.layer_norm_epsilon
+    buckets, farthest = config.relative_attention_num_buckets, config.relative_attention_max_distance
     table = w["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]  # (buckets, heads)
-    buckets = relative_buckets(
-        length, config.relative_attention_num_buckets, config.relative_attention_max_distance
-    )  # (L, L)
-    bias = table[buckets].transpose(2, 0, 1) + ((1 - attention_mask) * MASKED)[:, None, None]  # (B, heads, L, L)
+    bias = table[relative_buckets(length, buckets, farthest)].transpose(2, 0, 1)  # (heads, L, L)
+    bias = bias + ((1 - attention_mask) * MASKED).astype(np.float32)[:, None, None]  # (B, heads, L, L)
     x = ops.round(w["shared.weight"])[input_ids]  # (B, L, D), from here on a float32 sum
     for i in range(config.num_layers):
         x = t5_block(ops, x, bias, w, f"encoder.block.{i}.", config.num_heads, eps)
@@ -130,19 +124,25 @@ def t5_block(ops, x, bias, w, name, heads, eps):
 
 
 class Arithmetic:
-    """The operations inside blocks, each rounded once to a dtype (fp32, fp16, bf16); inputs are rounded already."""
+    """The operations inside blocks, each rounded once to a dtype (fp32, fp16, bf16); their inputs are rounded already.
 
-    def __init__(self, dtype, flash):
-        self.dtype, self.flash = dtype, flash
+    `flash`: the fused attention kernel, which keeps scores in float32. `joint_bias`: products add their bias before
+    they round, as oneDNN does on a CPU; on Ascend the bias is an operation of its own.
+    """
+
+    def __init__(self, dtype, flash=True, joint_bias=False):
+        self.dtype, self.flash, self.joint_bias = dtype, flash, joint_bias
 
     def round(self, x):
         """Return x rounded to the dtype, to nearest even, as float32."""
         return x.astype(ROUNDED[self.dtype]).astype(np.float32)
 
     def linear(self, x, weight, bias=None):
-        """Return x (..., in) times the transpose of weight (out, in), rounded, then plus bias (out,), rounded again."""
-        y = self.round(x @ self.round(weight).T)
-        return y if bias is None else self.round(y + self.round(bias))
+        """Return x (..., in) times the transpose of weight (out, in), plus bias (out,)."""
+        y = x @ self.round(weight).T  # (..., out)
+        if bias is None:
+            return self.round(y)
+        return self.round((y if self.joint_bias else self.round(y)) + self.round(bias))
 
     def mlp(self, x, fc1, fc2):
         """Return two layers, pairs (weight, bias), with GELU between them."""
@@ -169,20 +169,16 @@ class Arithmetic:
     def attention(self, q, k, v, heads, scale, bias=0):
         """Return softmax(scale q k^T + bias) v, the softmax in float32, its result rounded before the last product.
 
-        q (N, L, D), k and v (N, S, D). The fused kernel keeps the scores in float32; without it q is scaled first, and
-        the scores are the rounded result of a product.
+        q (N, L, D), k and v (N, S, D). Without the fused kernel q is scaled first, and scores are a product's result.
         """
         q, k, v = [a.reshape(*a.shape[:2], heads, -1).swapaxes(1, 2) for a in (q, k, v)]  # (N, heads, L or S, width)
-        scale = np.float32(scale)
-        if self.flash:
-            scores = q @ k.swapaxes(2, 3) * scale  # (N, heads, L, S)
-        else:
-            scores = self.round(self.round(q * scale) @ k.swapaxes(2, 3))
+        scale, kt = np.float32(scale), k.swapaxes(2, 3)
+        scores = q @ kt * scale if self.flash else self.round(self.round(q * scale) @ kt)  # (N, heads, L, S)
         y = self.round(self.round(softmax(scores + bias)) @ v)  # (N, heads, L, width)
         return y.swapaxes(1, 2).reshape(len(q), q.shape[2], -1)
 
 
-FLOAT32 = Arithmetic("fp32", flash=False)
+FLOAT32 = Arithmetic("fp32")
 
 
 def layer(w, name):
