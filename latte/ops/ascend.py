@@ -6,6 +6,8 @@ import mindspore as ms
 from mindspore import mint, ops
 from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
+from latte.runtime.tensors import assign
+
 FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention has one row per patch
 
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
@@ -63,8 +65,9 @@ def adam(
     square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
     rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()
     moved = weight - rate * mean / (ops.sqrt(square) + eps)
-    weight = ops.depend(weight, (ops.assign(moment1, mean), ops.assign(moment2, square)))
-    return ops.assign(weight, moved)
+    assign(moment1, mean)
+    assign(moment2, square)
+    return assign(weight, moved)
 
 
 def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:

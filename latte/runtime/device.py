@@ -196,6 +196,9 @@ def _set_device(target: str, device_id: int) -> None:
         raise UserError(
             f"{target} device {device_id} cannot be used: {first_line(error)}; check --device_id"
         ) from error
+    if target == "Ascend":  # MindSpore's own choice for float32 in convolutions is HF32, with 11 bits of mantissa
+        ms.device_context.ascend.op_precision.conv_allow_hf32(False)
+        ms.device_context.ascend.op_precision.matmul_allow_hf32(False)
 
 
 @functools.cache

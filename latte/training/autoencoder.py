@@ -23,7 +23,7 @@ from latte.io.atomic import atomic_path
 from latte.io.video import FRAME_SUFFIXES, read_video, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.runtime import graphs
-from latte.runtime.tensors import mean
+from latte.runtime.tensors import assign
 from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_ema
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
@@ -75,7 +75,7 @@ class VaeStep(nn.Cell):
         norm = global_norm(gradients)
         self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), self.learning_rates[self.step])
         update_ema(self.ema_weights, self.weights, self.ema_decay)
-        ops.assign(self.step, self.step + 1)
+        assign(self.step, self.step + 1)
         return loss, squared
 
 

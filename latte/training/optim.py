@@ -9,7 +9,7 @@ from mindspore import nn, ops
 
 from latte.errors import UserError
 from latte.ops import adam, sum_of_squares
-from latte.runtime.tensors import add_all
+from latte.runtime.tensors import add_all, assign, assign_add
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
@@ -73,7 +73,7 @@ def clip_factor(norm: ms.Tensor, limit: float) -> ms.Tensor:
 
 @_ema.register("Tensor", "Tensor", "Tensor")
 def _move_ema(rest: ms.Tensor, ema: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
-    return ops.assign_add(ema, (weight - ema) * rest)
+    return assign_add(ema, (weight - ema) * rest)
 
 
 def update_ema(ema_weights: tuple[ms.Parameter, ...], weights: tuple[ms.Parameter, ...], decay: float) -> None:
@@ -102,8 +102,8 @@ class AdamW(nn.Cell):
     def construct(self, gradients: tuple[ms.Tensor, ...], learning_rate: ms.Tensor) -> None:
         """Update the weights; gradients: float32, one per weight, learning_rate: a () float32 tensor."""
         power1, power2 = self.power1 * self.beta1, self.power2 * self.beta2
-        ops.assign(self.power1, power1)
-        ops.assign(self.power2, power2)
+        assign(self.power1, power1)
+        assign(self.power2, power2)
         eps = self.eps * ops.sqrt(1 - power2)
         if self.weight_decay:
             gradients = _map(ops.partial(_decay, 1 - learning_rate * self.weight_decay), self.weights, gradients)
@@ -114,7 +114,7 @@ class AdamW(nn.Cell):
 @_decay.register("Tensor", "Tensor", "Tensor")
 def _decayed(decay: ms.Tensor, weight: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
     """Shrink the weight and return its gradient, which the graph uses only after that."""
-    return ops.depend(gradient, ops.assign(weight, weight * decay))
+    return ops.depend(gradient, assign(weight, weight * decay))
 
 
 @_update.register(*["Tensor"] * 10)
