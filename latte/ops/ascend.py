@@ -59,15 +59,18 @@ def adam(
     beta2: ms.Tensor,
     eps: ms.Tensor,
     gradient: ms.Tensor,
+    decay: ms.Tensor | None,
 ) -> ms.Tensor:
     """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph, so it is no use."""
     mean = moment1 + (gradient - moment1) * (1 - beta1)
     square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
     rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()
-    moved = weight - rate * mean / (ops.sqrt(square) + eps)
+    kept = weight if decay is None else weight * decay
+    moved = kept - rate * mean / (ops.sqrt(square) + eps)
     assign(moment1, mean)
     assign(moment2, square)
-    return assign(weight, moved)
+    assign(weight, moved)
+    return moved  # not the parameter: what is read again after it was set, MindSpore copies before
 
 
 def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:

@@ -190,6 +190,9 @@ def init_for_export(device_target: str | None = None, device_id: int = 0, jit_le
 
 
 def _set_device(target: str, device_id: int) -> None:
+    if target == "Ascend":  # 2.10 cannot run a branch of a graph in its place ("sub graph which contains ConditionSwitch")
+        given = os.environ.get("MS_DEV_RUNTIME_CONF")
+        os.environ["MS_DEV_RUNTIME_CONF"] = ",".join(filter(None, (given, "switch_inline:False")))
     try:
         ms.set_device(target, device_id)
     except (RuntimeError, ValueError) as error:

@@ -180,6 +180,8 @@ int aclrtSetStreamFailureMode(void *, uint64_t) { return 0; }
 int aclSetCompileopt(int, const char *) { return 0; }
 int aclopSetCompileFlag(int) { return 0; }
 int aclrtSubscribeReport(uint64_t, void *) { return 0; }
+int aclrtAllocatorUnregister(void *) { return 0; }
+int aclrtAllocatorDestroyDesc(void *) { return 0; }
 
 // Memory. Reserved addresses cost nothing until they are touched, so a plan of 64 GB needs no memory here.
 int aclrtGetMemInfo(int, size_t *free, size_t *all) { *free = *all = card_memory(); return 0; }
