@@ -111,7 +111,7 @@ def test_parallel_without_a_launcher_is_refused():
 def test_capabilities_of_a_pretended_device():
     assert device.current().compile_scope == "block" and device.current().channels_last
     with device.use("Ascend") as ascend:
-        assert ascend.compile_scope == "step" and ascend.flash_attention and ascend.batches_videos
+        assert ascend.compile_scope == "step" and ascend.fused_attention == "train" and ascend.batches_videos
         assert device.compute_dtype("bf16") == ms.bfloat16
     with device.use("GPU"), pytest.raises(UserError, match="fp16"):
         device.compute_dtype("bf16")
