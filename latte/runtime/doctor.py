@@ -20,7 +20,12 @@ from latte.errors import first_line
 
 OLDEST, MINDSPORE = "2.7.0", "2.10.0"  # what the tests were run with; the newer one as in requirements.txt
 INSTALL, INSTALL_GPU = "pip install -r requirements.txt", "pip install -r requirements-gpu.txt"
+INSTALL_ASCEND = "pip install -r requirements-ascend.txt"
 CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann")
+DRIVER = "/usr/local/Ascend/driver/version.info"
+# Python packages that CANN's installation guide asks for: the name to import, and that to install.
+CANN_PACKAGES = {name: name for name in ("cffi", "decorator", "numpy", "psutil", "requests", "scipy", "sympy")}
+CANN_PACKAGES |= {"absl": "absl-py", "attr": "attrs", "google.protobuf": "protobuf", "yaml": "pyyaml"}
 UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "bf16")  # in /proc/cpuinfo
 BOUNDS = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1e-1}  # relative to the largest element; GPUs may multiply in TF32
 ATTEMPT, PATIENCE = 20, 300  # seconds that a program may take to say its version, and the test of a device
@@ -62,30 +67,54 @@ def software() -> list[Finding]:
 
 
 def ascend() -> list[Finding]:
-    """Return the state of the driver, CANN and the libraries of MindSpore's plugin."""
+    """Return the state of the driver, CANN, its Python packages, and the libraries of MindSpore's plugin."""
     from latte.runtime.device import DEVICE_FILES
 
     card = DEVICE_FILES["Ascend"]
     home = os.environ.get("ASCEND_HOME_PATH") or next(filter(_exists, CANN_HOMES), None)
-    info = Path(home or "", "compiler", "version.info")
-    version = re.search(r"^Version=(\S+)", info.read_text(), re.MULTILINE) if home and info.exists() else None
     source = f"source {Path(home).parent if home else '/usr/local/Ascend/ascend-toolkit'}/set_env.sh"
-    tool = _says("npu-smi", "-v")
-    what = f"CANN{' ' + version[1] if version else ''}, the toolkit, in {home or ' or '.join(CANN_HOMES)}"
+    tool, driver = _says("npu-smi", "-v"), _version_in(DRIVER)
+    named = f"npu-smi, which comes with the driver{': ' + tool if tool else ''}"
     lines = [
         _finding("Ascend", _exists(card), f"card ({card})", "none if this machine has no NPU; else its driver"),
-        _finding(
-            "Ascend", tool, f"npu-smi, which comes with the driver{': ' + tool if tool else ''}", "install the driver"
-        ),
-        _finding("Ascend", home and _exists(home), what, "install CANN 8.2 or later, toolkit and kernels"),
+        _finding("Ascend", driver, f"driver{' ' + driver if driver else ''} ({DRIVER})", "install the driver"),
+        _finding("Ascend", tool, named, "install the driver"),
+        _cann(home),
         _finding("Ascend", os.environ.get("ASCEND_HOME_PATH"), "environment of CANN (ASCEND_HOME_PATH)", source),
     ]
     for package in ("te", "hccl"):
         there = importlib.util.find_spec(package)
         lines.append(_finding("Ascend", there, f"Python package {package}, which comes with CANN", source))
+    absent = [package for name, package in CANN_PACKAGES.items() if not _importable(name)]
+    needs = f"Python packages that CANN needs{': ' + ', '.join(absent) if absent else ''}"
+    lines.append(_finding("Ascend", not absent, needs, INSTALL_ASCEND))
     reason = _unloadable("libmindspore_ascend.so.2")
     what = "libraries of MindSpore's plugin" + (f": {reason}" if reason else "")
     return [*lines, _finding("Ascend", not reason, what, source)]
+
+
+def _cann(home: str | None) -> Finding:
+    """Return the state of CANN: is it there, and is it one that this MindSpore was made for?"""
+    if home is None or not _exists(home):
+        what = f"CANN, the toolkit, in {home or ' or '.join(CANN_HOMES)}"
+        return Finding("Ascend", "missing", what, "install CANN 8.2 or later, toolkit and kernels")
+    version, fitting = _version_in(str(Path(home, "compiler", "version.info"))), _fitting_cann()
+    if version is None or not fitting:
+        return Finding("Ascend", "ok", f"CANN {version or 'of an unknown version'}, the toolkit, in {home}")
+    fits = ".".join(version.split(".")[:2]) in fitting
+    takes = f"{'which' if fits else 'but'} MindSpore {_version('mindspore')} takes {', '.join(fitting)}"
+    remedy = f"install CANN {fitting[-1]}, or the MindSpore for {version} (docs/ascend.md)"
+    return _finding("Ascend", fits, f"CANN {version}, the toolkit, in {home}, {takes}", remedy)
+
+
+def _fitting_cann() -> list[str]:
+    """Return the versions of CANN that this MindSpore checks for at its start, or none where it does not say."""
+    try:
+        from mindspore.run_check._check_version import AscendEnvChecker
+
+        return list(AscendEnvChecker("").version)
+    except (ImportError, AttributeError, TypeError):
+        return []
 
 
 def gpu() -> list[Finding]:
@@ -190,6 +219,22 @@ def _finding(part: str, good: object, what: str, mend: str = "") -> Finding:
 def _numbers(version: str) -> list[int]:
     """Return the first three numbers of a version."""
     return [int(number) for number in re.findall(r"\d+", version)[:3]]
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that it is in
+        return False
+
+
+def _version_in(info: str) -> str | None:
+    """Return the version in one of CANN's or the driver's `version.info` files, or None."""
+    try:
+        found = re.search(r"^Version=(\S+)", Path(info).read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return found[1] if found else None
 
 
 def _exists(path: str) -> bool:

@@ -63,7 +63,7 @@ LIBRARIES: dict[str, tuple[list[str], str | None]] = {
 
 
 class Operator(NamedTuple):
-    """One operator of the stand-in: its name, the page that it was read from, and the rules that it refuses to break."""
+    """One operator of the stand-in: its name, the page it was read from, and the rules that it refuses to break."""
 
     name: str
     page: str
@@ -127,7 +127,7 @@ def environment(
 
 
 def read_trace(path: Path) -> list[dict]:
-    """Return the launches in a trace, in order, each with `op`, `stream`, `bytes`, and for operators `inputs` and `outputs`."""
+    """Return the launches in a trace, in order: `op`, `stream`, `bytes`, and of operators `inputs` and `outputs`."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -141,7 +141,10 @@ def operators() -> list[Operator]:
     found = []
     for path in sorted((SOURCES / "operators").glob("*.cpp")):
         text = path.read_text()
-        shared = {name: _rules(body) for name, body in re.findall(r"^#define (ACLNN_\w+)((?:.*\\\n)*.*\n)", text, re.MULTILINE)}
+        shared = {
+            name: _rules(body)
+            for name, body in re.findall(r"^#define (ACLNN_\w+)((?:.*\\\n)*.*\n)", text, re.MULTILINE)
+        }
         parts = re.split(r'^(ACLNN\w*)\((\w+),\s*"([^"]+)"', text, flags=re.MULTILINE)
         for macro, name, page, body in zip(parts[1::4], parts[2::4], parts[3::4], parts[4::4], strict=True):
             found.append(Operator(f"aclnn{name}", page, shared.get(macro) or _rules(body)))
@@ -206,7 +209,7 @@ def _digest(*texts: str) -> str:
 
 
 def _defined(source: Path) -> set[str]:
-    """Return the names of the functions that a source defines: what stands before a parenthesis in a line at its left."""
+    """Return the names of the functions that a source defines, which begin at the left of a line."""
     return set(re.findall(r"^\w[\w ]*[ *](\w+)\(", source.read_text(), re.MULTILINE)) | set(
         re.findall(r'^extern "C" \w+ [*]?(\w+)\(', source.read_text(), re.MULTILINE)
     )
@@ -220,7 +223,9 @@ def _bound_names() -> set[str]:
         undefined = subprocess.run(["nm", "-D", "--undefined-only", binder], capture_output=True, text=True, check=True)
         names |= {line.split()[-1].split("@")[0] for line in undefined.stdout.splitlines() if line.strip()}
         if binder.stat().st_size < 100_000_000:
-            names |= {name.decode() for name in re.findall(rb"\0((?:acl|Hccl)[A-Z]?\w{3,60})(?=\0)", binder.read_bytes())}
+            names |= {
+                name.decode() for name in re.findall(rb"\0((?:acl|Hccl)[A-Z]?\w{3,60})(?=\0)", binder.read_bytes())
+            }
     return names
 
 

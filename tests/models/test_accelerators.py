@@ -4,7 +4,6 @@ They run where there is such a device and are skipped elsewhere. LATTE_TEST_TARG
 which shows that the tests themselves work.
 """
 
-import csv
 import functools
 import os
 import subprocess
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from support.golden_values import FIXTURES, ROOT, error
+from support.golden_values import ROOT, error
+from support.runs import SAMPLES, losses, words, write_clips
 
 from latte.io.video import read_frames
 
@@ -74,21 +73,7 @@ def frames(folder):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        (
-            "--checkpoint",
-            FIXTURES / "latte_class.pt",
-            "--vae_checkpoint",
-            FIXTURES / "vae.bin",
-            "--class_labels",
-            "[2]",
-        ),
-        ("--checkpoint", FIXTURES / "latte_t2v", "--prompts", "a cat"),
-    ],
-    ids=["class", "text"],
-)
+@pytest.mark.parametrize("options", SAMPLES.values(), ids=SAMPLES)
 def test_sample(options, target, tmp_path):
     steps = ("--sampling_steps", 4, "--sampler", "ddim", "--guidance_scale", 2, "--output_format", "png")
     for name in dict.fromkeys(("CPU", target)):
@@ -100,28 +85,9 @@ def test_sample(options, target, tmp_path):
     assert np.abs(frames(tmp_path / "fp16") - expected).mean() < 4
 
 
-TRAIN = {"vae_checkpoint": FIXTURES / "vae.bin", "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 2}
-TRAIN |= {"image_size": 16, "num_frames": 4, "vae_slice": 8, "num_workers": 1, "log_interval": 2, "max_steps": 4}
-TRAIN |= {"sample_videos": 1, "sample_steps": 2, "ckpt_save_interval": 4, "train_batch_size": 4}
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    for k in range(4):
-        (root / str(k)).mkdir()
-        for number, frame in enumerate(np.random.default_rng(k).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)):
-            Image.fromarray(frame).save(root / str(k) / f"x_{number}.png")
-    return root
-
-
-def words(**options):
-    return [f"--{key}={value}" for key, value in (TRAIN | options).items()]
-
-
-def losses(folder):
-    (file,) = folder.glob("*/metrics.csv")
-    return np.array([float(row["loss"]) for row in csv.DictReader(file.read_text().splitlines())])
+    return write_clips(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,6 +1,7 @@
 """tools/doctor.py: what is there and what is missing, with stand-ins for other machines, and its exit codes."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -69,20 +70,56 @@ def test_a_whole_gpu(monkeypatch):
     assert set(states(doctor.gpu()[2:])) == {"ok"}
 
 
-def test_a_whole_ascend(monkeypatch, tmp_path):
-    info = tmp_path / "latest" / "compiler" / "version.info"
+@pytest.fixture
+def whole_ascend(monkeypatch, tmp_path):
+    """Return a function (version of CANN) -> findings, on a machine with everything but CANN's own packages."""
+    driver, info = tmp_path / "driver.info", tmp_path / "latest" / "compiler" / "version.info"
     info.parent.mkdir(parents=True)
-    info.write_text("Name=compiler\nVersion=8.2.RC1\n")
+    driver.write_text("Version=24.1.rc3\npackage_version=24.1\n")
     monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path / "latest"))
+    monkeypatch.setattr(doctor, "DRIVER", str(driver))
+    monkeypatch.setattr(doctor, "CANN_PACKAGES", {"json": "json", "xml.dom": "xml"})
     monkeypatch.setattr(doctor, "_exists", lambda path: True)
     monkeypatch.setattr(doctor, "_says", lambda *command: "npu-smi version: 24.1")
     monkeypatch.setattr(doctor, "_unloadable", lambda plugin: None)
-    lines = doctor.ascend()
+
+    def findings(version):
+        info.write_text(f"Name=compiler\nVersion={version}\n")
+        return doctor.ascend()
+
+    return findings
+
+
+def test_a_whole_ascend(whole_ascend, tmp_path):
+    lines = whole_ascend("8.2.RC1")
     assert [line.what for line in lines if line.state == "missing"] == [
         "Python package te, which comes with CANN",
         "Python package hccl, which comes with CANN",
     ]
-    assert "CANN 8.2.RC1" in lines[2].what and lines[4].mend == f"source {tmp_path}/set_env.sh"
+    card, driver, tool, cann, *_, te, _hccl, _packages, _plugin = lines
+    assert "davinci" in card.what and "24.1.rc3" in driver.what and "24.1" in tool.what
+    assert "CANN 8.2.RC1" in cann.what and "8.2" in cann.what and te.mend == f"source {tmp_path}/set_env.sh"
+
+
+def test_a_cann_that_this_mindspore_does_not_fit(whole_ascend, monkeypatch):
+    cann = whole_ascend("7.0.0")[3]
+    assert cann.state == "missing" and "but MindSpore" in cann.what and "CANN" in cann.mend
+    monkeypatch.setattr(doctor, "_fitting_cann", list)  # a MindSpore that does not say
+    assert whole_ascend("7.0.0")[3].state == "ok"
+
+
+def test_python_packages_that_cann_lacks(whole_ascend, monkeypatch):
+    monkeypatch.setattr(doctor, "CANN_PACKAGES", {"json": "json", "no_such_module": "no-such", "nor.this": "nor"})
+    line = whole_ascend("8.2")[-2]
+    assert line.what.endswith(": no-such, nor") and line.mend == doctor.INSTALL_ASCEND
+    assert (ROOT / line.mend.split()[-1]).exists()
+
+
+def test_the_extra_for_ascend_brings_what_doctor_asks_for():
+    project = (ROOT / "pyproject.toml").read_text()
+    extra = project.split("\nascend = [")[1].split("\n]")[0]
+    brought = set(re.findall(r'"([a-z-]+)', extra + project.split("\ndependencies = [")[1].split("\n]")[0]))
+    assert set(doctor.CANN_PACKAGES.values()) <= brought and "mindspore" not in extra
 
 
 @pytest.mark.parametrize("said, state", [("bfloat16", "ok"), ("float32", "ok"), (None, "missing")])

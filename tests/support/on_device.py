@@ -1,6 +1,6 @@
-"""A program of tests/models/test_accelerators.py: what the tiny networks compute on one device, in a file.
+"""A program of tests/models/test_accelerators.py and tests/ascend: what tiny networks compute on a device, in a file.
 
-PYTHONPATH=tests python tests/support/on_device.py TARGET DTYPE FILE.npz
+PYTHONPATH=tests python tests/support/on_device.py TARGET DTYPE FILE.npz [PART ...]
 """
 
 import json
@@ -13,6 +13,8 @@ from support.train_step import batch, build, small
 
 from latte.components.loading import load_t2v, load_vae
 from latte.components.text_encoder import load_t5
+from latte.diffusion.solvers import Solver
+from latte.inference.latents import LatentSampler, Request
 from latte.runtime import device, graphs
 from latte.training.state import state_of
 
@@ -56,10 +58,54 @@ def training(dtype):
     yield "gradients", ms.Tensor(np.concatenate(moments))
 
 
-def main(target, dtype, path):
+def flash(dtype):
+    """Latte by the fused attention kernel, where the device has one for the dtype."""
+    step = graphs.compile_step(tiny("class", dtype=dtype, enable_flash_attention=True).construct)
+    yield "latte flash", step(*tensors(recorded("latte_class"), "x", "t", "y"))
+
+
+def int8(dtype):
+    """Latte with matrices of int8."""
+    step = graphs.compile_step(tiny("class", dtype=dtype, quantize="int8").construct)
+    yield "latte int8", step(*tensors(recorded("latte_class"), "x", "t", "y"))
+
+
+def sampling(dtype):
+    """Latents of two videos after ten guided steps."""
+    net = tiny("class", dtype=dtype)
+    labels = np.array([1, 0], np.int32)
+    request = Request(
+        seeds=(3, 4),
+        shape=net.config.latent_shape(),
+        conditions=(labels,),
+        null=(np.full_like(labels, net.config.num_classes),),
+        num_inference_steps=10,
+        solver=Solver("ddim"),
+        guidance_scale=4.0,
+    )
+    yield "guided sampling", ms.Tensor(LatentSampler(net).sample(request))
+
+
+def ten_steps(dtype):
+    """Ten training steps with clipping and EMA: the losses, and the weights after them."""
+    scale = {"loss_scale": 1024.0, "loss_scale_window": 1000} if dtype == "fp16" else {}
+    nets = [small(device.compute_dtype(dtype)) for _ in range(2)]
+    step, call = build(*nets, weight_decay=0.05, max_grad_norm=0.5, start_clip_step=5, ema_decay=0.95, **scale)
+    losses = [float(call(*batch(seed=seed)).asnumpy()) for seed in range(10)]
+    yield "ten losses", ms.Tensor(np.array(losses, np.float32))
+    for name, net in (("ten steps", step.net), ("ten steps, EMA", step.ema)):
+        values = [weight.asnumpy().ravel() for weight in net.get_parameters()]
+        yield name, ms.Tensor(np.concatenate(values))
+
+
+PARTS = (latte, text_to_video, autoencoder, training)
+MORE = (flash, int8, sampling, ten_steps)
+
+
+def main(target, dtype, path, *names):
     device.init_device(target)
     results = {}
-    for part in (latte, text_to_video, autoencoder, training):
+    for part in [part for part in PARTS + MORE if part.__name__ in names] or PARTS:
         for name, value in part(dtype):
             results[name] = value.astype(ms.float32).asnumpy()
     np.savez(path, **results)

@@ -1,0 +1,185 @@
+"""The programs on MindSpore's Ascend back end over the stand-in, as a user types them, beside the same on the CPU."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ascend import standin
+from support.golden_values import FIXTURES, ROOT, error
+from support.runs import SAMPLES, losses, metrics, state, words, write_clips
+from support.t2v import FOLDER, write_captioned
+
+from latte.io.video import read_frames
+
+pytestmark = pytest.mark.slow
+STEPS = ("--sampling_steps", 4, "--sampler", "ddim", "--guidance_scale", 2, "--output_format", "png")
+ATTENTION = "aclnnFlashAttentionScore"
+
+
+def on_cpu(*words):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_clips(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    return write_captioned(tmp_path_factory.mktemp("captioned"))
+
+
+def shades(folder):
+    """Return the frames of the only video below a folder, as float."""
+    (video,) = [path for path in folder.iterdir() if path.is_dir()]
+    return read_frames(video).astype(float)
+
+
+UNCONDITIONAL = (
+    "--checkpoint",
+    FIXTURES / "latte_uncond.pt",
+    "--vae_checkpoint",
+    FIXTURES / "vae.bin",
+    "--guidance_scale",
+    1,
+)
+
+
+@pytest.mark.parametrize(
+    "options, bound, attends",
+    [
+        (SAMPLES["class"], 0.01, False),
+        (UNCONDITIONAL, 0.01, False),
+        (SAMPLES["text"], 0.01, False),
+        ((*SAMPLES["class"], "--quantize", "int8"), 0.01, False),
+        ((*SAMPLES["class"], "--dtype", "fp16"), 1, False),
+        ((*SAMPLES["class"], "--dtype", "bf16", "--quantize", "int8"), 4, False),
+        ((*SAMPLES["class"], "--dtype", "fp16", "--enable_flash_attention"), 1, True),
+        ((*SAMPLES["text"], "--dtype", "bf16", "--enable_flash_attention"), 4, True),
+    ],
+    ids=["class", "unconditional", "text", "int8", "fp16", "bf16 int8", "fp16 flash", "text bf16 flash"],
+)
+def test_sample(options, bound, attends, on_standin, tmp_path):
+    exact = [word for word in options if word not in ("--dtype", "fp16", "bf16", "--enable_flash_attention")]
+    on_cpu("sample.py", *STEPS, *exact, "--device_target", "CPU", "--output_path", tmp_path / "cpu")
+    given = ("--device_target", "Ascend", "--output_path", tmp_path / "ascend")
+    done = on_standin("sample.py", *STEPS, *options, *given)
+    expected = shades(tmp_path / "cpu")
+    assert expected.std() > 1
+    assert np.abs(shades(tmp_path / "ascend") - expected).mean() < bound  # of 255 shades
+    assert (done.launches[ATTENTION] > 0) == attends
+
+
+RUNS = {
+    "fp32": {},
+    "accumulated, clipped": {"gradient_accumulation_steps": 2, "clip_grad": True, "max_grad_norm": 0.5},
+    "recomputed": {"use_recompute": True},
+    "joint images": {"images_per_video": 2, "condition": "class", "num_classes": 2, "data_layout": "class_folders"},
+    "sinking": {"dataset_sink_mode": True, "sink_size": 2},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_training_in_float32_is_the_cpus(name, data, on_standin, tmp_path):
+    """Losses, weights, moments and EMA weights after four steps, from videos with the autoencoder in the step."""
+    given = {"data_folder": data, "sample_videos": 0, **RUNS[name]}
+    on_cpu("train.py", *words(**given, device_target="CPU", output_path=tmp_path / "cpu"))
+    on_standin("train.py", *words(**given, device_target="Ascend", output_path=tmp_path / "ascend"))
+    assert losses(tmp_path / "ascend") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
+    expected, found = (state(tmp_path / target, 4) for target in ("cpu", "ascend"))
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert not np.abs(value).max() or error(found[key], value) < 1e-4, key
+
+
+@pytest.mark.parametrize("dtype, flash", [("fp16", True), ("fp16", False), ("bf16", True)])
+def test_training_in_half_precision_follows_float32(dtype, flash, data, on_standin, tmp_path):
+    given = {"data_folder": data, "max_steps": 8}
+    on_cpu("train.py", *words(**given, device_target="CPU", output_path=tmp_path / "cpu"))
+    given |= {"device_target": "Ascend", "dtype": dtype, "enable_flash_attention": flash, "init_loss_scale": 1024}
+    done = on_standin("train.py", *words(**given, output_path=tmp_path / "ascend"))
+    assert losses(tmp_path / "ascend") == pytest.approx(losses(tmp_path / "cpu"), rel=2e-2)
+    assert (done.launches["aclnnFlashAttentionScoreGrad"] > 0) == flash
+    assert len(list((tmp_path / "ascend").glob("*/samples/*.gif"))) == 2  # previews during training
+
+
+def test_an_overflow_skips_the_step_and_halves_the_loss_scale(data, on_standin, tmp_path):
+    given = {"data_folder": data, "dtype": "fp16", "device_target": "Ascend", "sample_videos": 0}
+    on_standin("train.py", *words(**given, init_loss_scale=2**40, log_interval=1, output_path=tmp_path))
+    rows = metrics(tmp_path)
+    skipped = [int(row["skipped_steps"]) for row in rows]
+    scales = [float(row["loss_scale"]) for row in rows]
+    assert skipped[0] > 0 and scales[0] == 2.0 ** (40 - skipped[0]) and scales[-1] == 2.0 ** (40 - skipped[-1])
+    assert all(np.isfinite(value).all() for value in state(tmp_path, 4).values())
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_text_to_video_training(trainable, captioned, on_standin, tmp_path):
+    """LatteT2V from a latent cache that was made on the device."""
+    given = {"model_name": "LatteT2V", "pretrained_model_path": FOLDER, "data_folder": captioned, "data_layout": "csv"}
+    given |= {"csv_path": captioned / "table.csv", "caption_column": "caption", "train_batch_size": 2, "vae_slice": 8}
+    given |= {"num_workers": 1}
+
+    def options(**others):
+        return [f"--{key}={value}" for key, value in (given | others).items()]
+
+    made = ("tools/embedding_cache.py", *options(device_target="Ascend", cache_folder=tmp_path / "cache"))
+    assert on_standin(*made).launches["aclnnConvolution"] > 0
+    run = {"cache_folder": tmp_path / "cache", "trainable": trainable, "max_steps": 4, "log_interval": 2}
+    run |= {"sample_videos": 0, "ckpt_save_interval": 4}
+    on_cpu("train.py", *options(**run, device_target="CPU", output_path=tmp_path / "cpu"))
+    for dtype, flash in (("fp32", False), ("fp16", True)):
+        half = {"dtype": dtype, "enable_flash_attention": flash, "device_target": "Ascend"}
+        on_standin("train.py", *options(**run, **half, output_path=tmp_path / dtype))
+    assert losses(tmp_path / "fp32") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
+    assert losses(tmp_path / "fp16") == pytest.approx(losses(tmp_path / "cpu"), rel=2e-2)
+
+
+def test_killed_and_resumed_is_the_uninterrupted_run(data, on_standin, tmp_path):
+    given = {"data_folder": data, "dtype": "fp16", "device_target": "Ascend", "sample_videos": 0, "max_steps": 12}
+    given |= {"ckpt_save_interval": 2, "gradient_accumulation_steps": 2, "resume": "auto", "init_loss_scale": 1024}
+    on_standin("train.py", *words(**given, output_path=tmp_path / "whole"))
+    command = [sys.executable, "train.py", *words(**given, output_path=tmp_path / "cut")]
+    environment = standin.environment()
+    environment["PYTHONPATH"] = f"{ROOT}:{environment['PYTHONPATH']}"
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+    end = time.time() + 300
+    while time.time() < end and not list((tmp_path / "cut").glob("*/ckpt/state-00000004*")):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    on_standin("train.py", *words(**given, output_path=tmp_path / "cut"))
+    (one,), (other,) = ((tmp_path / name).iterdir() for name in ("whole", "cut"))
+    for name in ("metrics.csv", "ckpt/ema-00000012.ckpt", "ckpt/state-00000012.safetensors"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_images_of_a_latent_cache_without_text(data, on_standin, tmp_path):
+    """The tutorial's order: a numpy cache made on the device, then training from it."""
+    given = {"data_folder": data, "device_target": "Ascend"}
+    keep = ("vae_checkpoint", "image_size", "vae_slice", "num_workers", "data_folder", "device_target")
+    made = [word for word in words(**given) if word[2:].split("=")[0] in keep]
+    done = on_standin("tools/embedding_cache.py", *made, "--cache_folder", tmp_path / "c", "--cache_file_type", "numpy")
+    assert done.launches["aclnnConvolution"] > 0
+    on_standin("train.py", *words(**given, sample_videos=0, cache_folder=tmp_path / "c", output_path=tmp_path / "out"))
+    assert np.isfinite(losses(tmp_path / "out")).all()
+
+
+def test_a_card_that_is_not_there_is_one_sentence(on_standin, tmp_path):
+    given = ("--device_target", "Ascend", "--device_id", 99, "--output_path", tmp_path)
+    done = on_standin("sample.py", *SAMPLES["class"], *given, code=2)
+    assert "error: Ascend device 99 cannot be used" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_doctor_tries_the_card(on_standin):
+    done = on_standin("tools/doctor.py", "--device_target", "Ascend")
+    assert "ok       Ascend works" in done.stdout and "bf16: forward" in done.stdout
