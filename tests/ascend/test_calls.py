@@ -91,7 +91,9 @@ def deviation(got, want):
     return np.abs(got - want).max() / np.abs(want).max()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(half, marks=pytest.mark.slow) for half in ("float16", "bfloat16"))]
+)
 def test_mindspore_calls_operators_as_their_pages_say(dtype, called):
     calls, done = called(dtype)
     assert set(calls) == {function.__name__ for function in CALLS}, done.stderr
