@@ -86,7 +86,7 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def plain(array: np.ndarray) -> np.ndarray:
     """Return an array that `cast` made, as float32 where it holds bfloat16."""
-    return (array.astype(np.uint32) << np.uint32(16)).view(np.float32) if array.dtype == np.uint16 else array
+    return np.asarray(array * np.uint32(0x10000), np.uint32).view(np.float32) if array.dtype == np.uint16 else array
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:
