@@ -8,6 +8,7 @@ from typing import Any
 from mindspore import Tensor, ops
 
 from latte.diffusion.gaussian import float32
+from latte.runtime.tensors import narrow, split
 
 # denoise(x, t, scale, *conditions) -> predicted noise, and variance values if the network has them
 Denoise = Callable[..., Tensor]
@@ -39,7 +40,7 @@ def make_denoiser(network: Callable[..., Tensor], guided: bool = False, batched:
         half = _half(conditions)
         pairs = [ops.concat((conditions[i], conditions[half + i]), axis=0) for i in range(half)]  # each (2B, ...)
         both = network(ops.concat((x, x), axis=0), ops.concat((t, t), axis=0), *pairs)  # (2B, F, 2C, H, W)
-        cond, uncond = ops.split(both, x.shape[0], axis=0)  # 2 x (B, F, 2C, H, W)
+        cond, uncond = split(both, x.shape[0], 0)  # 2 x (B, F, 2C, H, W)
         return guide(cond, uncond, scale, x.shape[2])
 
     if not guided:
@@ -63,8 +64,8 @@ def guide(cond: Tensor, uncond: Tensor, scale: Tensor | float, channels: int) ->
     the variance values are the conditional ones, untouched.
     """
     cond, uncond = float32(cond), float32(uncond)
-    eps, eps_uncond = cond[:, :, :channels], uncond[:, :, :channels]  # (B, F, C, H, W)
+    eps, eps_uncond = narrow(cond, 2, 0, channels), narrow(uncond, 2, 0, channels)  # (B, F, C, H, W)
     eps = eps_uncond + scale * (eps - eps_uncond)
     if cond.shape[2] == channels:
         return eps
-    return ops.concat((eps, cond[:, :, channels:]), axis=2)
+    return ops.concat((eps, narrow(cond, 2, channels, cond.shape[2])), axis=2)

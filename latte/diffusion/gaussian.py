@@ -11,6 +11,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from latte.diffusion.schedule import Schedule
+from latte.runtime.tensors import mean, rows
 
 PIXEL_HALF_WIDTH = 1.0 / 255.0  # half of the distance between two 8-bit values in [-1, 1]
 TINY = 1e-12  # probabilities are kept above it, so that their logarithm is finite
@@ -36,12 +37,12 @@ def make_tables(schedule: Schedule) -> GaussianTables:
 
 def lookup(table: Tensor, t: Tensor) -> Tensor:
     """Entries ``t`` (B,) of a table (steps,), shaped (B, 1, 1, 1, 1) to multiply a video latent."""
-    return ops.gather(table, t, 0).reshape((-1, 1, 1, 1, 1))
+    return rows(table, t).reshape((-1, 1, 1, 1, 1))
 
 
 def mean_flat(x: Tensor) -> Tensor:
     """Mean over all axes but the first: (B, ...) -> (B,)."""
-    return x.reshape((x.shape[0], -1)).mean(1)
+    return mean(x.reshape((x.shape[0], -1)), 1)
 
 
 def q_sample(tables: GaussianTables, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:

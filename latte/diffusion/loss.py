@@ -6,6 +6,7 @@ from mindspore import Tensor, nn, ops
 
 from latte.diffusion.gaussian import GaussianTables, float32, make_tables, mean_flat, q_sample, variational_bound
 from latte.diffusion.schedule import Schedule, create_schedule
+from latte.runtime.tensors import split
 
 
 def loss_terms(
@@ -16,7 +17,7 @@ def loss_terms(
     ``model_out`` is (B, F, 2C, H, W): predicted noise, then variance values. The VLB term sees the prediction detached,
     so that it trains the variance only: "L_hybrid" of IDDPM eq. 16, here with the VLB term at weight 1 and in bits.
     """
-    eps, values = ops.split(float32(model_out), x_start.shape[2], axis=2)  # 2 x (B, F, C, H, W)
+    eps, values = split(float32(model_out), x_start.shape[2], 2)  # 2 x (B, F, C, H, W)
     error = float32(noise) - eps
     mse = mean_flat(error * error)
     vb = variational_bound(tables, ops.stop_gradient(eps), values, x_start, x_t, t)

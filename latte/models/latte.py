@@ -21,6 +21,7 @@ from latte.models.layers import Embedding, Initializers, Linear, PatchEmbed, SiL
 from latte.models.precision import prepare
 from latte.ops import chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
 from latte.runtime import device
+from latte.runtime.tensors import split
 from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def final_layer(
 
     x (B, F, T, D), c (B, D), pairs (weight, bias) -> (B, F, out channels, H, W).
     """
-    shift, scale = ops.chunk(linear(silu(c), *ada), 2, 1)  # (B, D)
+    shift, scale = split(linear(silu(c), *ada), c.shape[1], 1)  # (B, D)
     return tokens_to_latents(x, shift, scale, grid, proj, patch_size)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from latte.models.block import Block, Pair
-from latte.ops import linear, modulated_norm, patch_projection, silu
+from latte.ops import linear, lookup, modulated_norm, patch_projection, silu
 
 Init = Callable[[tuple[int, ...]], np.ndarray]
 
@@ -127,7 +127,7 @@ class Embedding(nn.Cell):
 
     def construct(self, index: ms.Tensor) -> ms.Tensor:
         """Return the rows of integer `index` (B,) as (B, width)."""
-        return ops.gather(self.weight, index, 0)
+        return lookup(self.weight, index)
 
 
 class Affine(nn.Cell):

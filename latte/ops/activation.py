@@ -5,8 +5,9 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops import cpu
+from latte.ops import ascend, cpu
 from latte.ops.target import on_cpu
+from latte.runtime.tensors import on_ascend
 
 _gelu = ops.GeLU()
 
@@ -23,4 +24,4 @@ def gelu(x: ms.Tensor) -> ms.Tensor:
     """
     if on_cpu():
         return cpu.gelu_and_slope(x)[0]
-    return _gelu(x)
+    return ascend.gelu(x) if on_ascend() else _gelu(x)

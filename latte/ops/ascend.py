@@ -1,4 +1,4 @@
-"""Operators of Ascend: its fused attention kernels, and its product with int8 weights."""
+"""Operators of Ascend that have a kernel of CANN's operator library where MindSpore's usual forms have none."""
 
 from __future__ import annotations
 
@@ -20,6 +20,62 @@ PROMPT_BATCH = 65536
 NO_BAND = 2**31 - 1  # the keys behind a query that it may attend to: all
 
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
+
+
+def affine(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
+    """Return x W^T + b, (N, out), for x (N, in), weight (out, in) and bias (out,), all of one dtype."""
+    return mint.nn.functional.linear(x, weight, bias)
+
+
+def layer_norm(x: ms.Tensor, eps: float) -> ms.Tensor:
+    """Return (x - mean) / sqrt(var + eps) over the last axis of float32 `x`."""
+    return mint.nn.functional.layer_norm(x, (x.shape[-1],), None, None, eps)
+
+
+def group_norm(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: int, eps: float) -> ms.Tensor:
+    """Return the group norm of images (N, C, H, W), weight and bias (C,), all float32."""
+    return mint.nn.functional.group_norm(x, groups, weight, bias, eps)
+
+
+def conv2d(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, stride: int, padding: int | tuple[int, int]) -> ms.Tensor:
+    """Convolve images (N, C, H, W); weight (out, C, k, l), bias (out,), all of one dtype, padding of height and width.
+
+    With stride 2 and a kernel of 3 the one row and column of zeros are below and on the right, as the autoencoder's.
+    """
+    if stride == 2 and weight.shape[2] == 3:
+        return mint.nn.functional.conv2d(mint.nn.functional.pad(x, (0, 1, 0, 1)), weight, bias, 2, 0)
+    return mint.nn.functional.conv2d(x, weight, bias, stride, padding)
+
+
+def gelu(x: ms.Tensor) -> ms.Tensor:
+    """Return the tanh form of GELU."""
+    return mint.nn.functional.gelu(x, approximate="tanh")
+
+
+def embedding(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
+    """Return the rows of a table (N, D) that integer `index` of any shape names, as (*index.shape, D)."""
+    return mint.nn.functional.embedding(index, table)
+
+
+def adam(
+    weight: ms.Parameter,
+    moment1: ms.Parameter,
+    moment2: ms.Parameter,
+    power1: ms.Tensor,
+    power2: ms.Tensor,
+    learning_rate: ms.Tensor,
+    beta1: ms.Tensor,
+    beta2: ms.Tensor,
+    eps: ms.Tensor,
+    gradient: ms.Tensor,
+) -> ms.Tensor:
+    """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph, so it is no use."""
+    mean = moment1 + (gradient - moment1) * (1 - beta1)
+    square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
+    rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()
+    moved = weight - rate * mean / (ops.sqrt(square) + eps)
+    weight = ops.depend(weight, (ops.assign(moment1, mean), ops.assign(moment2, square)))
+    return ops.assign(weight, moved)
 
 
 def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
@@ -44,11 +100,8 @@ def fused_attention(
         return attend(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])), 1)
     if n <= limit:
         return attend(q, k, v, heads, scale, None, 0)
-    parts = []
-    for start in range(0, n, limit):
-        size = min(limit, n - start)
-        qi, ki, vi = [mint.narrow(each, 0, start, size) for each in (q, k, v)]  # views
-        parts.append(attend(qi, ki, vi, heads, scale, None, 0))
+    qs, ks, vs = [mint.split(each, limit, 0) for each in (q, k, v)]  # views
+    parts = [attend(qs[i], ks[i], vs[i], heads, scale, None, 0) for i in range(len(qs))]
     return ops.concat(parts, 0)
 
 

@@ -11,6 +11,7 @@ from latte.ops import ascend, cpu
 from latte.ops.blockwise import UNLIMITED, blockwise_attention
 from latte.ops.linear import linear
 from latte.ops.target import attends_in_blocks, on_cpu
+from latte.runtime.tensors import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
 _softmax, _tile = ops.Softmax(-1), ops.Tile()
-_thirds_of_width = ops.Split(-1, 3)
 
 
 def attention(
@@ -168,7 +168,8 @@ def _separate(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
 
 
 def _joint(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
-    return _thirds_of_width(linear(x, *qkv))
+    both = linear(x, *qkv)
+    return split(both, both.shape[3] // 3, 3)
 
 
 def swap(x: ms.Tensor) -> ms.Tensor:

@@ -9,6 +9,7 @@ from mindspore import ops
 
 from latte.ops import ascend, cpu
 from latte.ops.target import in_graph, multiplies_int8, on_cpu
+from latte.runtime.tensors import on_ascend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ def _int8_affine(x: ms.Tensor, weight: tuple, bias: ms.Tensor | None) -> ms.Tens
     else:
         y = _matmul(rows, (matrix.astype(ms.float32) * scale.reshape(-1, 1)).astype(x.dtype))
     if bias is not None:
-        y = _bias_add(y, bias.astype(x.dtype))
+        y = _plus(y, bias.astype(x.dtype))
     return y.reshape(*x.shape[:-1], matrix.shape[0])
 
 
@@ -73,13 +74,22 @@ def _affine(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor | None) -> ms.Tenso
         y = _matmul(rows, weight)  # (N, out)
     elif on_cpu():
         y = cpu.affine(rows, weight, bias.astype(x.dtype))
+    elif on_ascend():
+        y = ascend.affine(rows, weight, bias.astype(x.dtype))
     else:
         y = _bias_add(_matmul(rows, weight), bias.astype(x.dtype))
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
+def _plus(x: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
+    """Return x (N, D) plus a bias (D,)."""
+    return x + bias if on_ascend() else _bias_add(x, bias)
+
+
 def lookup(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
     """Return the rows of a table (N, D) that integer `index` of any shape names, as (*index.shape, D)."""
+    if on_ascend():
+        return ascend.embedding(table, index)
     if on_cpu() and not in_graph():  # gathering from a parameter keeps its memory for ever, from a view does not
         table = ms.Tensor(table)
     return ops.gather(table, index, 0)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops import cpu
+from latte.ops import ascend, cpu
 from latte.ops.target import channels_last, on_cpu
+from latte.runtime.tensors import mean, on_ascend, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _bias_add = ops.BiasAdd()
-_split = ops.Split(1, 6)
 _batched = ops.BatchMatMul()
 
 _layer_norm_6 = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
@@ -23,6 +23,8 @@ _layer_norm_6 = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=
 def layer_norm(x: ms.Tensor) -> ms.Tensor:
     """Return (x - mean) / sqrt(var + 1e-6) over the last axis, without weights, in float32."""
     width = x.shape[-1]
+    if on_ascend():
+        return ascend.layer_norm(x.astype(ms.float32), 1e-6)
     one, zero = ops.ones((width,), ms.float32), ops.zeros((width,), ms.float32)
     return _layer_norm_6(x.astype(ms.float32), one, zero)[0]
 
@@ -53,7 +55,7 @@ def _modulated_tokens(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Te
 
 def chunk6(modulation: ms.Tensor) -> tuple[ms.Tensor, ...]:
     """Return shift, scale and gate of attention and of the MLP, each (B, D), of a modulation (B, 6D)."""
-    return _split(modulation)
+    return split(modulation, modulation.shape[1] // 6, 1)
 
 
 def gated_residual(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
@@ -70,7 +72,7 @@ def rms_norm(x: ms.Tensor, weight: ms.Tensor, eps: float) -> ms.Tensor:
     x (..., D) of any float dtype, weight (D,). Computed in float32, returned in the dtype of `x`.
     """
     y = x.astype(ms.float32)
-    y = y * ops.rsqrt(ops.square(y).mean(-1, keep_dims=True) + eps)
+    y = y * ops.rsqrt(mean(ops.square(y), -1, True) + eps)
     return (y * weight.astype(ms.float32)).astype(x.dtype)
 
 
@@ -88,11 +90,13 @@ def group_norm(
         n, h, w, c = x.shape
         y = y.reshape(1, n * h, w, c) if joint else y
         return _group_norm_nhwc(y, weight, bias, groups, eps).reshape(x.shape).astype(x.dtype)
+    if on_ascend() and not joint:
+        return ascend.group_norm(y, weight, bias, groups, eps).astype(x.dtype)
     n, c = x.shape[0], x.shape[1]
     axes = (0, 2) if joint else -1
     y = y.reshape(n, groups, -1)
-    y = y - y.mean(axes, keep_dims=True)
-    y = y * ops.rsqrt(ops.square(y).mean(axes, keep_dims=True) + eps)
+    y = y - mean(y, axes, True)
+    y = y * ops.rsqrt(mean(ops.square(y), axes, True) + eps)
     y = y.reshape(x.shape) * weight.reshape(1, c, 1, 1) + bias.reshape(1, c, 1, 1)
     return y.astype(x.dtype)
 
@@ -105,11 +109,11 @@ def _group_norm_nhwc(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: i
     n, h, w, c = x.shape
     y = x.reshape(n, h * w, c)
     ones = ops.ones((n, 1, h * w), ms.float32)
-    mean = _batched(ones, y) / (h * w)  # (N, 1, C)
-    y = _plus(y, -mean)
+    means = _batched(ones, y) / (h * w)  # (N, 1, C)
+    y = _plus(y, -means)
     var = (_batched(ones, y * y) / (h * w)).reshape(n, groups, c // groups)
-    mean = mean.reshape(n, groups, c // groups)
-    offset = mean - mean.mean(2, keep_dims=True)  # of each channel from its group
+    means = means.reshape(n, groups, c // groups)
+    offset = means - means.mean(2, keep_dims=True)  # of each channel from its group
     group_var = (var + ops.square(offset)).mean(2, keep_dims=True)
     scale = weight.reshape(groups, c // groups) * ops.rsqrt(group_var + eps)  # (N, groups, C / groups)
     shift = bias.reshape(groups, c // groups) + offset * scale

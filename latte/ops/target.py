@@ -1,4 +1,4 @@
-"""Compile-time questions about the device, usable inside graphs."""
+"""Compile-time questions about the device, usable inside graphs; `on_ascend` is in `latte.runtime.tensors`."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from latte.io.atomic import atomic_path
 from latte.io.video import FRAME_SUFFIXES, read_video, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.runtime import graphs
+from latte.runtime.tensors import mean
 from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_ema
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
@@ -63,9 +64,9 @@ class VaeStep(nn.Cell):
         mean, logvar = ops.chunk(self.vae.encode(x), 2, 1)  # (N, L, h, w)
         logvar = ops.clamp(logvar, *LOGVAR_RANGE)
         error = self.vae.decode(mean + ops.exp(0.5 * logvar) * noise) - x
-        squared = ops.square(error).mean()
+        squared = mean(ops.square(error))
         kl = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1 - logvar).sum() / x.shape[0]
-        loss = self.l1_weight * ops.abs(error).mean() + self.mse_weight * squared + self.kl_weight * kl
+        loss = self.l1_weight * mean(ops.abs(error)) + self.mse_weight * squared + self.kl_weight * kl
         return loss, squared
 
     def construct(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:

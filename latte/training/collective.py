@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import ops
 
 from latte.runtime import device, graphs
+from latte.runtime.tensors import narrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ def own_part(tensor: ms.Tensor) -> ms.Tensor:
     """Return this rank's part (n / ranks, ...) of a tensor (n, ...)."""
     here = device.current()
     rows = tensor.shape[0] // here.world_size
-    return tensor[here.rank * rows : (here.rank + 1) * rows]
+    return narrow(tensor, 0, here.rank * rows, (here.rank + 1) * rows)
 
 
 def join_parts(part: ms.Tensor) -> ms.Tensor:

@@ -8,12 +8,12 @@ from mindcv.scheduler import create_scheduler
 from mindspore import nn, ops
 
 from latte.errors import UserError
-from latte.ops import sum_of_squares
+from latte.ops import adam, sum_of_squares
+from latte.runtime.tensors import add_all
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
 
-_adam = ops.Adam()
 _map = ops.HyperMap()
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
 _decay = ops.MultitypeFuncGraph("decay")
@@ -53,7 +53,7 @@ def _square_sum(gradient: ms.Tensor) -> ms.Tensor:
 
 def global_norm(gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
     """Return the 2-norm of all gradients, a () float32 tensor; it is not finite if an element is not."""
-    return ops.sqrt(ops.addn(_map(_sum_of_squares, gradients)))
+    return ops.sqrt(add_all(_map(_sum_of_squares, gradients)))
 
 
 @_multiply.register("Tensor", "Tensor")
@@ -130,4 +130,4 @@ def _adam_of(
     moment2: ms.Tensor,
     gradient: ms.Tensor,
 ) -> ms.Tensor:
-    return _adam(weight, moment1, moment2, power1, power2, learning_rate, beta1, beta2, eps, gradient)[0]
+    return adam(weight, moment1, moment2, power1, power2, learning_rate, beta1, beta2, eps, gradient)

@@ -13,6 +13,7 @@ from mindspore import mint, nn, ops
 from latte.components.codec import LOGVAR_RANGE
 from latte.diffusion.loss import DiffusionLoss
 from latte.runtime import device
+from latte.runtime.tensors import mean, narrow, rows, split, stack
 from latte.training.collective import is_shared, join_parts, own_part, sum_over_ranks
 from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_ema
 
@@ -120,7 +121,7 @@ class TrainStep(nn.Cell):
         (_, loss, mse, bound), gradients = self.value_and_grad(x_start, t, noise, condition)
         one, zero = ops.ones_like(loss), ops.zeros_like(loss)
         videos = (skipped_videos >= 0).astype(ms.float32).sum()
-        ops.assign_add(self.sums, ops.stack((loss, mse, bound, one, zero, zero, videos)))
+        ops.assign_add(self.sums, stack((loss, mse, bound, one, zero, zero, videos)))
         if self.options.accumulation == 1:
             self.update(gradients)
         else:
@@ -139,31 +140,33 @@ class TrainStep(nn.Cell):
             b, f = x.shape[:2]
             moments = self.vae.encode(x.reshape(b * f, *x.shape[2:]))  # (B F, 2 L, h, w)
             x = ops.stop_gradient(moments.reshape(b, f, *moments.shape[1:]))
-        mean, logvar = ops.chunk(x, 2, 2)  # (B, F, L, h, w)
+        centre, logvar = split(x, x.shape[2] // 2, 2)  # (B, F, L, h, w)
         std = ops.exp(0.5 * ops.clamp(logvar, *LOGVAR_RANGE))
-        return (mean + std * posterior_noise) * self.options.scale_factor
+        return (centre + std * posterior_noise) * self.options.scale_factor
 
     def scaled_loss(self, x_start: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: Any) -> tuple[ms.Tensor, ...]:
         """Return the mean loss of a batch times the loss scale; then the loss, its squared error and its VLB term."""
         images = self.options.images
         frames = x_start.shape[1] - images
-        terms = self.loss(x_start[:, :frames], t, noise[:, :frames], self.condition_of(condition, 0))  # 3 x (B,)
-        loss, mse, bound = terms[0].mean(), terms[1].mean(), terms[2].mean()
+        of_video = [narrow(a, 1, 0, frames) if images else a for a in (x_start, noise)]
+        terms = self.loss(of_video[0], t, of_video[1], self.condition_of(condition, 0))  # 3 x (B,)
+        loss, mse, bound = mean(terms[0]), mean(terms[1]), mean(terms[2])
         if images:
-            of_images = [_as_videos(a[:, frames:]) for a in (x_start, noise)]  # (B n, 1, L, h, w)
+            of_images = [_as_videos(narrow(a, 1, frames, a.shape[1])) for a in (x_start, noise)]  # (B n, 1, L, h, w)
             t = ops.repeat_interleave(t, images)  # (B n,)
             terms = self.loss(of_images[0], t, of_images[1], self.condition_of(condition, 1))
             share = images / x_start.shape[1]  # every frame has the same weight
-            loss = loss * (1 - share) + terms[0].mean() * share
-            mse = mse * (1 - share) + terms[1].mean() * share
-            bound = bound * (1 - share) + terms[2].mean() * share
+            loss = loss * (1 - share) + mean(terms[0]) * share
+            mse = mse * (1 - share) + mean(terms[1]) * share
+            bound = bound * (1 - share) + mean(terms[2]) * share
         return loss * self.loss_scale if self.scales_loss else loss, loss, mse, bound
 
     def condition_of(self, condition: Any, part: int) -> Any:
         """Return the condition of the network: for the videos (part 0), or for the single images (part 1)."""
         if not self.takes_labels:
             return condition
-        return condition[:, 1:].reshape(-1) if part else condition[:, 0]
+        first, last = (1, condition.shape[1]) if part else (0, 1)
+        return narrow(condition, 1, first, last).reshape(-1)
 
     def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
         """Update the weights by the accumulated gradients of all ranks, unless an element is not finite."""
@@ -180,7 +183,7 @@ class TrainStep(nn.Cell):
             self.apply(gradients, norm)
         one, zero = ops.ones_like(norm), ops.zeros_like(norm)
         seen, counted = ops.where(finite, norm, zero), ops.where(finite, one, zero)
-        ops.assign_add(self.sums, ops.stack((zero, zero, zero, zero, seen, counted, zero)))
+        ops.assign_add(self.sums, stack((zero, zero, zero, zero, seen, counted, zero)))
         ops.assign(self.skipped, self.skipped + ops.where(finite, 0, 1).astype(ms.int32))
         if options.loss_scale_window:
             self.rescale(finite)
@@ -193,7 +196,7 @@ class TrainStep(nn.Cell):
             factor = clip_factor(norm, options.max_grad_norm)
             factor = ops.where(self.step >= options.start_clip_step, factor, ops.ones_like(factor))
             gradients = multiply(gradients, factor)
-        learning_rate = self.learning_rates[self.step]
+        learning_rate = rows(self.learning_rates, self.step.reshape(1)).reshape(())
         if not any(self.shared):
             self.optimizer(gradients, learning_rate)
         else:

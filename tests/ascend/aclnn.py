@@ -80,13 +80,13 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     """Return values in a dtype, rounded to nearest even; bfloat16 as uint16."""
     if dtype != "bfloat16":
         return np.asarray(values).astype(dtype)
-    bits = np.asarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    bits = np.asarray(values, np.float32).view(np.uint32).astype(np.int64)
+    return np.asarray((bits + 0x7FFF + (bits // 0x10000 & 1)) // 0x10000, np.uint16)
 
 
 def plain(array: np.ndarray) -> np.ndarray:
     """Return an array that `cast` made, as float32 where it holds bfloat16."""
-    return (array.astype(np.uint32) << np.uint32(16)).view(np.float32) if array.dtype == np.uint16 else array
+    return np.asarray(array * np.uint32(0x10000), np.uint32).view(np.float32) if array.dtype == np.uint16 else array
 
 
 def rounded(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -144,8 +144,9 @@ def operators() -> list[Operator]:
         shared = dict(re.findall(r"^#define ((?:ACLNN|NEED)_\w+)((?:.*\\\n)*.*\n)", text, re.MULTILINE))
         parts = re.split(r'^(ACLNN\w*)\((\w+),\s*"([^"]+)"', text, flags=re.MULTILINE)
         for macro, name, page, body in zip(parts[1::4], parts[2::4], parts[3::4], parts[4::4], strict=True):
-            whole = re.sub(r"\bNEED_\w+", lambda used: shared[used[0]], shared.get(macro, body))
-            found.append(Operator(f"aclnn{name}", page, _rules(whole)))
+            body = shared.get(macro, body)
+            body = "".join(shared.get(part, part) for part in re.split(r"\b(NEED_\w+)", body))
+            found.append(Operator(f"aclnn{name}", page, _rules(body)))
     return sorted(found)
 
 

@@ -1,7 +1,7 @@
-"""The stand-in's attention and its product with int8 weights against NumPy, and the attention that the product chooses.
+"""The stand-in's attention and product with int8 weights against NumPy, and the attention that each card is given.
 
-NumPy computes in float64 and rounds where the kernels do: scores and softmax stay, exp(score - maximum) is rounded to the
-dtype of the inputs, and the result once more; the gradient rounds probabilities and the scores' gradient.
+NumPy computes in float64 and rounds where the kernels do: exp(score - maximum) to the dtype of the inputs, and the
+result once more; the gradient rounds the probabilities and the gradient of the scores.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ REFUSED = {
     "float32 where attention only infers": (prompt, {"dtype": "float32"}, "float16 or bfloat16"),
     "float32 where attention only infers, in the newer operator": (infer, {"dtype": "float32"}, "float16 or bfloat16"),
     "float64": (score, {"dtype": "float64"}, "float16, bfloat16 or float32"),
-    "a head width of 72 in a batch of 129": (prompt, {"shape": (129, 1, 72)}, "at most 128 where D is not a multiple of 16"),
+    "a head width of 72 in a batch of 129": (prompt, {"shape": (129, 1, 72)}, "128 where D is not a multiple of 16"),
     "a head width of 72 in the newer operator": (infer, {"shape": (1, 2, 72)}, "D is a multiple of 16"),
     "a head width of 784": (score, {"shape": (1, 1, 784)}, "D is 1 to 768"),
     "a head width of 528": (prompt, {"shape": (1, 1, 528)}, "D is at most 512"),

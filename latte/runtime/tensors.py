@@ -1,0 +1,65 @@
+"""Cut, join, look up and reduce tensors inside graphs, each by an operation for which the device has a fast kernel.
+
+On Ascend MindSpore's usual forms (`x[:, a:b]`, `ops.split`, `ops.gather`, `x.mean`, `ops.stack`, `ops.addn`) have no
+kernel of CANN's operator library: each shape of each would be compiled on line, and launched slowly. The forms here have
+one. They copy: views of a tensor would be copied, unseen, by every operation behind them that wants its elements in order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mindspore import mint, ops
+from mindspore.ops.auto_generate import SliceExt, SplitTensor
+from mindspore.ops.primitive import constexpr
+
+from latte.runtime import device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mindspore import Tensor
+
+_slice, _split = SliceExt(), SplitTensor()
+
+
+@constexpr
+def on_ascend() -> bool:
+    """Return whether the graph being compiled is for an Ascend."""
+    return device.current().target == "Ascend"
+
+
+def narrow(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    """Return the elements from `start` up to `stop` along `axis`, which is 0, 1 or 2."""
+    if on_ascend():
+        return _slice(x, axis, start, stop, 1)
+    if axis == 0:
+        return x[start:stop]
+    return x[:, start:stop] if axis == 1 else x[:, :, start:stop]
+
+
+def split(x: Tensor, size: int, axis: int) -> Sequence[Tensor]:
+    """Return the parts of `size` elements along `axis`, in order; the last one may be shorter."""
+    return _split(x, size, axis) if on_ascend() else ops.split(x, size, axis)
+
+
+def mean(x: Tensor, axis: int | tuple[int, ...] | None = None, keep: bool = False) -> Tensor:
+    """Return the mean along one or several axes, or of all elements; with `keep` the axes stay, of length 1."""
+    if on_ascend():
+        return mint.mean(x) if axis is None else mint.mean(x, axis, keep)
+    return x.mean() if axis is None else x.mean(axis, keep_dims=keep)
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors of one shape as one, along a new first axis."""
+    return mint.stack(tensors, 0) if on_ascend() else ops.stack(tensors)
+
+
+def add_all(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape."""
+    return mint.stack(tensors, 0).sum(0) if on_ascend() else ops.addn(tensors)
+
+
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of a table (N, ...) that integer `index` (n,) names, as (n, ...)."""
+    return mint.index_select(table, 0, index) if on_ascend() else ops.gather(table, index, 0)
