@@ -6,6 +6,9 @@ result once more; the gradient rounds the probabilities and the gradient of the 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ascend.aclnn import Refused, card, cast, out, plain, rounded
@@ -241,3 +244,70 @@ def test_the_product_with_int8_weights_refuses_what_its_page_does(given, sentenc
     last = (None, None, None, given.get("bias"), given.get("group", 0), y)
     with pytest.raises(Refused, match=sentence):
         card(given.get("product", "Ascend910B2")).launch("WeightQuantBatchMatmulV2", x, weight, scale, *last)
+
+
+ATTENDS = {  # which operators attend on a card, forward and in training
+    "Ascend910B2": ({"aclnnFlashAttentionScore", "aclnnFlashAttentionScoreGrad"}, "attends by FlashAttentionScore"),
+    "Ascend910B4": ({"aclnnPromptFlashAttentionV3", "aclnnSoftmax"}, "attends by PromptFlashAttention"),
+    "Ascend910A": ({"aclnnSoftmax"}, "does not exist on Ascend910A; exact attention computes the same"),
+}  # fmt: skip
+
+
+def attended(on_standin, product, *words):
+    """Run tests/ascend/attend.py on a card and return what it printed of errors, what it said, and its launches."""
+    done = on_standin(Path(__file__).with_name("attend.py"), *words, product=product)
+    said = [line for line in done.stderr.splitlines() if "enable_flash_attention" in line]
+    return json.loads(done.stdout.splitlines()[-1]), said, done.launches
+
+
+@pytest.mark.parametrize(
+    "product, dtype",
+    [
+        ("Ascend910B2", "float16"),
+        pytest.param("Ascend910B2", "bfloat16", marks=pytest.mark.slow),
+        ("Ascend910B4", "float16"),
+        pytest.param("Ascend910B4", "bfloat16", marks=pytest.mark.slow),
+        ("Ascend910A", "float16"),
+    ],
+)
+def test_each_card_attends_by_the_kernel_that_it_has(product, dtype, on_standin):
+    errors, said, launches = attended(on_standin, product, dtype)
+    kernels, sentence = ATTENDS[product]
+    assert errors.pop("chip") == product
+    assert errors.pop("wrong sign") > 0.5
+    assert max(errors.values()) < 4 * EPSILON[dtype], errors
+    attention = {op for op in launches if "Attention" in op or op == "aclnnSoftmax"}
+    assert attention == kernels
+    assert ("aclnnWeightQuantBatchMatmulV2" in launches) == (product != "Ascend910A")
+    assert sum(sentence in line for line in said) == 1
+    assert any("has no gradient on Ascend910B4; exact" in line for line in said) == (product == "Ascend910B4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scores", [64, 12])  # some of the batch at once, or some rows of one
+def test_exact_attention_by_blocks_computes_on_a_card_without_a_fused_kernel(scores, on_standin):
+    errors, _, launches = attended(on_standin, "Ascend910A", "float16", scores)
+    assert max(errors[name] for name in ("forward", "masked", "gradient", "masked gradient")) < 4 * EPSILON["float16"]
+    assert launches["aclnnSplitTensor" if scores == 64 else "aclnnSlice"] > 0
+
+
+@pytest.mark.parametrize("product", ["Ascend910B4", pytest.param("Ascend910B2", marks=pytest.mark.slow)])
+def test_mindspore_passes_on_why_a_card_does_not_attend(product, on_standin):
+    done = on_standin(Path(__file__).with_name("refused.py"), product=product)
+    said = json.loads(done.stdout.splitlines()[-1])
+    trains = product == "Ascend910B2"
+    sentences = {
+        "training": ""
+        if trains
+        else "FlashAttentionScore refuses this call on Ascend910B4: the product is Atlas A2 for",
+        "float32 in training": "" if trains else "the product is Atlas A2 for training",  # CANN's page has it
+        "a mask of one row": "attenMask is (B, N, S, S), (B, 1, S, S)" if trains else "the product is Atlas A2",
+        "float32": "must be a type of {Tensor[BFloat16], Tensor[Float16], Tensor[Int8]}, but got Tensor[Float32]",
+        "a width of 72 in bfloat16": "dimension D must align with 16! but got 72",
+        "a width of 72 in a batch of 129": f"on {product}: B is at most 128 where D is not a multiple of 16",
+        "a batch of 65537": f"on {product}: B is at most 65536",
+        "what it takes": "",
+    }
+    assert said.keys() == sentences.keys()
+    for case, sentence in sentences.items():
+        assert sentence in said[case] and bool(said[case]) == bool(sentence), case
