@@ -1,4 +1,4 @@
-"""A program for tests: calls MindSpore's fused attention as no card takes it, and prints the sentences of its errors."""
+"""A program for tests: calls MindSpore's fused attention as no card takes it, and prints its errors."""
 
 from __future__ import annotations
 
