@@ -20,6 +20,7 @@ from latte.models.block import Block, Network
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
 from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
+from latte.runtime.tensors import largest, split
 from latte.weights.match import check_asked, read_config
 
 if TYPE_CHECKING:

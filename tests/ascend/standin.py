@@ -141,13 +141,12 @@ def operators() -> list[Operator]:
     found = []
     for path in sorted((SOURCES / "operators").glob("*.cpp")):
         text = path.read_text()
-        shared = {
-            name: _rules(body)
-            for name, body in re.findall(r"^#define (ACLNN_\w+)((?:.*\\\n)*.*\n)", text, re.MULTILINE)
-        }
+        shared = dict(re.findall(r"^#define ((?:ACLNN|NEED)_\w+)((?:.*\\\n)*.*\n)", text, re.MULTILINE))
         parts = re.split(r'^(ACLNN\w*)\((\w+),\s*"([^"]+)"', text, flags=re.MULTILINE)
         for macro, name, page, body in zip(parts[1::4], parts[2::4], parts[3::4], parts[4::4], strict=True):
-            found.append(Operator(f"aclnn{name}", page, shared.get(macro) or _rules(body)))
+            body = shared.get(macro, body)
+            body = "".join(shared.get(part, part) for part in re.split(r"\b(NEED_\w+)", body))
+            found.append(Operator(f"aclnn{name}", page, _rules(body)))
     return sorted(found)
 
 
