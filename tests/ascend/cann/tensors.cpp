@@ -140,16 +140,6 @@ int64_t elements(const Dims &dims) {
   return n;
 }
 
-int64_t size_of(int dtype) {
-  switch (dtype) {
-    case I8: case U8: case BOOL: return 1;
-    case F16: case BF16: case I16: return 2;
-    case F32: case I32: return 4;
-    case I64: case F64: return 8;
-  }
-  return 0;
-}
-
 const char *name_of(int dtype) {
   switch (dtype) {
     case F32: return "float32";
