@@ -44,7 +44,7 @@ FLAGS += ["-D_GLIBCXX_USE_CXX11_ABI=0"]  # as MindSpore's wheel is built
 
 # Library -> its sources here, and the names that MindSpore binds to in it; what no source defines fails when called.
 LIBRARIES: dict[str, tuple[list[str], str | None]] = {
-    "libascendcl.so": (["runtime.cpp"], r"acl(?!tdt|prof|nn)\w+"),
+    "libascendcl.so": (["runtime.cpp", "aclop.cpp"], r"acl(?!tdt|prof|nn)\w+"),
     "libopapi.so": (["tensors.cpp", "operators/*.cpp"], None),
     "libhccl.so": (["hccl.cpp"], r"Hccl[A-Z]\w+"),
     "libacl_tdt_channel.so": (["channel.cpp"], r"acltdt\w+"),
