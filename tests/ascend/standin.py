@@ -173,7 +173,7 @@ def _compile(lib: Path, name: str) -> None:
 
 def _object(text: str) -> Path:
     """Return the object file of a source, compiled unless it was before."""
-    path = _cache() / "objects" / f"{_digest(text, *_headers())}.o"
+    path = _cache() / "objects" / f"{_digest(text, *_included(text))}.o"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".o", delete=False) as half:
@@ -185,6 +185,15 @@ def _object(text: str) -> Path:
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "latte-standin"
+
+
+def _included(text: str) -> list[str]:
+    """Return the texts of the headers that a source includes, and of those that they include."""
+    found = []
+    for name in re.findall(r'^#include "(\w+\.h)"', text, re.MULTILINE):
+        found.append((SOURCES / name).read_text())
+        found += _included(found[-1])
+    return found
 
 
 def _headers() -> list[str]:
