@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mindspore as ms
 from mindspore import mint, ops
 from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
+from latte.ops.target import only_infers
 from latte.runtime.tensors import assign
 
-FLASH_BATCH = 2048  # the fused kernel takes no larger batch; temporal attention has one row per patch
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The fused kernels take no larger batch; temporal attention has one row per patch. MindSpore documents 2k for
+# FlashAttentionScore (CANN's later pages have more), and CANN 64k for PromptFlashAttention.
+FLASH_BATCH = 2048
+PROMPT_BATCH = 65536
+NO_BAND = 2**31 - 1  # the keys behind a query that it may attend to: all
 
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
 
@@ -59,15 +69,18 @@ def adam(
     beta2: ms.Tensor,
     eps: ms.Tensor,
     gradient: ms.Tensor,
+    decay: ms.Tensor | None,
 ) -> ms.Tensor:
     """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph, so it is no use."""
     mean = moment1 + (gradient - moment1) * (1 - beta1)
     square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
     rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()
-    moved = weight - rate * mean / (ops.sqrt(square) + eps)
+    kept = weight if decay is None else weight * decay
+    moved = kept - rate * mean / (ops.sqrt(square) + eps)
     assign(moment1, mean)
     assign(moment2, square)
-    return assign(weight, moved)
+    assign(weight, moved)
+    return moved  # not the parameter: what is read again after it was set, MindSpore copies before
 
 
 def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
@@ -81,28 +94,43 @@ def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
 def fused_attention(
     q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, bias: ms.Tensor | None, whole: bool
 ) -> ms.Tensor:
-    """Return softmax(scale q k^T) v by the fused kernel, in parts of FLASH_BATCH without a bias.
+    """Return softmax(scale q k^T) v by the card's fused kernel, without a bias in parts that it takes.
 
     q (N, L, heads * width), k and v (N, S, heads * width), float16 or bfloat16, width a multiple of 16. A bias
-    (N, 1, 1, S) discards the keys where it is negative. `whole` is ignored: the kernel never holds all scores.
+    (N, 1, 1, S) discards the keys where it is negative. `whole` is ignored: the kernels never hold all scores.
     """
     n, length, _ = q.shape
+    attend, limit = _kernel_of(only_infers())
     if bias is not None:
-        return _flash(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])))
-    if n <= FLASH_BATCH:
-        return _flash(q, k, v, heads, scale)
-    starts = range(0, n, FLASH_BATCH)
-    parts = [
-        _flash(q[i : i + FLASH_BATCH], k[i : i + FLASH_BATCH], v[i : i + FLASH_BATCH], heads, scale) for i in starts
-    ]
+        return attend(q, k, v, heads, scale, ops.broadcast_to(bias < 0, (n, 1, length, k.shape[1])), 1)
+    if n <= limit:
+        return attend(q, k, v, heads, scale, None, 0)
+    qs, ks, vs = [mint.split(each, limit, 0) for each in (q, k, v)]  # views
+    parts = [attend(qs[i], ks[i], vs[i], heads, scale, None, 0) for i in range(len(qs))]
     return ops.concat(parts, 0)
 
 
+def _kernel_of(infers: bool) -> tuple[Callable, int]:
+    """Return one of the next two, with its largest batch; `latte.ops.recompute` says why it is not called here.
+
+    They leave out the keys where `discard` (N, 1, L, S) is true; `mode` is 1 with it: the mask is whole, no band of it.
+    """
+    return (_prompt, PROMPT_BATCH) if infers else (_flash, FLASH_BATCH)
+
+
 def _flash(
-    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, discard: ms.Tensor | None = None
+    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, discard: ms.Tensor | None, mode: int
 ) -> ms.Tensor:
-    """Call the fused kernel; it leaves out the keys where `discard` (N, 1, L, S) is true."""
-    mode = 0 if discard is None else 1  # 1: the mask is whole, no band of it
     return ops.flash_attention_score(
         q, k, v, heads, attn_mask=discard, scalar_value=scale, input_layout="BSH", sparse_mode=mode
     )
+
+
+def _prompt(
+    q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, discard: ms.Tensor | None, mode: int
+) -> ms.Tensor:
+    # inner_precise 0: scores and softmax stay in float32. The default next_tokens would discard later keys.
+    return ops.prompt_flash_attention(
+        q, k, v, attn_mask=discard, num_heads=heads, scale_value=scale, next_tokens=NO_BAND, input_layout="BSH",
+        sparse_mode=mode, inner_precise=0,
+    )  # fmt: skip

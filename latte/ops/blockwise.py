@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import ops
+from mindspore.ops.auto_generate import SliceExt, SplitTensor
 from mindspore.ops.primitive import constexpr
 
 from latte.ops.target import CustomGrad
+from latte.runtime import device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +32,8 @@ _atb = ops.BatchMatMul(transpose_a=True)  # A^T B
 _softmax, _add_n, _join, _join_rows = ops.Softmax(-1), ops.AddN(), ops.Concat(0), ops.Concat(1)
 # x, computed after something else: without that, MindSpore computes all blocks side by side and holds all their scores.
 _after = ops.Depend()
+# What Ascend has kernels for, in place of ops.Split, of slices like x[:, a:b], and of x.max.
+_split, _slice, _largest = SplitTensor(), SliceExt(), ops.ReduceMax(keep_dims=True)
 
 
 def blockwise_attention(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, scores: int = 0, keys: int = KEYS) -> ms.Tensor:
@@ -87,7 +91,10 @@ class _InParts(CustomGrad):
 
     def __init__(self, count: int):
         super().__init__()
-        self.split, self.count = ops.Split(0, count), count
+        self.equal_parts, self.count = ops.Split(0, count), count
+
+    def split(self, x: ms.Tensor) -> list[ms.Tensor]:
+        return self.equal_parts(x)
 
     def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> ms.Tensor:
         qs, ks, vs = self.split(q), self.split(k), self.split(v)
@@ -111,6 +118,11 @@ class _InParts(CustomGrad):
         return _join(dq), _join(dk), _join(dv)
 
 
+class _InPartsOnAscend(_InParts):
+    def split(self, x: ms.Tensor) -> list[ms.Tensor]:
+        return _split(x, x.shape[0] // self.count, 0)
+
+
 class _Tiled(CustomGrad):
     """The attention by blocks of queries and keys, and the logarithm of each row's sum of exponentials (N, L, 1).
 
@@ -122,13 +134,22 @@ class _Tiled(CustomGrad):
         super().__init__()
         self.limits = limits
 
+    def rows(self, x: ms.Tensor, i: int, a: int, b: int) -> ms.Tensor:
+        return x[i : i + 1, a:b]
+
+    def total(self, parts: list[ms.Tensor]) -> ms.Tensor:
+        return _add_n(parts)
+
+    def largest(self, x: ms.Tensor) -> ms.Tensor:
+        return x.max(-1, keepdims=True)
+
     def construct(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         rows, columns = _tiles(q.shape, k.shape[1], self.limits)
         outs, sums, last = [], [], q
         for i in range(q.shape[0]):
             blocks = []
             for a, b in rows:
-                block = _attend_rows(_after(q[i : i + 1, a:b], last), k[i : i + 1], v[i : i + 1], columns)
+                block = self.attend_rows(_after(self.rows(q, i, a, b), last), k, v, i, columns)
                 last = block[0]
                 blocks.append(block)
             outs.append(_join_rows([block[0] for block in blocks]))
@@ -145,20 +166,56 @@ class _Tiled(CustomGrad):
             for a, b in rows:
                 of_row = []
                 for j, (c, e) in enumerate(columns):
-                    qi, kj, vj = _after(q[i : i + 1, a:b], last), k[i : i + 1, c:e], v[i : i + 1, c:e]
-                    log_sums = _after(out[1][i : i + 1, a:b], last)
+                    qi, kj, vj = _after(self.rows(q, i, a, b), last), self.rows(k, i, c, e), self.rows(v, i, c, e)
+                    log_sums = _after(self.rows(out[1], i, a, b), last)
                     p = ops.exp(_abt(qi, kj).astype(ms.float32) - _columns(log_sums, e - c))
-                    dyi, di = _after(dy[i : i + 1, a:b], last), _after(delta[i : i + 1, a:b], last)
+                    dyi, di = _after(self.rows(dy, i, a, b), last), _after(self.rows(delta, i, a, b), last)
                     found = _gradients(qi, kj, vj, p, dyi, di)
                     last = found[0]
                     of_row.append(found[0])
                     of_keys[j].append(found[1])
                     of_values[j].append(found[2])
-                of_rows.append(_add_n(of_row))
+                of_rows.append(self.total(of_row))
             dq.append(_join_rows(of_rows))
-            dk.append(_join_rows([_add_n(parts) for parts in of_keys]))
-            dv.append(_join_rows([_add_n(parts) for parts in of_values]))
+            dk.append(_join_rows([self.total(parts) for parts in of_keys]))
+            dv.append(_join_rows([self.total(parts) for parts in of_values]))
         return _join(dq), _join(dk), _join(dv)
+
+    def attend_rows(
+        self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, i: int, columns: tuple
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        """Return the attention of some queries of the i-th of N to all keys, and the logarithms of the sums."""
+        (a, b), width = columns[0], v.shape[2]
+        out, total = self.attend_block(q, self.rows(k, i, a, b), self.rows(v, i, a, b))
+        for a, b in columns[1:]:
+            new, log_sum = self.attend_block(q, self.rows(k, i, a, b), self.rows(v, i, a, b))
+            larger = ops.maximum(total, log_sum)
+            both = larger + ops.log(ops.exp(total - larger) + ops.exp(log_sum - larger))  # (N, L, 1)
+            out = out * _columns(ops.exp(total - both), width) + new * _columns(ops.exp(log_sum - both), width)
+            total = both
+        return out.astype(v.dtype), total
+
+    def attend_block(self, q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+        """Return the attention to one block of keys, and the logarithms of the sums, both in float32."""
+        scores = _abt(q, k).astype(ms.float32)  # (N, L, S)
+        p = _softmax(scores)
+        # The largest probability is that of the largest score s: exp(s) over the sum.
+        log_sum = self.largest(scores) - ops.log(self.largest(p))
+        return _ab(p.astype(v.dtype), v).astype(ms.float32), log_sum
+
+
+class _TiledOnAscend(_Tiled):
+    def rows(self, x: ms.Tensor, i: int, a: int, b: int) -> ms.Tensor:
+        return _slice(_slice(x, 0, i, i + 1, 1), 1, a, b, 1)
+
+    def total(self, parts: list[ms.Tensor]) -> ms.Tensor:
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def largest(self, x: ms.Tensor) -> ms.Tensor:
+        return _largest(x, -1)
 
 
 _whole = _Whole()
@@ -167,14 +224,16 @@ _made: dict[tuple, CustomGrad] = {}
 
 @constexpr
 def _in_parts(count: int) -> _InParts:
-    """Return the one operator for this number of parts."""
-    return _made.setdefault((count,), _InParts(count))
+    """Return the one operator for this number of parts on the device of the graph."""
+    kind = _InPartsOnAscend if device.current().target == "Ascend" else _InParts
+    return _made.setdefault((kind, count), kind(count))
 
 
 @constexpr
 def _tiled(limits: tuple[int, int]) -> _Tiled:
-    """Return the one operator for these limits."""
-    return _made.setdefault(limits, _Tiled(limits))
+    """Return the one operator for these limits on the device of the graph."""
+    kind = _TiledOnAscend if device.current().target == "Ascend" else _Tiled
+    return _made.setdefault((kind, limits), kind(limits))
 
 
 @constexpr
@@ -183,28 +242,6 @@ def _tiles(shape: tuple[int, ...], size: int, limits: tuple[int, int]) -> tuple[
     keys = min(limits[1], size)
     steps = ((shape[1], max(limits[0] // keys, 1)), (size, keys))
     return tuple(tuple((i, min(i + step, end)) for i in range(0, end, step)) for end, step in steps)
-
-
-def _attend_rows(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, columns: tuple) -> tuple[ms.Tensor, ms.Tensor]:
-    """Return the attention of a block of queries, and the logarithms of the sums, over all blocks of keys."""
-    (a, b), width = columns[0], v.shape[2]
-    out, total = _attend_block(q, k[:, a:b], v[:, a:b])
-    for a, b in columns[1:]:
-        new, log_sum = _attend_block(q, k[:, a:b], v[:, a:b])
-        larger = ops.maximum(total, log_sum)
-        both = larger + ops.log(ops.exp(total - larger) + ops.exp(log_sum - larger))  # (N, L, 1)
-        out = out * _columns(ops.exp(total - both), width) + new * _columns(ops.exp(log_sum - both), width)
-        total = both
-    return out.astype(v.dtype), total
-
-
-def _attend_block(q: ms.Tensor, k: ms.Tensor, v: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-    """Return the attention to one block of keys, and the logarithms of the sums, both in float32."""
-    scores = _abt(q, k).astype(ms.float32)  # (N, L, S)
-    p = _softmax(scores)
-    # The largest probability is that of the largest score s: exp(s) over the sum.
-    log_sum = scores.max(-1, keepdims=True) - ops.log(p.max(-1, keepdims=True))
-    return _ab(p.astype(v.dtype), v).astype(ms.float32), log_sum
 
 
 def _delta(y: ms.Tensor, dy: ms.Tensor) -> ms.Tensor:

@@ -23,13 +23,19 @@ def on_cpu() -> bool:
 @constexpr
 def multiplies_int8(dtype: ms.Type) -> bool:
     """Return whether the device of the graph has a kernel for the product of `dtype` and int8 weights with scales."""
-    return device.current().target == "Ascend" and dtype in (ms.float16, ms.bfloat16)
+    return device.current().multiplies_int8 and dtype in (ms.float16, ms.bfloat16)
 
 
 @constexpr
 def attends_in_blocks() -> bool:
-    """Return whether exact attention goes block by block; where a fused kernel exists, that is what saves memory."""
-    return not device.current().flash_attention
+    """Return whether exact attention goes block by block; where a fused kernel trains, that is what saves memory."""
+    return device.current().fused_attention != "train"
+
+
+@constexpr
+def only_infers() -> bool:
+    """Return whether the device of the graph has the fused attention kernel for inference in place of the other."""
+    return device.current().fused_attention == "infer"
 
 
 @constexpr

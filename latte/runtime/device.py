@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
+import re
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,11 @@ DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 ONEDNN_BF16 = 1  # dnnl_fpmath_mode_bf16
 DOCTOR = "`python tools/doctor.py`"
 DEVICE_FILES = {"Ascend": "/dev/davinci_manager", "GPU": "/dev/nvidiactl"}
+# Kernel of fused attention by what it is for, and the cards' names by what their kernels are for. CANN's pages have
+# FlashAttentionScore for Atlas A2 (910B) and A3 (910_93) that train, and not for Atlas 800I A2 (910B4), where
+# PromptFlashAttention has no gradient; other cards have neither.
+FUSED_ATTENTION = {"train": "FlashAttentionScore", "infer": "PromptFlashAttention"}
+CARDS = {"infer": r"Ascend910B4.*", "train": r"Ascend910(B[1-9]|_93).*"}
 
 
 _VERSION = tuple(int(number) for number in ms.__version__.split(".")[:2])
@@ -43,6 +49,7 @@ class Device:
     world_size: int = 1
     jit_level: str | None = None  # how far the compiler fuses; None is MindSpore's own choice
     graph_mode: bool = True  # False: PyNative everywhere, for debugging
+    chip: str | None = None  # an Ascend's name, Ascend910B2; None where there is none: graphs are for one that trains
 
     @property
     def compile_scope(self) -> str:
@@ -64,9 +71,18 @@ class Device:
         return self.target != "CPU"
 
     @property
-    def flash_attention(self) -> bool:
-        """Whether a fused attention kernel exists."""
-        return self.target == "Ascend"
+    def fused_attention(self) -> str | None:
+        """What the fused attention kernel is for: "train" (with its gradient), "infer", or None where it is missing."""
+        if self.target != "Ascend":
+            return None
+        if self.chip is None:
+            return "train"
+        return next((use for use, names in CARDS.items() if re.fullmatch(names, self.chip)), None)
+
+    @property
+    def multiplies_int8(self) -> bool:
+        """Whether a kernel multiplies halves by int8 weights with scales; CANN has it where it has fused attention."""
+        return self.fused_attention is not None
 
     @property
     def compiler_recomputes(self) -> bool:
@@ -76,7 +92,12 @@ class Device:
     @property
     def tensor_dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes that tensors may have in all operations of the networks."""
-        return ("fp32", "fp16", "bf16") if self.target == "Ascend" else ("fp32", "fp16")
+        return ("fp32", "fp16") if self.target != "Ascend" or self.first_generation else ("fp32", "fp16", "bf16")
+
+    @property
+    def first_generation(self) -> bool:
+        """Whether this is an Ascend 910A or its kin, which have no bfloat16."""
+        return self.chip is not None and re.fullmatch(r"Ascend910(Pro|Premium)?[AB]?", self.chip) is not None
 
     @property
     def sinks_data(self) -> bool:
@@ -101,7 +122,8 @@ def current() -> Device:
     """Return the device in use; without an earlier `init_device` it is what MindSpore is set to."""
     global _current
     if _current is None:
-        _current = Device(target=ms.get_context("device_target"))
+        target = ms.get_context("device_target")
+        _current = Device(target, chip=_chip(target))
     return _current
 
 
@@ -174,22 +196,36 @@ def init_device(
         ranks.connect(target)
     # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    _current = Device(target, rank, world_size, jit_level, graph_mode=mode == 0)
+    chip = _chip(target, device_id + local_rank)
+    _current = Device(target, rank, world_size, jit_level, graph_mode=mode == 0, chip=chip)
     return _current
 
 
 def init_for_export(device_target: str | None = None, device_id: int = 0, jit_level: str | None = None) -> Device:
-    """Choose the device that graphs are exported for; as nothing is run, it need not be on this machine."""
+    """Choose the device that graphs are exported for; as nothing is run, it need not be on this machine.
+
+    For an Ascend that is not here, the graphs are for a card that trains: their fused attention is FlashAttentionScore.
+    """
     global _current
     if device_target in (None, "CPU") or ms.hal.is_available(device_target):
         return init_device(device_target, device_id, jit_level=jit_level)
     here = init_device("CPU", jit_level=jit_level)
     warn_once(f"there is no {device_target} here: the graph gets its settings, but cannot be run on this machine")
-    _current = dataclasses.replace(here, target=device_target)
+    _current = dataclasses.replace(here, target=device_target)  # its chip stays unknown: one that trains
     return _current
 
 
+def _chip(target: str, device_id: int = 0) -> str | None:
+    """Return an Ascend's name as CANN tells it, or None for another device or a MindSpore that does not ask."""
+    if target != "Ascend" or not hasattr(ms.hal, "get_device_name"):
+        return None
+    return ms.hal.get_device_name(device_id, target) or None
+
+
 def _set_device(target: str, device_id: int) -> None:
+    if target == "Ascend":  # 2.10 cannot run a branch of a graph in its place ("sub graph which contains ConditionSwitch")
+        given = os.environ.get("MS_DEV_RUNTIME_CONF")
+        os.environ["MS_DEV_RUNTIME_CONF"] = ",".join(filter(None, (given, "switch_inline:False")))
     try:
         ms.set_device(target, device_id)
     except (RuntimeError, ValueError) as error:
@@ -207,6 +243,12 @@ def warn_once(message: str) -> None:
     log.warning(message)
 
 
+@functools.cache
+def inform_once(message: str) -> None:
+    """Log a piece of information the first time it is given."""
+    log.info(message)
+
+
 def compute_dtype(name: str) -> ms.Type:
     """Return the dtype of tensors inside the blocks for `name` (fp32, fp16 or bf16) on this device.
 
@@ -219,6 +261,8 @@ def compute_dtype(name: str) -> ms.Type:
     target = current().target
     if name == "bf16" and target == "GPU":
         raise UserError("dtype bf16 has no kernels in MindSpore's GPU back end; use --dtype fp16 or fp32")
+    if name == "bf16" and current().first_generation:
+        raise UserError(f"dtype bf16 does not exist on {current().chip}; use --dtype fp16 or fp32")
     if target == "CPU" and name in ("fp32", "bf16"):
         choose_cpu_products(name)
         if name == "bf16" and not multiplies_in_bfloat16():
@@ -266,13 +310,26 @@ def choose_cpu_products(name: str) -> None:
         )
 
 
-def use_flash_attention(requested: bool, dtype: ms.Type) -> bool:
-    """Return whether the fused attention kernel is used; say once if it was asked for and exact attention stands in."""
-    there, takes = current().flash_attention, dtype in (ms.float16, ms.bfloat16)
-    if requested and not (there and takes):
-        why = "takes fp16 and bf16 only" if there else f"does not exist on {current().target}"
-        warn_once(f"enable_flash_attention: the fused kernel {why}; exact attention computes the same")
-    return requested and there and takes
+def use_flash_attention(requested: bool, dtype: ms.Type, training: bool = False) -> bool:
+    """Return whether the fused attention kernel is used, in `training` with its gradient.
+
+    It is said once which kernel that is, or why exact attention stands in for what was asked for.
+    """
+    here = current()
+    name = here.chip or here.target
+    if not requested:
+        return False
+    if here.fused_attention is None:
+        why = f"does not exist on {name}"
+    elif dtype not in (ms.float16, ms.bfloat16):
+        why = "takes fp16 and bf16 only"
+    elif training and here.fused_attention == "infer":
+        why = f"has no gradient on {name}"
+    else:
+        inform_once(f"enable_flash_attention: {name} attends by {FUSED_ATTENTION[here.fused_attention]}")
+        return True
+    warn_once(f"enable_flash_attention: the fused kernel {why}; exact attention computes the same")
+    return False
 
 
 def peak_memory() -> int:

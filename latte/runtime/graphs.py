@@ -35,7 +35,10 @@ def _compile(step: Callable) -> Callable:
             return ms.jit(step, backend="GE")
         device.warn_once(f"jit_level O2 is Ascend's; {target} compiles with O1")
         level = "O1"
-    return ms.jit(step, jit_level=level) if level else ms.jit(step)
+    options = {"jit_level": level} if level else {}
+    if device.current().first_generation:  # there MindSpore's own choice is GE, for which many kernels have no form
+        options["backend"] = "ms_backend"
+    return ms.jit(step, **options)
 
 
 def jit_config() -> ms.JitConfig:

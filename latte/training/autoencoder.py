@@ -61,11 +61,12 @@ class VaeStep(nn.Cell):
 
     def loss(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """Return the loss and the mean squared error of pixels (N, 3, H, W) in [-1, 1], with noise (N, L, h, w)."""
-        mean, logvar = ops.chunk(self.vae.encode(x), 2, 1)  # (N, L, h, w)
+        moments = self.vae.encode(x)  # (N, 2 L, h, w)
+        centre, logvar = split(moments, moments.shape[1] // 2, 1)
         logvar = ops.clamp(logvar, *LOGVAR_RANGE)
-        error = self.vae.decode(mean + ops.exp(0.5 * logvar) * noise) - x
+        error = self.vae.decode(centre + ops.exp(0.5 * logvar) * noise) - x
         squared = mean(ops.square(error))
-        kl = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1 - logvar).sum() / x.shape[0]
+        kl = 0.5 * (ops.square(centre) + ops.exp(logvar) - 1 - logvar).sum() / x.shape[0]
         loss = self.l1_weight * mean(ops.abs(error)) + self.mse_weight * squared + self.kl_weight * kl
         return loss, squared
 
@@ -73,8 +74,9 @@ class VaeStep(nn.Cell):
         """Train on crops x (N, 3, H, W) and return the loss and the mean squared error; noise: (N, L, h, w)."""
         (loss, squared), gradients = self.value_and_grad(x, noise)
         norm = global_norm(gradients)
-        self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), self.learning_rates[self.step])
-        update_ema(self.ema_weights, self.weights, self.ema_decay)
+        learning_rate = rows(self.learning_rates, self.step.reshape(1)).reshape(())
+        weights = self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), learning_rate)
+        update_ema(self.ema_weights, weights, self.ema_decay)
         assign(self.step, self.step + 1)
         return loss, squared
 

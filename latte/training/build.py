@@ -71,7 +71,7 @@ def build(cfg: TrainConfig) -> Training:
     total = cfg.max_steps or cfg.epochs * len(dataset) // batch
     if total < 1:
         raise UserError(f"{len(dataset)} videos are fewer than the {batch} per step; make train_batch_size smaller")
-    flash = device.use_flash_attention(cfg.enable_flash_attention, compute)
+    flash = device.use_flash_attention(cfg.enable_flash_attention, compute, training=True)
     config = start.config or _network_config(cfg, size, frames, vae.config)
     if vae.config.latent_channels != config.in_channels:
         raise UserError(

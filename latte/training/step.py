@@ -168,8 +168,11 @@ class TrainStep(nn.Cell):
         first, last = (1, condition.shape[1]) if part else (0, 1)
         return narrow(condition, 1, first, last).reshape(-1)
 
-    def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
-        """Update the weights by the accumulated gradients of all ranks, unless an element is not finite."""
+    def update(self, gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
+        """Update the weights by the accumulated gradients of all ranks, unless an element is not finite.
+
+        Return the norm of the gradients: a branch that returns None would have MindSpore call Python from the graph.
+        """
         options = self.options
         count = options.accumulation * device.current().world_size
         gradients = sum_over_ranks(gradients)
@@ -180,7 +183,7 @@ class TrainStep(nn.Cell):
         norm = global_norm(gradients)
         finite = ops.isfinite(norm)
         if finite:
-            self.apply(gradients, norm)
+            norm = self.apply(gradients, norm)
         one, zero = ops.ones_like(norm), ops.zeros_like(norm)
         seen, counted = ops.where(finite, norm, zero), ops.where(finite, one, zero)
         assign_add(self.sums, stack((zero, zero, zero, zero, seen, counted, zero)))
@@ -188,9 +191,10 @@ class TrainStep(nn.Cell):
         if options.loss_scale_window:
             self.rescale(finite)
         assign(self.step, self.step + 1)
+        return norm
 
-    def apply(self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor) -> None:
-        """Clip the gradients, update the weights, then update the EMA weights."""
+    def apply(self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor) -> ms.Tensor:
+        """Clip the gradients, update the weights, then the EMA weights; return the norm."""
         options = self.options
         if not math.isinf(options.max_grad_norm):
             factor = clip_factor(norm, options.max_grad_norm)
@@ -198,15 +202,16 @@ class TrainStep(nn.Cell):
             gradients = multiply(gradients, factor)
         learning_rate = rows(self.learning_rates, self.step.reshape(1)).reshape(())
         if not any(self.shared):
-            self.optimizer(gradients, learning_rate)
+            weights = self.optimizer(gradients, learning_rate)
         else:
             own = [own_part(g) if cut else g for g, cut in zip(gradients, self.shared)]  # noqa: B905, in a graph
-            self.optimizer(tuple(own), learning_rate)
-            for weight, part, cut in zip(self.weights, self.optimizer.weights, self.shared):  # noqa: B905, in a graph
-                if cut:
-                    assign(weight, join_parts(part))
+            parts = self.optimizer(tuple(own), learning_rate)
+            weights = []
+            for weight, part, cut in zip(self.weights, parts, self.shared):  # noqa: B905, in a graph
+                weights.append(assign(weight, join_parts(part)) if cut else part)
         if self.ema is not None:
-            update_ema(self.ema_weights, self.weights, options.ema_decay)
+            update_ema(self.ema_weights, tuple(weights), options.ema_decay)
+        return norm
 
     def rescale(self, finite: ms.Tensor) -> None:
         """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""

@@ -111,7 +111,7 @@ def test_parallel_without_a_launcher_is_refused():
 def test_capabilities_of_a_pretended_device():
     assert device.current().compile_scope == "block" and device.current().channels_last
     with device.use("Ascend") as ascend:
-        assert ascend.compile_scope == "step" and ascend.flash_attention and ascend.batches_videos
+        assert ascend.compile_scope == "step" and ascend.fused_attention == "train" and ascend.batches_videos
         assert device.compute_dtype("bf16") == ms.bfloat16
     with device.use("GPU"), pytest.raises(UserError, match="fp16"):
         device.compute_dtype("bf16")
@@ -141,6 +141,38 @@ def test_the_fused_kernel_is_not_given_float32(caplog):
 
 
 @pytest.mark.parametrize(
+    "chip, use",
+    [
+        *[(chip, "train") for chip in (None, "Ascend910B1", "Ascend910B2C", "Ascend910B3", "Ascend910_9391")],
+        *[(chip, "infer") for chip in ("Ascend910B4", "Ascend910B4-1")],
+        *[(chip, None) for chip in ("Ascend910", "Ascend910A", "Ascend910B", "Ascend910ProB", "Ascend310P3")],
+    ],
+)
+def test_the_cards_name_says_what_its_fused_attention_is_for(chip, use, caplog):
+    for once in (device.warn_once, device.inform_once):
+        once.cache_clear()
+    caplog.set_level("INFO", "latte")
+    with device.use("Ascend", chip=chip) as here:
+        assert here.fused_attention == use and here.multiplies_int8 == (use is not None)
+        for _ in range(2):
+            assert device.use_flash_attention(True, ms.float16) == (use is not None)
+        assert device.use_flash_attention(True, ms.float16, training=True) == (use == "train")
+    kernel = {"train": "FlashAttentionScore", "infer": "PromptFlashAttention"}.get(use)
+    first = f"{chip or 'Ascend'} attends by {kernel}" if use else f"does not exist on {chip}"
+    assert first in caplog.messages[0] and len(caplog.messages) == 1 + (use == "infer")
+    assert all("has no gradient on" in message for message in caplog.messages[1:])
+
+
+def test_the_first_cards_have_no_bfloat16():
+    with device.use("Ascend", chip="Ascend910A") as here:
+        assert here.tensor_dtypes == ("fp32", "fp16")
+        with pytest.raises(UserError, match="not exist on Ascend910A"):
+            device.compute_dtype("bf16")
+    with device.use("Ascend", chip="Ascend910B4") as here:
+        assert "bf16" in here.tensor_dtypes
+
+
+@pytest.mark.parametrize(
     "target, level, said", [("GPU", "O2", "O1"), ("GPU", "O1", ""), ("CPU", "O1", "changes nothing")]
 )
 def test_jit_levels(target, level, said, caplog):
@@ -156,3 +188,11 @@ def test_whole_graph_level_is_ascends_back_end(monkeypatch):
     with device.use("Ascend", jit_level="O2"):
         graphs.compile_step(device.TARGETS.index)
     assert asked == {"backend": "GE"}
+
+
+def test_the_first_cards_compile_without_it(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(device.ms, "jit", lambda step, **options: asked.update(options) or step)
+    with device.use("Ascend", chip="Ascend910A"):
+        graphs.compile_step(device.TARGETS.index)
+    assert asked == {"backend": "ms_backend"}
