@@ -29,6 +29,7 @@ from latte.models import AutoencoderKL
 from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import CLIP_TEXT, Latte, LatteConfig
+from latte.models.latte_t2v import LatteT2V
 from latte.models.precision import prepare
 from latte.ops import selftest
 from latte.runtime import device, graphs
@@ -113,7 +114,7 @@ def guided(**options):
 
 
 def t2v(dtype="fp32", flash=False, quantize=None):
-    net = load_t2v(T2V / "transformer", dtype=dtype, flash=flash, quantize=quantize)
+    net = load_t2v(T2V / "transformer", dtype=dtype, enable_flash_attention=flash, quantize=quantize)
     text = [_tensor(1, 120, net.config.caption_channels), _tensor(1, 120, dtype=np.int32)]
     x, scale = _tensor(1, 4, 4, net.config.sample_size, net.config.sample_size), ms.Tensor(4.0, ms.float32)
     graphs.compile_step(make_denoiser(net, True, True))(x, _tensor(1), scale, *text, *text)
@@ -168,7 +169,8 @@ def train(dtype="fp32", condition="class", images=0, flash=False, from_pixels=Fa
 
 def train_t2v(dtype="fp16", trainable="all", flash=True, **options):
     """A whole training step of a LatteT2V, of all weights or of LoRA adapters."""
-    nets = [load_t2v(T2V / "transformer", prepared=False) for _ in range(2)] if False else _t2v_pair(dtype, flash)
+    config = load_t2v(T2V / "transformer").config
+    nets = [LatteT2V(config, "conv", flash, 0, device.compute_dtype(dtype)) for _ in range(2)]
     for net in nets:
         choose_trained(net, trainable, 4)
     nets = [prepare(net, True) for net in nets]
@@ -179,13 +181,6 @@ def train_t2v(dtype="fp16", trainable="all", flash=True, **options):
     inputs += [_tensor(*latents), _tensor(VIDEOS, 8, dtype=np.int32)]
     inputs += [_tensor(VIDEOS, 9, width), _tensor(VIDEOS, 9, dtype=np.int32)]
     _train(*nets, inputs, **options)
-
-
-def _t2v_pair(dtype, flash):
-    from latte.models.latte_t2v import LatteT2V
-
-    config = load_t2v(T2V / "transformer").config
-    return [LatteT2V(config, "conv", flash, 0, device.compute_dtype(dtype)) for _ in range(2)]
 
 
 def train_vae():
