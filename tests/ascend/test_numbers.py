@@ -8,7 +8,10 @@ import sys
 import numpy as np
 import pytest
 from ascend import standin
-from support.golden_values import ROOT, error
+from support.golden_values import FIXTURES, ROOT, error, recorded
+from support.half_precision import emulate_latte, emulate_t2v, emulate_t5
+
+from latte.components.loading import read
 
 FLOAT32 = {
     "latte": ("latte uncond", "latte class"),
@@ -20,6 +23,8 @@ FLOAT32 = {
     "ten_steps": ("ten losses", "ten steps", "ten steps, EMA"),
 }
 HALF = {"latte": FLOAT32["latte"], "text_to_video": FLOAT32["text_to_video"], "flash": ("latte flash",)}
+FOLLOWS = {"training": FLOAT32["training"], "int8": FLOAT32["int8"], "sampling": FLOAT32["sampling"]}
+LOOSE = {"fp16": 1e-2, "bf16": 8e-2}  # for what is not emulated, relative to the largest element
 CASES = [(part, name) for part, names in FLOAT32.items() for name in names]
 
 
@@ -47,4 +52,42 @@ def computed(tmp_path_factory):
 )
 def test_float32_is_the_cpus(part, name, computed):
     expected = computed("CPU", "fp32", part)[name]
-    assert np.abs(expected).max() > 0 and error(computed("Ascend", "fp32", part)[name], expected) <= 1e-5
+    found = error(computed("Ascend", "fp32", part)[name], expected)
+    print(f"{name} fp32: {found:.2e} of the largest element")
+    assert np.abs(expected).max() > 0 and found <= 1e-5
+
+
+def emulated(name, dtype):
+    """Return what a network gives if every operation rounds as half precision does, by NumPy."""
+    if name.startswith("latte"):
+        kind = "uncond" if name.endswith("uncond") else "class"
+        data = recorded(f"latte_{kind}")
+        given = [data[key] for key in ("x", "t", "y")[: 2 if kind == "uncond" else 3]]
+        weights = read(FIXTURES / f"latte_{kind}.pt", weights="ema")
+        return emulate_latte(weights, *given, dtype=dtype, flash=name.endswith("flash"), joint_bias=True)
+    if name == "t2v":
+        data, mask = recorded("latte_t2v"), (np.arange(120) < 9).astype(np.int32)[None]
+        latents = np.ascontiguousarray(data["latents"].transpose(0, 2, 1, 3, 4))
+        given = (latents, data["timestep"], data["text_hidden"], mask)
+        return emulate_t2v(read(FIXTURES / "latte_t2v" / "transformer"), *given, dtype=dtype, joint_bias=True)
+    data = recorded("t5/recorded")
+    return emulate_t5(read(FIXTURES / "t5"), data["input_ids"], data["attention_mask"], dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", LOOSE)
+@pytest.mark.parametrize("part, name", [(part, name) for part, names in HALF.items() for name in names])
+def test_half_precision_rounds_at_most_twice_as_much_as_numpy(part, name, dtype, computed):
+    expected = computed("CPU", "fp32", part)[name]
+    found, rounding = error(computed("Ascend", dtype, part)[name], expected), error(emulated(name, dtype), expected)
+    print(f"{name} {dtype}: {found:.2e} of the largest element, NumPy {rounding:.2e}")
+    assert rounding / 8 < found <= 2 * rounding  # and not float32 in disguise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", LOOSE)
+@pytest.mark.parametrize("part, name", [(part, name) for part, names in FOLLOWS.items() for name in names])
+def test_half_precision_follows_float32(part, name, dtype, computed):
+    found = error(computed("Ascend", dtype, part)[name], computed("CPU", "fp32", part)[name])
+    print(f"{name} {dtype}: {found:.2e} of the largest element")
+    assert found <= LOOSE[dtype]
