@@ -28,15 +28,15 @@ BLOCK = re.compile(r"(?:^|\.)((?:\w*_)?blocks?\.\d+)\.")  # in the name of a wei
 TOKENS = 3  # the fewest axes of the tokens that go from block to block
 GRADIENTS = "Gradients/"  # how the scope of the backward pass begins
 BEGIN, END, BRANCH = "before the blocks", "after the blocks", "branches of an if"
-COLUMNS = {  # of a table, and the operations that a column counts
-    "MatMul": ("MatMul", "BatchMatMul", "Conv2D", "WeightQuantBatchMatmul"),
+COLUMNS = {  # of a table, and the operations that a column counts; names that end in Ext or are new are Ascend's
+    "MatMul": ("MatMul", "BatchMatMul", "Dense", "Conv2D", "Conv2DExt", "ConvolutionGrad", "WeightQuantBatchMatmul"),
     "Flash": ("FlashAttentionScore", "FlashAttentionScoreGrad"),
-    "Softmax": ("Softmax", "SoftmaxGrad"),
-    "LayerNorm": ("LayerNorm", "LayerNormGrad"),
+    "Softmax": ("Softmax", "SoftmaxGrad", "SoftmaxBackward"),
+    "LayerNorm": ("LayerNorm", "LayerNormGrad", "LayerNormExt", "LayerNormGradExt"),
     "Transpose": ("Transpose",),
     "Cast": ("Cast",),
     "Pad": ("Pad", "PadV3", "ConstantPadND"),
-    "Slice": ("StridedSlice", "Slice", "SliceExt", "Split", "Narrow", "Unstack"),
+    "Slice": ("StridedSlice", "Slice", "SliceExt", "Split", "SplitTensor", "Narrow", "Unstack"),
     "Tile": ("Tile", "BroadcastTo", "RepeatInterleave", "Repeat", "Concat"),
     "Reshape": ("Reshape",),  # moves no bytes
     "Elementwise": (),  # everything else that computes
