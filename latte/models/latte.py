@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import mindspore as ms
-from mindspore import nn, ops
+from mindspore import nn
 
 from latte.errors import UserError
 from latte.models import embeddings

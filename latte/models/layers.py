@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import nn
 
 from latte.models.block import Block, Pair
 from latte.ops import linear, lookup, modulated_norm, patch_projection, silu

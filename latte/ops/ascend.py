@@ -9,6 +9,7 @@ from mindspore import mint, ops
 from mindspore.ops.auto_generate import WeightQuantBatchMatmul
 
 from latte.ops.target import only_infers
+from latte.runtime.tensors import assign
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,14 +69,18 @@ def adam(
     beta2: ms.Tensor,
     eps: ms.Tensor,
     gradient: ms.Tensor,
+    decay: ms.Tensor | None,
 ) -> ms.Tensor:
     """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph, so it is no use."""
     mean = moment1 + (gradient - moment1) * (1 - beta1)
     square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
     rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()
-    moved = weight - rate * mean / (ops.sqrt(square) + eps)
-    weight = ops.depend(weight, (ops.assign(moment1, mean), ops.assign(moment2, square)))
-    return ops.assign(weight, moved)
+    kept = weight if decay is None else weight * decay
+    moved = kept - rate * mean / (ops.sqrt(square) + eps)
+    assign(moment1, mean)
+    assign(moment2, square)
+    assign(weight, moved)
+    return moved  # not the parameter: what is read again after it was set, MindSpore copies before
 
 
 def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:

@@ -223,12 +223,18 @@ def _chip(target: str, device_id: int = 0) -> str | None:
 
 
 def _set_device(target: str, device_id: int) -> None:
+    if target == "Ascend":  # 2.10 cannot run a branch of a graph in its place ("sub graph which contains ConditionSwitch")
+        given = os.environ.get("MS_DEV_RUNTIME_CONF")
+        os.environ["MS_DEV_RUNTIME_CONF"] = ",".join(filter(None, (given, "switch_inline:False")))
     try:
         ms.set_device(target, device_id)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{target} device {device_id} cannot be used: {first_line(error)}; check --device_id"
         ) from error
+    if target == "Ascend":  # MindSpore's own choice for float32 in convolutions is HF32, with 11 bits of mantissa
+        ms.device_context.ascend.op_precision.conv_allow_hf32(False)
+        ms.device_context.ascend.op_precision.matmul_allow_hf32(False)
 
 
 @functools.cache

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import mindspore as ms
 
-from latte.runtime import device
+from latte.runtime import device, gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+gradients.replace_sum()
 TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enough to stay in its caches
 
 

@@ -1,8 +1,8 @@
-"""Cut, join, look up and reduce tensors inside graphs, each by an operation for which the device has a fast kernel.
+"""Cut, join, look up, reduce and set tensors inside graphs, each by an operation that has a fast kernel on the device.
 
-On Ascend MindSpore's usual forms (`x[:, a:b]`, `ops.split`, `ops.gather`, `x.mean`, `ops.stack`, `ops.addn`) have no
-kernel of CANN's operator library: each shape of each would be compiled on line, and launched slowly. The forms here have
-one. They copy: views of a tensor would be copied, unseen, by every operation behind them that wants its elements in order.
+On Ascend MindSpore's usual forms (`x[:, a:b]`, `ops.split, gather, stack, addn, assign`, `x.mean`) have no kernel of
+CANN's operator library: each shape of each would be compiled on line, and launched slowly. The forms here have one.
+They copy: a view would be copied, unseen, by every operation behind it that wants elements in order.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mindspore import mint, ops
-from mindspore.ops.auto_generate import SliceExt, SplitTensor
+from mindspore.ops.auto_generate import InplaceAddExt, InplaceCopy, SliceExt, SplitTensor
 from mindspore.ops.primitive import constexpr
 
 from latte.runtime import device
@@ -18,9 +18,9 @@ from latte.runtime import device
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mindspore import Tensor
+    from mindspore import Parameter, Tensor
 
-_slice, _split = SliceExt(), SplitTensor()
+_slice, _split, _copy, _add = SliceExt(), SplitTensor(), InplaceCopy(), InplaceAddExt()
 
 
 @constexpr
@@ -63,3 +63,13 @@ def add_all(tensors: Sequence[Tensor]) -> Tensor:
 def rows(table: Tensor, index: Tensor) -> Tensor:
     """Return the rows of a table (N, ...) that integer `index` (n,) names, as (n, ...)."""
     return mint.index_select(table, 0, index) if on_ascend() else ops.gather(table, index, 0)
+
+
+def assign(parameter: Parameter, value: Tensor) -> Tensor:
+    """Set a parameter to a value of its shape and dtype, in place, and return it."""
+    return _copy(parameter, value) if on_ascend() else ops.assign(parameter, value)
+
+
+def assign_add(parameter: Parameter, value: Tensor) -> Tensor:
+    """Add a value of its shape and dtype to a parameter, in place, and return it."""
+    return _add(parameter, value, 1) if on_ascend() else ops.assign_add(parameter, value)

@@ -23,7 +23,7 @@ from latte.io.atomic import atomic_path
 from latte.io.video import FRAME_SUFFIXES, read_video, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.runtime import graphs
-from latte.runtime.tensors import mean
+from latte.runtime.tensors import assign
 from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_ema
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
@@ -61,11 +61,12 @@ class VaeStep(nn.Cell):
 
     def loss(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """Return the loss and the mean squared error of pixels (N, 3, H, W) in [-1, 1], with noise (N, L, h, w)."""
-        mean, logvar = ops.chunk(self.vae.encode(x), 2, 1)  # (N, L, h, w)
+        moments = self.vae.encode(x)  # (N, 2 L, h, w)
+        centre, logvar = split(moments, moments.shape[1] // 2, 1)
         logvar = ops.clamp(logvar, *LOGVAR_RANGE)
-        error = self.vae.decode(mean + ops.exp(0.5 * logvar) * noise) - x
+        error = self.vae.decode(centre + ops.exp(0.5 * logvar) * noise) - x
         squared = mean(ops.square(error))
-        kl = 0.5 * (ops.square(mean) + ops.exp(logvar) - 1 - logvar).sum() / x.shape[0]
+        kl = 0.5 * (ops.square(centre) + ops.exp(logvar) - 1 - logvar).sum() / x.shape[0]
         loss = self.l1_weight * mean(ops.abs(error)) + self.mse_weight * squared + self.kl_weight * kl
         return loss, squared
 
@@ -73,9 +74,10 @@ class VaeStep(nn.Cell):
         """Train on crops x (N, 3, H, W) and return the loss and the mean squared error; noise: (N, L, h, w)."""
         (loss, squared), gradients = self.value_and_grad(x, noise)
         norm = global_norm(gradients)
-        self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), self.learning_rates[self.step])
-        update_ema(self.ema_weights, self.weights, self.ema_decay)
-        ops.assign(self.step, self.step + 1)
+        learning_rate = rows(self.learning_rates, self.step.reshape(1)).reshape(())
+        weights = self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), learning_rate)
+        update_ema(self.ema_weights, weights, self.ema_decay)
+        assign(self.step, self.step + 1)
         return loss, squared
 
 

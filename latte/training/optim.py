@@ -9,14 +9,13 @@ from mindspore import nn, ops
 
 from latte.errors import UserError
 from latte.ops import adam, sum_of_squares
-from latte.runtime.tensors import add_all
+from latte.runtime.tensors import add_all, assign, assign_add
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
 
 _map = ops.HyperMap()
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
-_decay = ops.MultitypeFuncGraph("decay")
 _update = ops.MultitypeFuncGraph("update")
 _ema = ops.MultitypeFuncGraph("ema")
 _multiply = ops.MultitypeFuncGraph("multiply")
@@ -73,10 +72,10 @@ def clip_factor(norm: ms.Tensor, limit: float) -> ms.Tensor:
 
 @_ema.register("Tensor", "Tensor", "Tensor")
 def _move_ema(rest: ms.Tensor, ema: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
-    return ops.assign_add(ema, (weight - ema) * rest)
+    return assign_add(ema, (weight - ema) * rest)
 
 
-def update_ema(ema_weights: tuple[ms.Parameter, ...], weights: tuple[ms.Parameter, ...], decay: float) -> None:
+def update_ema(ema_weights: tuple[ms.Parameter, ...], weights: tuple[ms.Tensor, ...], decay: float) -> None:
     """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place."""
     rest = ms.Tensor(1 - decay, ms.float32)  # Python computes 1 - decay in float64
     _map(ops.partial(_ema, rest), ema_weights, weights)
@@ -99,22 +98,32 @@ class AdamW(nn.Cell):
         self.beta1, self.beta2 = (ms.Tensor(beta, ms.float32) for beta in betas)
         self.eps, self.weight_decay = eps, weight_decay
 
-    def construct(self, gradients: tuple[ms.Tensor, ...], learning_rate: ms.Tensor) -> None:
-        """Update the weights; gradients: float32, one per weight, learning_rate: a () float32 tensor."""
+    def construct(self, gradients: tuple[ms.Tensor, ...], learning_rate: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """Update the weights and return their new values.
+
+        gradients: float32, one per weight, learning_rate: a () float32 tensor.
+        """
         power1, power2 = self.power1 * self.beta1, self.power2 * self.beta2
-        ops.assign(self.power1, power1)
-        ops.assign(self.power2, power2)
+        assign(self.power1, power1)
+        assign(self.power2, power2)
         eps = self.eps * ops.sqrt(1 - power2)
+        return self.update(gradients, power1, power2, learning_rate, eps)
+
+    def update(
+        self,
+        gradients: tuple[ms.Tensor, ...],
+        power1: ms.Tensor,
+        power2: ms.Tensor,
+        learning_rate: ms.Tensor,
+        eps: ms.Tensor,
+    ) -> tuple[ms.Tensor, ...]:
+        """Update the weights, given the powers of the betas and the epsilon of the step; return the new values."""
         if self.weight_decay:
-            gradients = _map(ops.partial(_decay, 1 - learning_rate * self.weight_decay), self.weights, gradients)
+            decay = 1 - learning_rate * self.weight_decay
+            update = ops.partial(_update, decay, power1, power2, learning_rate, self.beta1, self.beta2, eps)
+            return _map(update, self.weights, self.moment1, self.moment2, gradients)
         update = ops.partial(_update, power1, power2, learning_rate, self.beta1, self.beta2, eps)
-        _map(update, self.weights, self.moment1, self.moment2, gradients)
-
-
-@_decay.register("Tensor", "Tensor", "Tensor")
-def _decayed(decay: ms.Tensor, weight: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
-    """Shrink the weight and return its gradient, which the graph uses only after that."""
-    return ops.depend(gradient, ops.assign(weight, weight * decay))
+        return _map(update, self.weights, self.moment1, self.moment2, gradients)
 
 
 @_update.register(*["Tensor"] * 10)
@@ -130,4 +139,21 @@ def _adam_of(
     moment2: ms.Tensor,
     gradient: ms.Tensor,
 ) -> ms.Tensor:
-    return adam(weight, moment1, moment2, power1, power2, learning_rate, beta1, beta2, eps, gradient)
+    return adam(weight, moment1, moment2, power1, power2, learning_rate, beta1, beta2, eps, gradient, None)
+
+
+@_update.register(*["Tensor"] * 11)
+def _adamw_of(
+    decay: ms.Tensor,
+    power1: ms.Tensor,
+    power2: ms.Tensor,
+    learning_rate: ms.Tensor,
+    beta1: ms.Tensor,
+    beta2: ms.Tensor,
+    eps: ms.Tensor,
+    weight: ms.Tensor,
+    moment1: ms.Tensor,
+    moment2: ms.Tensor,
+    gradient: ms.Tensor,
+) -> ms.Tensor:
+    return adam(weight, moment1, moment2, power1, power2, learning_rate, beta1, beta2, eps, gradient, decay)

@@ -13,7 +13,7 @@ from mindspore import mint, nn, ops
 from latte.components.codec import LOGVAR_RANGE
 from latte.diffusion.loss import DiffusionLoss
 from latte.runtime import device
-from latte.runtime.tensors import mean, narrow, rows, split, stack
+from latte.runtime.tensors import assign, assign_add, mean, narrow, rows, split, stack
 from latte.training.collective import is_shared, join_parts, own_part, sum_over_ranks
 from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_ema
 
@@ -121,7 +121,7 @@ class TrainStep(nn.Cell):
         (_, loss, mse, bound), gradients = self.value_and_grad(x_start, t, noise, condition)
         one, zero = ops.ones_like(loss), ops.zeros_like(loss)
         videos = (skipped_videos >= 0).astype(ms.float32).sum()
-        ops.assign_add(self.sums, stack((loss, mse, bound, one, zero, zero, videos)))
+        assign_add(self.sums, stack((loss, mse, bound, one, zero, zero, videos)))
         if self.options.accumulation == 1:
             self.update(gradients)
         else:
@@ -131,7 +131,7 @@ class TrainStep(nn.Cell):
                 self.update(self.accumulated)
                 _map(_clear, self.accumulated)
                 batch = batch * 0
-            ops.assign(self.batch, batch)
+            assign(self.batch, batch)
         return loss
 
     def latents(self, x: ms.Tensor, posterior_noise: ms.Tensor) -> ms.Tensor:
@@ -168,8 +168,11 @@ class TrainStep(nn.Cell):
         first, last = (1, condition.shape[1]) if part else (0, 1)
         return narrow(condition, 1, first, last).reshape(-1)
 
-    def update(self, gradients: tuple[ms.Tensor, ...]) -> None:
-        """Update the weights by the accumulated gradients of all ranks, unless an element is not finite."""
+    def update(self, gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
+        """Update the weights by the accumulated gradients of all ranks, unless an element is not finite.
+
+        Return the norm of the gradients: a branch that returns None would have MindSpore call Python from the graph.
+        """
         options = self.options
         count = options.accumulation * device.current().world_size
         gradients = sum_over_ranks(gradients)
@@ -180,17 +183,18 @@ class TrainStep(nn.Cell):
         norm = global_norm(gradients)
         finite = ops.isfinite(norm)
         if finite:
-            self.apply(gradients, norm)
+            norm = self.apply(gradients, norm)
         one, zero = ops.ones_like(norm), ops.zeros_like(norm)
         seen, counted = ops.where(finite, norm, zero), ops.where(finite, one, zero)
-        ops.assign_add(self.sums, stack((zero, zero, zero, zero, seen, counted, zero)))
-        ops.assign(self.skipped, self.skipped + ops.where(finite, 0, 1).astype(ms.int32))
+        assign_add(self.sums, stack((zero, zero, zero, zero, seen, counted, zero)))
+        assign(self.skipped, self.skipped + ops.where(finite, 0, 1).astype(ms.int32))
         if options.loss_scale_window:
             self.rescale(finite)
-        ops.assign(self.step, self.step + 1)
+        assign(self.step, self.step + 1)
+        return norm
 
-    def apply(self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor) -> None:
-        """Clip the gradients, update the weights, then update the EMA weights."""
+    def apply(self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor) -> ms.Tensor:
+        """Clip the gradients, update the weights, then the EMA weights; return the norm."""
         options = self.options
         if not math.isinf(options.max_grad_norm):
             factor = clip_factor(norm, options.max_grad_norm)
@@ -198,33 +202,34 @@ class TrainStep(nn.Cell):
             gradients = multiply(gradients, factor)
         learning_rate = rows(self.learning_rates, self.step.reshape(1)).reshape(())
         if not any(self.shared):
-            self.optimizer(gradients, learning_rate)
+            weights = self.optimizer(gradients, learning_rate)
         else:
             own = [own_part(g) if cut else g for g, cut in zip(gradients, self.shared)]  # noqa: B905, in a graph
-            self.optimizer(tuple(own), learning_rate)
-            for weight, part, cut in zip(self.weights, self.optimizer.weights, self.shared):  # noqa: B905, in a graph
-                if cut:
-                    ops.assign(weight, join_parts(part))
+            parts = self.optimizer(tuple(own), learning_rate)
+            weights = []
+            for weight, part, cut in zip(self.weights, parts, self.shared):  # noqa: B905, in a graph
+                weights.append(assign(weight, join_parts(part)) if cut else part)
         if self.ema is not None:
-            update_ema(self.ema_weights, self.weights, options.ema_decay)
+            update_ema(self.ema_weights, tuple(weights), options.ema_decay)
+        return norm
 
     def rescale(self, finite: ms.Tensor) -> None:
         """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""
         good = ops.where(finite, self.good_steps + 1, 0)
         grow = good >= self.options.loss_scale_window
         factor = ops.where(finite, ops.where(grow, 2.0, 1.0), 0.5)
-        ops.assign(self.loss_scale, ops.clamp(self.loss_scale * factor, 1.0, MAX_LOSS_SCALE))
-        ops.assign(self.good_steps, ops.where(grow, 0, good).astype(ms.int32))
+        assign(self.loss_scale, ops.clamp(self.loss_scale * factor, 1.0, MAX_LOSS_SCALE))
+        assign(self.good_steps, ops.where(grow, 0, good).astype(ms.int32))
 
 
 @_add.register("Tensor", "Tensor")
 def _add_to(total: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
-    return ops.assign_add(total, gradient)
+    return assign_add(total, gradient)
 
 
 @_clear.register("Tensor")
 def _set_to_zero(total: ms.Tensor) -> ms.Tensor:
-    return ops.assign(total, mint.zeros_like(total))  # `ops.zeros_like` becomes a constant as large as the weight
+    return assign(total, mint.zeros_like(total))  # `ops.zeros_like` becomes a constant as large as the weight
 
 
 def _as_videos(images: ms.Tensor) -> ms.Tensor:

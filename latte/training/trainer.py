@@ -20,6 +20,7 @@ from latte.data.loader import make_loader, unwrapped
 from latte.errors import UserError
 from latte.io.video import grid, save_video
 from latte.runtime import device, graphs
+from latte.runtime.tensors import assign
 from latte.training import run_folder
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, sum_over_ranks
@@ -148,7 +149,7 @@ class Trainer:
         step, cfg = self.training.step, self.cfg
         sums = dict(zip(SUMS, _summed(step.sums.value()).asnumpy().tolist(), strict=True))
         if not between:
-            ops.assign(
+            assign(
                 step.sums, ops.zeros_like(step.sums)
             )  # in place, because the compiled step does not see set_data
         if not self.is_first:
