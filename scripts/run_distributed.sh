@@ -5,7 +5,8 @@
 # it finds itself by its addresses, or by SERVER_ID. One log per rank is written to outputs/logs/<time>/ (LOG_DIR). If a
 # rank dies, all ranks are stopped. PYTHON chooses the interpreter; BIND_CORES=1 gives each device of this machine in the
 # table an equal share of the cores that this process may use. HCCL_CONNECT_TIMEOUT and HCCL_EXEC_TIMEOUT are the seconds
-# that ranks wait for each other, at the start and in a sum over all ranks.
+# that ranks wait for each other, at the start and in a sum over all ranks. MASTER_PORT is the port at which the ranks meet
+# on the machine of rank 0; by default a free one, or with several machines 8118.
 set -euo pipefail
 
 fail() {
@@ -40,6 +41,9 @@ logs=${LOG_DIR:-outputs/logs/$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$logs"
 # shellcheck source=scripts/ascend_env.sh
 source scripts/ascend_env.sh
+if ((count == size)); then
+    export MASTER_PORT=${MASTER_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+fi
 pids=() started=()
 
 # The numbers of the cores that this process may use; empty without BIND_CORES=1.

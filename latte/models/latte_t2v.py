@@ -20,6 +20,7 @@ from latte.models.block import Block, Network
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
 from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
+from latte.runtime.tensors import largest, split
 from latte.weights.match import check_asked, read_config
 
 if TYPE_CHECKING:
@@ -401,7 +402,8 @@ class LatteT2V(Network):
 
     def final_condition(self, c: tuple) -> tuple[ms.Tensor, ms.Tensor, tuple[int, int]]:
         """Return what the final layer takes beside the tokens: shift and scale (B, D), and the grid of patches."""
-        return self.scale_shift_table[0] + c[1], self.scale_shift_table[1] + c[1], c[4]
+        shift, scale = split(self.scale_shift_table, 1, 0)  # (1, D)
+        return shift + c[1], scale + c[1], c[4]
 
     def final_layer(self, x: ms.Tensor, condition: tuple) -> ms.Tensor:
         """Return the output (B, F, out_channels, H, W) of the last tokens."""
@@ -422,7 +424,7 @@ def _mask_bias(mask: ms.Tensor) -> ms.Tensor:
     A text without any token counts as a whole: a softmax over nothing is NaN in the fused kernel.
     """
     kept = mask.astype(ms.float32)
-    return ((kept.max(1, keepdims=True) - kept) * DISCARD).reshape(mask.shape[0], 1, 1, -1)
+    return ((largest(kept, 1) - kept) * DISCARD).reshape(mask.shape[0], 1, 1, -1)
 
 
 @constexpr

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import sys
 import traceback
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy as np
 from latte.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -23,6 +25,7 @@ LAUNCHERS = (
     ("MS_NODE_ID", "MS_WORKER_NUM", "MS_NODE_ID"),
 )
 LOCAL = "127.0.0.1"
+MASTER_PORT = 8118  # at which ranks meet, if nothing says another; MindSpore's own
 PATIENCE = timedelta(minutes=10)  # until the last rank has started
 # On CPU a rank gives up on the others after 30 seconds, in which the first may well be saving or sampling. That one has
 # died is seen by the launcher. Seconds.
@@ -66,10 +69,15 @@ def connect(target: str) -> None:
     Raises UserError if the others cannot be reached.
     """
     from mindspore import communication
+    from mindspore.communication import management
 
+    by_table = "RANK_TABLE_FILE" in os.environ and not {"MS_ROLE", "OMPI_COMM_WORLD_RANK"} & os.environ.keys()
     try:
         if target == "CPU":
-            _meet_on_cpus(*read_ranks()[:2])
+            os.environ.setdefault(*WAIT_IN_SUMS)
+            _meet("mccl", _place_on_cpus)
+        elif by_table and hasattr(management, "_init_with_store"):
+            _meet("hccl", _place_in_table)
         else:
             communication.init()
     except RuntimeError as error:
@@ -78,26 +86,49 @@ def connect(target: str) -> None:
         ) from error
 
 
-def _meet_on_cpus(rank: int, world_size: int) -> None:
-    """Connect without a scheduler process.
+def _meet(backend: str, place: Callable[[], tuple[str, int]]) -> None:
+    """Connect without a scheduler process, at an address and port at which rank 0 listens.
 
-    Under mpirun MindSpore starts none, so that `communication.init` fails; and after the death of a rank, the one that
-    msrun starts keeps the launcher waiting for half a minute.
+    On CPUs, under mpirun MindSpore starts none, so that `communication.init` fails; and after the death of a rank, the
+    one that msrun starts keeps the launcher waiting for half a minute. With a rank table there is none either, and
+    in 2.10 `communication.init` refuses ("does not support ranktable startup"), though the rest of it takes the table.
     """
-    if "MS_SCHED_PORT" in os.environ:
-        host, port = os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
-    elif "OMPI_COMM_WORLD_RANK" in os.environ:
-        host, port = _agree_by_mpi(rank, world_size)
-    else:
-        raise UserError("a rank table is for Ascend devices; start ranks on CPUs with mpirun or msrun")
+    rank, world_size, _ = read_ranks()
+    host, port = place()
     try:
         from mindspore.communication.management import _init_with_store  # its public form is for Ascend only
         from mindspore.mint.distributed import TCPStore
     except ImportError as error:
         raise UserError("this MindSpore cannot connect ranks on CPUs; install 2.10, or use one rank") from error
-    os.environ.setdefault(*WAIT_IN_SUMS)
     store = TCPStore(host, port, world_size, rank == 0, PATIENCE)
-    _init_with_store("mccl", PATIENCE, world_size, rank, store)
+    _init_with_store(backend, PATIENCE, world_size, rank, store)
+
+
+def _place_on_cpus() -> tuple[str, int]:
+    if "MS_SCHED_PORT" in os.environ:
+        return os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
+    if "OMPI_COMM_WORLD_RANK" in os.environ:
+        return _agree_by_mpi(*read_ranks()[:2])
+    raise UserError("a rank table is for Ascend devices; start ranks on CPUs with mpirun or msrun")
+
+
+def _place_in_table() -> tuple[str, int]:
+    """Return the address of the machine with rank 0, and MASTER_PORT.
+
+    Raises UserError if the table cannot be read, or names that machine by no address.
+    """
+    path, port = os.environ["RANK_TABLE_FILE"], os.environ.get("MASTER_PORT") or str(MASTER_PORT)
+    if not port.isdecimal():
+        raise UserError(f"MASTER_PORT is {port!r}, but must be the number of a free port")
+    try:
+        servers = json.loads(Path(path).read_text(encoding="utf-8"))["server_list"]
+        ranks = {device["rank_id"]: server["server_id"] for server in servers for device in server["device"]}
+        first = LOCAL if len(servers) == 1 else socket.gethostbyname(ranks["0"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} does not tell the address of rank 0: {error!r}; tools/make_rank_table.py makes a rank table"
+        ) from error
+    return first, int(port)
 
 
 def _agree_by_mpi(rank: int, world_size: int) -> tuple[str, int]:

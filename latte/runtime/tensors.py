@@ -50,6 +50,11 @@ def mean(x: Tensor, axis: int | tuple[int, ...] | None = None, keep: bool = Fals
     return x.mean() if axis is None else x.mean(axis, keep_dims=keep)
 
 
+def largest(x: Tensor, axis: int) -> Tensor:
+    """Return the largest elements along an axis, which stays, of length 1."""
+    return mint.amax(x, axis, True) if on_ascend() else x.max(axis, keepdims=True)
+
+
 def stack(tensors: Sequence[Tensor]) -> Tensor:
     """Return tensors of one shape as one, along a new first axis."""
     return mint.stack(tensors, 0) if on_ascend() else ops.stack(tensors)

@@ -44,7 +44,7 @@ FLAGS += ["-D_GLIBCXX_USE_CXX11_ABI=0"]  # as MindSpore's wheel is built
 
 # Library -> its sources here, and the names that MindSpore binds to in it; what no source defines fails when called.
 LIBRARIES: dict[str, tuple[list[str], str | None]] = {
-    "libascendcl.so": (["runtime.cpp"], r"acl(?!tdt|prof|nn)\w+"),
+    "libascendcl.so": (["runtime.cpp", "aclop.cpp"], r"acl(?!tdt|prof|nn)\w+"),
     "libopapi.so": (["tensors.cpp", "operators/*.cpp"], None),
     "libhccl.so": (["hccl.cpp"], r"Hccl[A-Z]\w+"),
     "libacl_tdt_channel.so": (["channel.cpp"], r"acltdt\w+"),
@@ -175,7 +175,7 @@ def _compile(lib: Path, name: str) -> None:
 
 def _object(text: str) -> Path:
     """Return the object file of a source, compiled unless it was before."""
-    path = _cache() / "objects" / f"{_digest(text, *_headers())}.o"
+    path = _cache() / "objects" / f"{_digest(text, *_included(text))}.o"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".o", delete=False) as half:
@@ -187,6 +187,15 @@ def _object(text: str) -> Path:
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "latte-standin"
+
+
+def _included(text: str) -> list[str]:
+    """Return the texts of the headers that a source includes, and of those that they include."""
+    found = []
+    for name in re.findall(r'^#include "(\w+\.h)"', text, re.MULTILINE):
+        found.append((SOURCES / name).read_text())
+        found += _included(found[-1])
+    return found
 
 
 def _headers() -> list[str]:

@@ -134,38 +134,6 @@ int64_t bytes_of(const std::vector<const Tensor *> &tensors) {
 
 }  // namespace
 
-int64_t elements(const Dims &dims) {
-  int64_t n = 1;
-  for (int64_t d : dims) n *= d;
-  return n;
-}
-
-int64_t size_of(int dtype) {
-  switch (dtype) {
-    case I8: case U8: case BOOL: return 1;
-    case F16: case BF16: case I16: return 2;
-    case F32: case I32: return 4;
-    case I64: case F64: return 8;
-  }
-  return 0;
-}
-
-const char *name_of(int dtype) {
-  switch (dtype) {
-    case F32: return "float32";
-    case F16: return "float16";
-    case BF16: return "bfloat16";
-    case F64: return "float64";
-    case I8: return "int8";
-    case U8: return "uint8";
-    case BOOL: return "bool";
-    case I16: return "int16";
-    case I32: return "int32";
-    case I64: return "int64";
-  }
-  return "unknown";
-}
-
 std::string describe(const Tensor *t) {
   if (!t) return "none";
   std::string text = std::string(name_of(t->dtype)) + "[";
