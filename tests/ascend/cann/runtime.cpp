@@ -212,8 +212,6 @@ int aclrtSetStreamFailureMode(void *, uint64_t) { return 0; }
 int aclSetCompileopt(int, const char *) { return 0; }
 int aclopSetCompileFlag(int) { return 0; }
 int aclrtSubscribeReport(uint64_t, void *) { return 0; }
-int aclrtAllocatorUnregister(void *) { return 0; }
-int aclrtAllocatorDestroyDesc(void *) { return 0; }
 
 // Memory. Reserved addresses cost nothing until they are touched, so a plan of 64 GB needs no memory here.
 int aclrtGetMemInfo(int, size_t *free, size_t *all) { *free = *all = card_memory(); return 0; }
@@ -262,29 +260,6 @@ int aclrtMemset(void *to, size_t room, int value, size_t count) { return set_byt
 int aclrtMemsetAsync(void *to, size_t room, int value, size_t count, void *stream) {
   return set_bytes(to, room, value, count, stream);
 }
-
-// What describes a call of an operator that is compiled on line: enough for `compiler.cpp` to refuse it by its name.
-void *aclCreateTensorDesc(int, int, const int64_t *, int) { return new char[8]; }
-void aclDestroyTensorDesc(const void *) {}
-int aclSetTensorFormat(void *, int) { return 0; }
-int aclSetTensorShape(void *, int, const int64_t *) { return 0; }
-int aclSetTensorPlaceMent(void *, int) { return 0; }
-int aclSetTensorConst(void *, void *, size_t) { return 0; }
-void aclSetTensorDescName(void *, const char *) {}
-void *aclCreateDataBuffer(void *, size_t) { return new char[8]; }
-int aclDestroyDataBuffer(const void *) { return 0; }
-int aclUpdateDataBuffer(void *, void *, size_t) { return 0; }
-void *aclopCreateAttr() { return new char[8]; }
-void aclopDestroyAttr(const void *) {}
-int aclopSetAttrBool(void *, const char *, uint8_t) { return 0; }
-int aclopSetAttrInt(void *, const char *, int64_t) { return 0; }
-int aclopSetAttrFloat(void *, const char *, float) { return 0; }
-int aclopSetAttrString(void *, const char *, const char *) { return 0; }
-int aclopSetAttrDataType(void *, const char *, int) { return 0; }
-int aclopSetAttrListInt(void *, const char *, int, const int64_t *) { return 0; }
-int aclopSetAttrListFloat(void *, const char *, int, const float *) { return 0; }
-int aclopSetAttrListBool(void *, const char *, int, const uint8_t *) { return 0; }
-int aclopSetAttrListString(void *, const char *, int, const char **) { return 0; }
 
 // Streams, events and callbacks.
 int aclrtCreateStream(void **stream) { return new_stream(stream); }
