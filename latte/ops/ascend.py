@@ -71,7 +71,7 @@ def adam(
     gradient: ms.Tensor,
     decay: ms.Tensor | None,
 ) -> ms.Tensor:
-    """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph, so it is no use."""
+    """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph."""
     mean = moment1 + (gradient - moment1) * (1 - beta1)
     square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
     rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()

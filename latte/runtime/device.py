@@ -223,7 +223,9 @@ def _chip(target: str, device_id: int = 0) -> str | None:
 
 
 def _set_device(target: str, device_id: int) -> None:
-    if target == "Ascend":  # 2.10 cannot run a branch of a graph in its place ("sub graph which contains ConditionSwitch")
+    if (
+        target == "Ascend"
+    ):  # 2.10 cannot run branches that it puts in place ("sub graph which contains ConditionSwitch")
         given = os.environ.get("MS_DEV_RUNTIME_CONF")
         os.environ["MS_DEV_RUNTIME_CONF"] = ",".join(filter(None, (given, "switch_inline:False")))
     try:

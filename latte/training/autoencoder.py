@@ -22,8 +22,8 @@ from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.io.video import FRAME_SUFFIXES, read_video, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from latte.runtime import graphs
-from latte.runtime.tensors import assign
+from latte.runtime import graphs, tensors
+from latte.runtime.tensors import assign, mean, rows
 from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_ema
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
@@ -62,7 +62,7 @@ class VaeStep(nn.Cell):
     def loss(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """Return the loss and the mean squared error of pixels (N, 3, H, W) in [-1, 1], with noise (N, L, h, w)."""
         moments = self.vae.encode(x)  # (N, 2 L, h, w)
-        centre, logvar = split(moments, moments.shape[1] // 2, 1)
+        centre, logvar = tensors.split(moments, moments.shape[1] // 2, 1)
         logvar = ops.clamp(logvar, *LOGVAR_RANGE)
         error = self.vae.decode(centre + ops.exp(0.5 * logvar) * noise) - x
         squared = mean(ops.square(error))

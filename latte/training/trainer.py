@@ -149,9 +149,7 @@ class Trainer:
         step, cfg = self.training.step, self.cfg
         sums = dict(zip(SUMS, _summed(step.sums.value()).asnumpy().tolist(), strict=True))
         if not between:
-            assign(
-                step.sums, ops.zeros_like(step.sums)
-            )  # in place, because the compiled step does not see set_data
+            assign(step.sums, ops.zeros_like(step.sums))  # in place, because the compiled step does not see set_data
         if not self.is_first:
             return
         now = time.perf_counter()

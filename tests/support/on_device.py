@@ -90,7 +90,9 @@ def ten_steps(dtype):
     """Ten training steps with clipping and EMA: the losses, and the weights after them."""
     scale = {"loss_scale": 1024.0, "loss_scale_window": 1000} if dtype == "fp16" else {}
     nets = [small(device.compute_dtype(dtype)) for _ in range(2)]
-    step, call = build(*nets, rate=1e-4, weight_decay=0.05, max_grad_norm=0.5, start_clip_step=5, ema_decay=0.95, **scale)
+    step, call = build(
+        *nets, rate=1e-4, weight_decay=0.05, max_grad_norm=0.5, start_clip_step=5, ema_decay=0.95, **scale
+    )
     losses = [float(call(*batch(seed=seed)).asnumpy()) for seed in range(10)]
     yield "ten losses", ms.Tensor(np.array(losses, np.float32))
     for name, net in (("ten steps", step.net), ("ten steps, EMA", step.ema)):
