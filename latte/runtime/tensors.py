@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mindspore import mint, ops
-from mindspore.ops.auto_generate import InplaceAddExt, InplaceCopy, SliceExt, SplitTensor
+from mindspore.ops.auto_generate import Clone, InplaceAddExt, InplaceCopy, SliceExt, SplitTensor
 from mindspore.ops.primitive import constexpr
 
 from latte.runtime import device
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mindspore import Parameter, Tensor
 
-_slice, _split, _copy, _add = SliceExt(), SplitTensor(), InplaceCopy(), InplaceAddExt()
+_slice, _split, _clone, _copy, _add = SliceExt(), SplitTensor(), Clone(), InplaceCopy(), InplaceAddExt()
 
 
 @constexpr
@@ -68,6 +68,14 @@ def add_all(tensors: Sequence[Tensor]) -> Tensor:
 def rows(table: Tensor, index: Tensor) -> Tensor:
     """Return the rows of a table (N, ...) that integer `index` (n,) names, as (n, ...)."""
     return mint.index_select(table, 0, index) if on_ascend() else ops.gather(table, index, 0)
+
+
+def read(parameter: Parameter) -> Tensor:
+    """Return the value that a parameter has now.
+
+    A parameter that a graph reads in several places, and sets, is copied at each by MindSpore, on Ascend on line.
+    """
+    return _clone(parameter) if on_ascend() else parameter
 
 
 def assign(parameter: Parameter, value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from mindspore import mint, nn, ops
 from latte.components.codec import LOGVAR_RANGE
 from latte.diffusion.loss import DiffusionLoss
 from latte.runtime import device
-from latte.runtime.tensors import assign, assign_add, mean, narrow, rows, split, stack
+from latte.runtime.tensors import assign, assign_add, mean, narrow, read, rows, split, stack
 from latte.training.collective import is_shared, join_parts, own_part, sum_over_ranks
 from latte.training.optim import AdamW, clip_factor, global_norm, multiply, update_ema
 
@@ -118,17 +118,18 @@ class TrainStep(nn.Cell):
         if mask is not None:
             condition = (condition, mask)
         x_start = self.latents(x, posterior_noise)  # (B, F, L, h, w)
-        (_, loss, mse, bound), gradients = self.value_and_grad(x_start, t, noise, condition)
+        scale = read(self.loss_scale)
+        (_, loss, mse, bound), gradients = self.value_and_grad(x_start, t, noise, condition, scale)
         one, zero = ops.ones_like(loss), ops.zeros_like(loss)
         videos = (skipped_videos >= 0).astype(ms.float32).sum()
         assign_add(self.sums, stack((loss, mse, bound, one, zero, zero, videos)))
         if self.options.accumulation == 1:
-            self.update(gradients)
+            self.update(gradients, scale)
         else:
             _map(_add, self.accumulated, gradients)
             batch = self.batch + 1
             if batch == self.options.accumulation:
-                self.update(self.accumulated)
+                self.update(self.accumulated, scale)
                 _map(_clear, self.accumulated)
                 batch = batch * 0
             assign(self.batch, batch)
@@ -144,7 +145,9 @@ class TrainStep(nn.Cell):
         std = ops.exp(0.5 * ops.clamp(logvar, *LOGVAR_RANGE))
         return (centre + std * posterior_noise) * self.options.scale_factor
 
-    def scaled_loss(self, x_start: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: Any) -> tuple[ms.Tensor, ...]:
+    def scaled_loss(
+        self, x_start: ms.Tensor, t: ms.Tensor, noise: ms.Tensor, condition: Any, scale: ms.Tensor | float = 1.0
+    ) -> tuple[ms.Tensor, ...]:
         """Return the mean loss of a batch times the loss scale; then the loss, its squared error and its VLB term."""
         images = self.options.images
         frames = x_start.shape[1] - images
@@ -159,7 +162,7 @@ class TrainStep(nn.Cell):
             loss = loss * (1 - share) + mean(terms[0]) * share
             mse = mse * (1 - share) + mean(terms[1]) * share
             bound = bound * (1 - share) + mean(terms[2]) * share
-        return loss * self.loss_scale if self.scales_loss else loss, loss, mse, bound
+        return loss * scale if self.scales_loss else loss, loss, mse, bound
 
     def condition_of(self, condition: Any, part: int) -> Any:
         """Return the condition of the network: for the videos (part 0), or for the single images (part 1)."""
@@ -168,7 +171,7 @@ class TrainStep(nn.Cell):
         first, last = (1, condition.shape[1]) if part else (0, 1)
         return narrow(condition, 1, first, last).reshape(-1)
 
-    def update(self, gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
+    def update(self, gradients: tuple[ms.Tensor, ...], scale: ms.Tensor) -> ms.Tensor:
         """Update the weights by the accumulated gradients of all ranks, unless an element is not finite.
 
         Return the norm of the gradients: a branch that returns None would have MindSpore call Python from the graph.
@@ -177,7 +180,7 @@ class TrainStep(nn.Cell):
         count = options.accumulation * device.current().world_size
         gradients = sum_over_ranks(gradients)
         if self.scales_loss:
-            gradients = multiply(gradients, 1 / (self.loss_scale * count))
+            gradients = multiply(gradients, 1 / (scale * count))
         elif count > 1:
             gradients = multiply(gradients, ms.Tensor(1 / count, ms.float32))
         norm = global_norm(gradients)
@@ -189,7 +192,7 @@ class TrainStep(nn.Cell):
         assign_add(self.sums, stack((zero, zero, zero, zero, seen, counted, zero)))
         assign(self.skipped, self.skipped + ops.where(finite, 0, 1).astype(ms.int32))
         if options.loss_scale_window:
-            self.rescale(finite)
+            self.rescale(finite, scale)
         assign(self.step, self.step + 1)
         return norm
 
@@ -213,12 +216,12 @@ class TrainStep(nn.Cell):
             update_ema(self.ema_weights, tuple(weights), options.ema_decay)
         return norm
 
-    def rescale(self, finite: ms.Tensor) -> None:
+    def rescale(self, finite: ms.Tensor, scale: ms.Tensor) -> None:
         """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""
         good = ops.where(finite, self.good_steps + 1, 0)
         grow = good >= self.options.loss_scale_window
         factor = ops.where(finite, ops.where(grow, 2.0, 1.0), 0.5)
-        assign(self.loss_scale, ops.clamp(self.loss_scale * factor, 1.0, MAX_LOSS_SCALE))
+        assign(self.loss_scale, ops.clamp(scale * factor, 1.0, MAX_LOSS_SCALE))
         assign(self.good_steps, ops.where(grow, 0, good).astype(ms.int32))
 
 

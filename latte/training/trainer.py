@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mindspore as ms
-from mindspore import ops
+import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -32,8 +32,6 @@ from latte.training.stopping import StopSignal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import numpy as np
 
     from latte.training.build import Training
 
@@ -147,9 +145,10 @@ class Trainer:
         """Report the means since the last report; a stop inside an interval only logs, so that a resume is exact."""
         between = self.step % self.cfg.log_interval != 0
         step, cfg = self.training.step, self.cfg
-        sums = dict(zip(SUMS, _summed(step.sums.value()).asnumpy().tolist(), strict=True))
+        sums = dict(zip(SUMS, _summed(ms.Tensor(step.sums.asnumpy())).asnumpy().tolist(), strict=True))
         if not between:
-            assign(step.sums, ops.zeros_like(step.sums))  # in place, because the compiled step does not see set_data
+            zeros = ms.Tensor(np.zeros(len(SUMS), np.float32))
+            assign(step.sums, zeros)  # in place, because the compiled step does not see set_data
         if not self.is_first:
             return
         now = time.perf_counter()

@@ -24,9 +24,14 @@ int aclGetTensorDescDimV2(const void *description, size_t index, int64_t *size) 
 int aclSetTensorFormat(void *, int) { return 0; }
 int aclSetTensorShape(void *, int, const int64_t *) { return 0; }
 int aclSetTensorPlaceMent(void *, int) { return 0; }
+int aclSetTensorConst(void *, void *, size_t) { return 0; }
 void aclSetTensorDescName(void *, const char *) {}
 
 void *aclCreateDataBuffer(void *data, size_t size) { return new DataBuffer{data, size}; }
+int aclUpdateDataBuffer(void *buffer, void *data, size_t size) {
+  *static_cast<DataBuffer *>(buffer) = {data, size};
+  return 0;
+}
 int aclDestroyDataBuffer(const void *buffer) {
   delete static_cast<const DataBuffer *>(buffer);
   return 0;

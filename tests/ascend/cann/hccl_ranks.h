@@ -17,7 +17,6 @@
 #include <fstream>
 #include <functional>
 #include <iterator>
-#include <random>
 #include <regex>
 #include <set>
 #include <string>
@@ -183,8 +182,9 @@ void barrier(Communicator &c, const char *op) {
 // ---- Joining
 
 std::string random_name() {
-  std::random_device device;
-  return format("%08x%08x", device(), device());
+  uint64_t number = 0;
+  std::ifstream("/dev/urandom", std::ios::binary).read(reinterpret_cast<char *>(&number), sizeof number);
+  return format("%d-%016llx", getpid(), static_cast<unsigned long long>(number));
 }
 
 bool is_stale(const Communicator &c) {
