@@ -81,7 +81,7 @@ def update_ema(
     decay: float,
     applies: ms.Tensor | None = None,
 ) -> None:
-    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place, unless `applies` (() bool) is false."""
+    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place, unless `applies`, (), is false."""
     rest = ms.Tensor(1 - decay, ms.float32)  # Python computes 1 - decay in float64
     if applies is not None:
         rest = ops.where(applies, rest, ops.zeros_like(rest))
@@ -140,7 +140,7 @@ class AdamW(nn.Cell):
         beta2: ms.Tensor,
         eps: ms.Tensor,
     ) -> tuple[ms.Tensor, ...]:
-        """Update the weights, given the betas, their powers of the betas and the epsilon of the step; return the new values."""
+        """Update the weights, given the betas, their powers and the epsilon of the step; return the new values."""
         if self.weight_decay:
             decay = 1 - learning_rate * self.weight_decay
             update = ops.partial(_update, decay, power1, power2, learning_rate, beta1, beta2, eps)

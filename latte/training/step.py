@@ -142,7 +142,7 @@ class TrainStep(nn.Cell):
         return loss
 
     def accumulate(self, gradients: tuple[ms.Tensor, ...], scale: ms.Tensor) -> None:
-        """Do what is to be done with a batch without a branch: update in any case, but by nothing until the last batch."""
+        """Take the gradients of a batch without a branch: always update, but by nothing until the last batch."""
         batch = read(self.batch) + 1
         last = batch == self.options.accumulation
         sums = _map(_plus, self.accumulated, gradients)
@@ -221,7 +221,7 @@ class TrainStep(nn.Cell):
     def apply(
         self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor, step: ms.Tensor, applies: ms.Tensor | None
     ) -> ms.Tensor:
-        """Clip the gradients, update the weights, then the EMA weights, all unless `applies` is false; return the norm."""
+        """Clip the gradients, update weights and EMA weights, all unless `applies` is false; return the norm."""
         options = self.options
         if not math.isinf(options.max_grad_norm):
             factor = clip_factor(norm, options.max_grad_norm)
