@@ -85,6 +85,14 @@ class Device:
         return self.fused_attention is not None
 
     @property
+    def branches_in_graphs(self) -> bool:
+        """Whether a graph may decide by a tensor whether it updates parameters.
+
+        On Ascend MindSpore 2.10 moves every parameter of a branch to the host and back, each time.
+        """
+        return self.target != "Ascend"
+
+    @property
     def compiler_recomputes(self) -> bool:
         """Whether MindSpore's recomputation forgets all that it should: it passes by gradients that are written out."""
         return self.target == "Ascend" or _VERSION < (2, 10)  # before, nothing else compiles

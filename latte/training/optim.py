@@ -75,9 +75,16 @@ def _move_ema(rest: ms.Tensor, ema: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
     return assign_add(ema, (weight - ema) * rest)
 
 
-def update_ema(ema_weights: tuple[ms.Parameter, ...], weights: tuple[ms.Tensor, ...], decay: float) -> None:
-    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place."""
+def update_ema(
+    ema_weights: tuple[ms.Parameter, ...],
+    weights: tuple[ms.Tensor, ...],
+    decay: float,
+    applies: ms.Tensor | None = None,
+) -> None:
+    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place, unless `applies`, (), is false."""
     rest = ms.Tensor(1 - decay, ms.float32)  # Python computes 1 - decay in float64
+    if applies is not None:
+        rest = ops.where(applies, rest, ops.zeros_like(rest))
     _map(ops.partial(_ema, rest), ema_weights, weights)
 
 
@@ -98,16 +105,30 @@ class AdamW(nn.Cell):
         self.beta1, self.beta2 = (ms.Tensor(beta, ms.float32) for beta in betas)
         self.eps, self.weight_decay = eps, weight_decay
 
-    def construct(self, gradients: tuple[ms.Tensor, ...], learning_rate: ms.Tensor) -> tuple[ms.Tensor, ...]:
+    def construct(
+        self, gradients: tuple[ms.Tensor, ...], learning_rate: ms.Tensor, applies: ms.Tensor | None = None
+    ) -> tuple[ms.Tensor, ...]:
         """Update the weights and return their new values.
 
-        gradients: float32, one per weight, learning_rate: a () float32 tensor.
+        gradients: float32, one per weight, learning_rate: a () float32 tensor. Where `applies`, a () bool tensor, is
+        false, gradients must be 0, and nothing changes.
         """
-        power1, power2 = self.power1 * self.beta1, self.power2 * self.beta2
-        assign(self.power1, power1)
-        assign(self.power2, power2)
+        beta1, beta2 = self.beta1, self.beta2
+        power1, power2 = self.power1 * beta1, self.power2 * beta2
+        if applies is None:
+            assign(self.power1, power1)
+            assign(self.power2, power2)
+        else:
+            kept1, kept2 = ops.where(applies, power1, self.power1), ops.where(applies, power2, self.power2)
+            assign(self.power1, kept1)
+            assign(self.power2, kept2)
+            learning_rate = ops.where(applies, learning_rate, ops.zeros_like(learning_rate))
+            beta1, beta2 = (
+                ops.where(applies, beta1, ops.ones_like(beta1)),
+                ops.where(applies, beta2, ops.ones_like(beta2)),
+            )
         eps = self.eps * ops.sqrt(1 - power2)
-        return self.update(gradients, power1, power2, learning_rate, eps)
+        return self.update(gradients, power1, power2, learning_rate, beta1, beta2, eps)
 
     def update(
         self,
@@ -115,14 +136,16 @@ class AdamW(nn.Cell):
         power1: ms.Tensor,
         power2: ms.Tensor,
         learning_rate: ms.Tensor,
+        beta1: ms.Tensor,
+        beta2: ms.Tensor,
         eps: ms.Tensor,
     ) -> tuple[ms.Tensor, ...]:
-        """Update the weights, given the powers of the betas and the epsilon of the step; return the new values."""
+        """Update the weights, given the betas, their powers and the epsilon of the step; return the new values."""
         if self.weight_decay:
             decay = 1 - learning_rate * self.weight_decay
-            update = ops.partial(_update, decay, power1, power2, learning_rate, self.beta1, self.beta2, eps)
+            update = ops.partial(_update, decay, power1, power2, learning_rate, beta1, beta2, eps)
             return _map(update, self.weights, self.moment1, self.moment2, gradients)
-        update = ops.partial(_update, power1, power2, learning_rate, self.beta1, self.beta2, eps)
+        update = ops.partial(_update, power1, power2, learning_rate, beta1, beta2, eps)
         return _map(update, self.weights, self.moment1, self.moment2, gradients)
 
 

@@ -27,6 +27,9 @@ MAX_LOSS_SCALE = 2.0**24
 _map = ops.HyperMap()
 _add = ops.MultitypeFuncGraph("accumulate")
 _clear = ops.MultitypeFuncGraph("clear")
+_plus = ops.MultitypeFuncGraph("plus")
+_or_zero = ops.MultitypeFuncGraph("or_zero")
+_keep = ops.MultitypeFuncGraph("keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +90,7 @@ class TrainStep(nn.Cell):
         self.shared = [is_shared(weight, options.zero_stage) for weight in self.weights]
         parts = [_part(weight) if cut else weight for weight, cut in zip(self.weights, self.shared, strict=True)]
         self.optimizer = AdamW(parts, options.betas, options.eps, options.weight_decay)
+        self.branches = device.current().branches_in_graphs
         self.scales_loss = options.loss_scale != 1 or options.loss_scale_window > 0
         accumulates = options.accumulation > 1
         self.accumulated = self.weights.clone(prefix="sum", init="zeros") if accumulates else ()
@@ -125,6 +129,8 @@ class TrainStep(nn.Cell):
         assign_add(self.sums, stack((loss, mse, bound, one, zero, zero, videos)))
         if self.options.accumulation == 1:
             self.update(gradients, scale)
+        elif not self.branches:
+            self.accumulate(gradients, scale)
         else:
             _map(_add, self.accumulated, gradients)
             batch = self.batch + 1
@@ -134,6 +140,15 @@ class TrainStep(nn.Cell):
                 batch = batch * 0
             assign(self.batch, batch)
         return loss
+
+    def accumulate(self, gradients: tuple[ms.Tensor, ...], scale: ms.Tensor) -> None:
+        """Take the gradients of a batch without a branch: always update, but by nothing until the last batch."""
+        batch = read(self.batch) + 1
+        last = batch == self.options.accumulation
+        sums = _map(_plus, self.accumulated, gradients)
+        self.update(sums, scale, last)
+        _map(ops.partial(_keep, ops.logical_not(last)), self.accumulated, sums)
+        assign(self.batch, ops.where(last, 0, batch).astype(ms.int32))
 
     def latents(self, x: ms.Tensor, posterior_noise: ms.Tensor) -> ms.Tensor:
         """Return scaled latents drawn from the posterior of pixels or moments (Kingma and Welling, 2014, eq. 10)."""
@@ -171,9 +186,10 @@ class TrainStep(nn.Cell):
         first, last = (1, condition.shape[1]) if part else (0, 1)
         return narrow(condition, 1, first, last).reshape(-1)
 
-    def update(self, gradients: tuple[ms.Tensor, ...], scale: ms.Tensor) -> ms.Tensor:
+    def update(self, gradients: tuple[ms.Tensor, ...], scale: ms.Tensor, last: ms.Tensor | None = None) -> ms.Tensor:
         """Update the weights by the accumulated gradients of all ranks, unless an element is not finite.
 
+        With `last`, a () bool tensor, nothing changes where it is false.
         Return the norm of the gradients: a branch that returns None would have MindSpore call Python from the graph.
         """
         options = self.options
@@ -185,49 +201,78 @@ class TrainStep(nn.Cell):
             gradients = multiply(gradients, ms.Tensor(1 / count, ms.float32))
         norm = global_norm(gradients)
         finite = ops.isfinite(norm)
-        if finite:
-            norm = self.apply(gradients, norm)
+        applies = finite if last is None else ops.logical_and(finite, last)
+        step = read(self.step)
+        if not self.branches:
+            zeroed = _map(ops.partial(_or_zero, applies), gradients)  # what is not finite is not so times 0 either
+            self.apply(zeroed, norm, step, applies)
+        elif finite:
+            norm = self.apply(gradients, norm, step, None)
         one, zero = ops.ones_like(norm), ops.zeros_like(norm)
-        seen, counted = ops.where(finite, norm, zero), ops.where(finite, one, zero)
+        seen, counted = ops.where(applies, norm, zero), ops.where(applies, one, zero)
         assign_add(self.sums, stack((zero, zero, zero, zero, seen, counted, zero)))
-        assign(self.skipped, self.skipped + ops.where(finite, 0, 1).astype(ms.int32))
+        done = one if last is None else ops.where(last, one, zero)  # () float32, 1 for a step
+        assign(self.skipped, self.skipped + (done - counted).astype(ms.int32))
         if options.loss_scale_window:
-            self.rescale(finite, scale)
-        assign(self.step, self.step + 1)
+            self.rescale(finite, scale, last)
+        assign(self.step, step + done.astype(ms.int32))
         return norm
 
-    def apply(self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor) -> ms.Tensor:
-        """Clip the gradients, update the weights, then the EMA weights; return the norm."""
+    def apply(
+        self, gradients: tuple[ms.Tensor, ...], norm: ms.Tensor, step: ms.Tensor, applies: ms.Tensor | None
+    ) -> ms.Tensor:
+        """Clip the gradients, update weights and EMA weights, all unless `applies` is false; return the norm."""
         options = self.options
         if not math.isinf(options.max_grad_norm):
             factor = clip_factor(norm, options.max_grad_norm)
-            factor = ops.where(self.step >= options.start_clip_step, factor, ops.ones_like(factor))
+            factor = ops.where(step >= options.start_clip_step, factor, ops.ones_like(factor))
+            if applies is not None:
+                factor = ops.where(applies, factor, ops.ones_like(factor))
             gradients = multiply(gradients, factor)
-        learning_rate = rows(self.learning_rates, self.step.reshape(1)).reshape(())
+        learning_rate = rows(self.learning_rates, step.reshape(1)).reshape(())
         if not any(self.shared):
-            weights = self.optimizer(gradients, learning_rate)
+            weights = self.optimizer(gradients, learning_rate, applies)
         else:
             own = [own_part(g) if cut else g for g, cut in zip(gradients, self.shared)]  # noqa: B905, in a graph
-            parts = self.optimizer(tuple(own), learning_rate)
+            parts = self.optimizer(tuple(own), learning_rate, applies)
             weights = []
             for weight, part, cut in zip(self.weights, parts, self.shared):  # noqa: B905, in a graph
                 weights.append(assign(weight, join_parts(part)) if cut else part)
         if self.ema is not None:
-            update_ema(self.ema_weights, tuple(weights), options.ema_decay)
+            update_ema(self.ema_weights, tuple(weights), options.ema_decay, applies)
         return norm
 
-    def rescale(self, finite: ms.Tensor, scale: ms.Tensor) -> None:
+    def rescale(self, finite: ms.Tensor, scale: ms.Tensor, last: ms.Tensor | None) -> None:
         """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""
-        good = ops.where(finite, self.good_steps + 1, 0)
+        before = read(self.good_steps)
+        good = ops.where(finite, before + 1, 0)
         grow = good >= self.options.loss_scale_window
         factor = ops.where(finite, ops.where(grow, 2.0, 1.0), 0.5)
-        assign(self.loss_scale, ops.clamp(scale * factor, 1.0, MAX_LOSS_SCALE))
-        assign(self.good_steps, ops.where(grow, 0, good).astype(ms.int32))
+        rescaled, good = ops.clamp(scale * factor, 1.0, MAX_LOSS_SCALE), ops.where(grow, 0, good)
+        if last is not None:
+            rescaled, good = ops.where(last, rescaled, scale), ops.where(last, good, before)
+        assign(self.loss_scale, rescaled)
+        assign(self.good_steps, good.astype(ms.int32))
 
 
 @_add.register("Tensor", "Tensor")
 def _add_to(total: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
     return assign_add(total, gradient)
+
+
+@_plus.register("Tensor", "Tensor")
+def _sum(total: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
+    return total + gradient
+
+
+@_or_zero.register("Tensor", "Tensor")
+def _zero_unless(condition: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
+    return ops.where(condition, gradient, ms.Tensor(0.0, ms.float32))
+
+
+@_keep.register("Tensor", "Tensor", "Tensor")
+def _keep_if(condition: ms.Tensor, total: ms.Tensor, value: ms.Tensor) -> ms.Tensor:
+    return assign(total, ops.where(condition, value, ms.Tensor(0.0, ms.float32)))
 
 
 @_clear.register("Tensor")
