@@ -41,7 +41,7 @@ T2V, VIDEOS, SIDE = FIXTURES / "latte_t2v", 2, 4
 GOOD = ("opapi_kernel", "rt_kernel", "hccl_kernel", "host_kernel", "internal_kernel")
 MARK, FAILED = "@@@ graph ", "@@@ failed "
 SEEN = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
-SELECTED = re.compile(r"CollectOpSelectedType\] (\w+) select (\w+) kernel")
+ON_LINE = re.compile(r"CollectOpSelectedType\] (\w+) select (aclop) kernel")
 
 
 def chosen(*names: str, environment: dict[str, str] | None = None) -> dict[str, Counter[tuple[str, str]]]:
@@ -76,9 +76,7 @@ def _read(log: str) -> tuple[dict[str, Counter[tuple[str, str]]], dict[str, str]
             found[name] = Counter()
         elif line.startswith(FAILED):
             failed[name] = line.removeprefix(FAILED)
-        elif name and (match := SEEN.search(line)):
-            found[name][match[1], match[2]] += 1
-        elif name and (match := SELECTED.search(line)) and match[2] == "aclop":
+        elif name and (match := SEEN.search(line) or ON_LINE.search(line)):
             found[name][match[1], match[2]] += 1
     return found, failed
 

@@ -346,7 +346,7 @@ def test_ascends_graph_has_no_float_matrices(dtype):
     products = [node.dtypes for node in found if node.op == "WeightQuantBatchMatmul"]
     assert products == [[dtype]] * count
     # What is left are the embeddings of time and text, the modulation, and the final layer.
-    assert [node.dtypes for node in found if node.op == "MatMul"] == [["fp32"]] * 6
+    assert [node.dtypes for node in found if node.op == "Dense"] == [["fp32"]] * 6
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])

@@ -14,16 +14,16 @@ from latte.models.precision import prepare
 from latte.runtime import device
 from latte.training.step import StepOptions, TrainStep
 
-PRODUCTS, ACTIVATIONS = ("MatMul",), ("GeLU", "Sigmoid")
+PRODUCTS, ACTIVATIONS = ("MatMul", "Dense"), ("GeLU", "GeluExt", "Sigmoid")
 CLASSES = {  # the operations that a column looks at, in the blocks or outside
     "linear layers of blocks": (PRODUCTS, True),
     "attention": (("BatchMatMul", "FlashAttentionScore"), True),
     "its softmax": (("Softmax", "FlashAttentionScore"), True),
-    "norms": (("LayerNorm", "Rsqrt"), True),
+    "norms": (("LayerNorm", "LayerNormExt", "Rsqrt"), True),
     "GELU": (ACTIVATIONS, True),
     "embeddings, last layer": (PRODUCTS, False),
-    "autoencoder": (("Conv2D", "BatchMatMul"), None),
-    "AdamW, average": (("Adam",), None),
+    "autoencoder": (("Conv2D", "Conv2DExt", "BatchMatMul"), None),
+    "AdamW, average": (("Adam", "Sqrt"), None),
 }
 SIZE, FRAMES = 8, 4
 

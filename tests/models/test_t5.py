@@ -132,7 +132,7 @@ def test_ascends_graph_multiplies_in_the_dtype(dtype):
     products = [node.dtypes for node in found if node.op == "MatMul"]
     assert products == [*[[dtype]] * 6, ["fp32" if dtype == "fp16" else dtype]] * 2
     assert [node.dtypes for node in found if node.op == "BatchMatMul"] == [[dtype]] * 4
-    assert {tuple(node.dtypes) for node in found if node.op in ("Softmax", "Rsqrt", "GeLU")} == {("fp32",)}
+    assert {tuple(node.dtypes) for node in found if node.op in ("Softmax", "Rsqrt", "GeluExt")} == {("fp32",)}
 
 
 class Counted:
