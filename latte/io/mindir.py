@@ -204,7 +204,9 @@ def _assign_blocks(nodes: list[Node]) -> None:
     Forward, a node is in the last block whose weights it depends on; behind the sum that ends a block the next one
     begins. Backward, it is in the first block whose outputs it takes.
     """
-    loads = [(i, _block_of(node.inputs[0])) for i, node in enumerate(nodes) if node.op == "Load"]
+    # Behind the first gradient it is the optimizer that reads weights, and moments that are called as they are.
+    forward = next((i for i, node in enumerate(nodes) if node.scope.startswith(GRADIENTS)), len(nodes))
+    loads = [(i, _block_of(node.inputs[0])) for i, node in enumerate(nodes[:forward]) if node.op == "Load"]
     order = list(dict.fromkeys(name for _, name in loads if name))  # as they are used
     place = {name: i for i, name in enumerate(order)}
     last_use = {place[name]: i for i, name in loads if name}

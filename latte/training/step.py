@@ -122,7 +122,7 @@ class TrainStep(nn.Cell):
         if mask is not None:
             condition = (condition, mask)
         x_start = self.latents(x, posterior_noise)  # (B, F, L, h, w)
-        scale = read(self.loss_scale)
+        scale = read(self.loss_scale) if self.scales_loss else 1.0
         (_, loss, mse, bound), gradients = self.value_and_grad(x_start, t, noise, condition, scale)
         one, zero = ops.ones_like(loss), ops.zeros_like(loss)
         videos = (skipped_videos >= 0).astype(ms.float32).sum()

@@ -197,9 +197,8 @@ def check_training(nodes, kind, depth, dtype, recompute=True, ranks=2):
         if node.op in ("AllReduce", "InplaceCopy", "InplaceAddExt"):
             assert {*node.dtypes} <= {"fp32", "int32"}  # of the counters
     # What is written out as a constant is small: nothing as large as a weight.
-    assert (
-        max(output.bytes for node in nodes if node.op == "Constant" for output in node.outputs) < 11e6
-    )  # zeros that MindSpore adds to gradients of what was split
+    # The largest are zeros, which MindSpore adds to the gradients of tensors that were split.
+    assert max(output.bytes for node in nodes if node.op == "Constant" for output in node.outputs) < 11e6
 
 
 @SLOW
