@@ -54,7 +54,8 @@ class Card:
         from ascend import standin  # takes seconds, and a card's process can do without
 
         home = standin.build()
-        settings = {"STANDIN_PRODUCT": product, "STANDIN_MODE": mode, "STANDIN_TRACE": ""}
+        trace = standin.environment()["STANDIN_TRACE"]
+        settings = {"STANDIN_PRODUCT": product, "STANDIN_MODE": mode, "STANDIN_TRACE": trace}
         libraries = [home / "lib64/libascendcl.so", home / "lib64/libopapi.so"]
         spawn = multiprocessing.get_context("spawn")
         self.process = ProcessPoolExecutor(1, spawn, _start, (settings, standin.MINDSPORE / "libdnnl.so.3", *libraries))

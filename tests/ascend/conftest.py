@@ -1,9 +1,9 @@
 """Tests over the stand-in for CANN; they are skipped where it cannot be built."""
 
-import json
 import os
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -31,17 +31,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def on_standin(tmp_path, record_property):
-    """Return a function that runs a program of this repository on the stand-in: words and settings -> Done.
-
-    With LATTE_LAUNCHES=FILE, a line of JSON is added to that file for each program: its operators with their launches.
-    """
-    count = 0
+def on_standin(tmp_path):
+    """Return a function that runs a program of this repository on the stand-in: words and settings -> Done."""
+    folder = Path(os.environ.get("LATTE_LAUNCHES", tmp_path))
 
     def run(*words, code=0, timeout=900, variables=(), **settings):
-        nonlocal count
-        count += 1
-        trace = tmp_path / f"launches-{count}.jsonl"
+        trace = folder / f"launches-{uuid.uuid4()}.jsonl"
         environment = standin.environment(trace=trace, **settings) | dict(variables)
         environment["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests:{environment['PYTHONPATH']}"
         command = [sys.executable, *map(str, words)]
@@ -50,9 +45,6 @@ def on_standin(tmp_path, record_property):
         )
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         launches = standin.launches(trace) if trace.exists() else Counter()
-        if file := os.environ.get("LATTE_LAUNCHES"):
-            with Path(file).open("a") as lines:
-                lines.write(json.dumps(launches) + "\n")
         return Done(done.returncode, done.stdout, done.stderr, launches)
 
     return run

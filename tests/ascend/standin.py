@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,8 +112,11 @@ def environment(
     """Return the environment of a process whose MindSpore has an Ascend: the stand-in, set to a product.
 
     `mode` is "compute" or "plan" (nothing is computed), `memory` the card's in GB, `trace` a file for every launch.
+    Without one, LATTE_LAUNCHES may name a folder that each process gets a trace of its own in.
     """
-    home = build()
+    home, folder = build(), os.environ.get("LATTE_LAUNCHES")
+    if trace is None and folder:
+        trace = Path(folder) / f"{uuid.uuid4()}.jsonl"
     found = (home / "lib64", MINDSPORE, PLUGIN / "ascend", PLUGIN, os.environ.get("LD_LIBRARY_PATH"))
     python = (SOURCES / "python", os.environ.get("PYTHONPATH"))
     return {
