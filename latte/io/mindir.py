@@ -25,6 +25,7 @@ VIEWS = ("Reshape", "ExpandDims", "Squeeze", "TupleGetItem", "MakeTuple", "Load"
 LEAVES = ("Parameter", "Input", "Constant")
 NO_WORK = (*VIEWS, *LEAVES, "Partial", "Switch", "call")
 BLOCK = re.compile(r"(?:^|\.)((?:\w*_)?blocks?\.\d+)\.")  # in the name of a weight
+BESIDE = ("adam_m.", "adam_v.", "sum.")  # what training keeps for each weight, under its name
 TOKENS = 3  # the fewest axes of the tokens that go from block to block
 GRADIENTS = "Gradients/"  # how the scope of the backward pass begins
 BEGIN, END, BRANCH = "before the blocks", "after the blocks", "branches of an if"
@@ -238,7 +239,8 @@ def _assign_blocks(nodes: list[Node]) -> None:
 
 def _block_of(node: Node) -> str:
     """Return the block that a parameter belongs to, or nothing."""
-    found = BLOCK.search(node.name) if node.op == "Parameter" else None
+    own = node.op == "Parameter" and not node.name.startswith(BESIDE)
+    found = BLOCK.search(node.name) if own else None
     return found[1] if found else ""
 
 
