@@ -191,20 +191,20 @@ def init_device(
     if use_parallel:
         ranks.serve_if_scheduler(connect, target)
     rank, world_size, local_rank = ranks.read_ranks() if use_parallel else (0, 1, 0)
+    chip = None
     if target != "CPU":
         if reason := why_unavailable(target):
             raise UserError(
                 f"device_target {target} is not available to this MindSpore: {reason}. {DOCTOR} says what to do; "
                 f"or pass --device_target {best_target()}"
             )
-        _set_device(target, device_id + local_rank)
+        chip = _set_device(target, device_id + local_rank)
     elif ms.get_context("device_target") != "CPU":
         ms.set_device("CPU")
     if connect and world_size > 1:
         ranks.connect(target)
     # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    chip = _chip(target, device_id + local_rank)
     _current = Device(target, rank, world_size, jit_level, graph_mode=mode == 0, chip=chip)
     return _current
 
@@ -230,14 +230,11 @@ def _chip(target: str, device_id: int = 0) -> str | None:
     return ms.hal.get_device_name(device_id, target) or None
 
 
-def _set_device(target: str, device_id: int) -> None:
-    if (
-        target == "Ascend"
-    ):  # 2.10 cannot run branches that it puts in place ("sub graph which contains ConditionSwitch")
-        given = os.environ.get("MS_DEV_RUNTIME_CONF")
-        os.environ["MS_DEV_RUNTIME_CONF"] = ",".join(filter(None, (given, "switch_inline:False")))
+def _set_device(target: str, device_id: int) -> str | None:
+    """Make MindSpore use a device and return its chip; raises UserError if it cannot be used."""
     try:
         ms.set_device(target, device_id)
+        chip = _chip(target, device_id)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"{target} device {device_id} cannot be used: {first_line(error)}; check --device_id"
@@ -245,6 +242,7 @@ def _set_device(target: str, device_id: int) -> None:
     if target == "Ascend":  # MindSpore's own choice for float32 in convolutions is HF32, with 11 bits of mantissa
         ms.device_context.ascend.op_precision.conv_allow_hf32(False)
         ms.device_context.ascend.op_precision.matmul_allow_hf32(False)
+    return chip
 
 
 @functools.cache

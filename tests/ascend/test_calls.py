@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from ascend.calls import CALLS
-from ascend.test_operators import Convolution, hf32, normal
+from ascend.reference import Convolution, hf32, normal
 
 # A rounding to the dtype or two, against the largest element.
 ROOM = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}

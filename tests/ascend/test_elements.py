@@ -45,11 +45,12 @@ FUNCTIONS = {
     "Sigmoid": (sigmoid, A),
     "Floor": (np.floor, 3 * A),
     "Silu": (lambda x: x * sigmoid(x), A),
-    "Gelu": (gelu, A),
+    "Gelu": (gelu_tanh, A),
     "Relu": (lambda x: np.maximum(x, 0), A),
     "Neg": (np.negative, A),
     "Abs": (np.abs, A),
     "Square": (np.square, A),
+    "Sign": (np.sign, A),
 }
 PAIRS = {
     "Mul": np.multiply,

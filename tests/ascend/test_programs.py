@@ -60,9 +60,9 @@ UNCONDITIONAL = (
         (SAMPLES["class"], 0.01, False),
         (UNCONDITIONAL, 0.01, False),
         (SAMPLES["text"], 0.01, False),
-        ((*SAMPLES["class"], "--quantize", "int8"), 0.01, False),
+        ((*SAMPLES["text"], "--quantize", "int8"), 0.01, False),
         ((*SAMPLES["class"], "--dtype", "fp16"), 1, False),
-        ((*SAMPLES["class"], "--dtype", "bf16", "--quantize", "int8"), 4, False),
+        ((*SAMPLES["text"], "--dtype", "bf16", "--quantize", "int8"), 4, False),
         ((*SAMPLES["class"], "--dtype", "fp16", "--enable_flash_attention"), 1, True),
         ((*SAMPLES["text"], "--dtype", "bf16", "--enable_flash_attention"), 4, True),
     ],
@@ -83,7 +83,7 @@ RUNS = {
     "fp32": {},
     "accumulated, clipped": {"gradient_accumulation_steps": 2, "clip_grad": True, "max_grad_norm": 0.5},
     "recomputed": {"use_recompute": True},
-    "joint images": {"images_per_video": 2, "condition": "class", "num_classes": 2, "data_layout": "class_folders"},
+    "joint images": {"images_per_video": 2},
     "sinking": {"dataset_sink_mode": True, "sink_size": 2},
 }
 

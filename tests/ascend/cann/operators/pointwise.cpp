@@ -105,7 +105,7 @@ ACLNN_FUNCTION(Erf, "ops-math math/erf/docs/aclnnErf&aclnnInplaceErf.md", std::e
 ACLNN_FUNCTION(Sigmoid, "ops-nn activation/sigmoid/docs/aclnnSigmoid&aclnnInplaceSigmoid.md", sigmoid(x))
 ACLNN_FUNCTION(Floor, "ops-math math/floor/docs/aclnnFloor&aclnnInplaceFloor.md", std::floor(x))
 ACLNN_ACTIVATION(Silu, "ops-nn activation/swish/docs/aclnnSilu.md", x * sigmoid(x))
-ACLNN_ACTIVATION(Gelu, "ops-nn activation/gelu/docs/aclnnGelu.md", gelu_erf(x))
+ACLNN_ACTIVATION(Gelu, "ops-nn activation/gelu/docs/aclnnGelu.md", gelu_tanh(x))
 ACLNN_ACTIVATION(Relu, "ops-nn activation/relu/docs/aclnnRelu&aclnnInplaceRelu.md", x > 0 ? x : 0)
 
 ACLNN(Add, "ops-math math/add/docs/aclnnAdd&aclnnInplaceAdd.md", const Tensor *a, const Tensor *b, const Scalar *alpha,
@@ -220,6 +220,13 @@ ACLNN(Abs, "ops-math math/abs/docs/aclnnAbs.md", const Tensor *a, Tensor *out) {
   NEED(same_dims(a, out), "out has the shape of self");
   if (is_integral(a)) return READY([=] { map_integers(a, out, [](int64_t x) { return x < 0 ? -x : x; }); });
   return READY([=] { map(a, out, [](float x) { return std::fabs(x); }); });
+}
+
+ACLNN(Sign, "ops-math math/sign/docs/aclnnSign.md", const Tensor *a, Tensor *out) {
+  LAUNCH({a}, {out});
+  NEED(is_floating(a), "self is float32, float16 or bfloat16");
+  NEED(a->dtype == out->dtype && same_dims(a, out), "out has the dtype and the shape of self");
+  return READY([=] { map(a, out, [](float x) { return float((x > 0) - (x < 0)); }); });
 }
 
 ACLNN(Square, "ops-math math/square/docs/aclnnSquare.md", const Tensor *a, Tensor *out) {
