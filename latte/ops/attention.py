@@ -14,7 +14,7 @@ from latte.ops.target import attends_in_blocks, on_cpu
 from latte.runtime.tensors import split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _qk = ops.BatchMatMul(transpose_b=True)
 _av = ops.BatchMatMul()
@@ -157,7 +157,7 @@ def _fused_self_attention(
     return y.transpose(0, 2, 1, 3) if temporal else y
 
 
-def _project(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
+def _project(x: ms.Tensor, qkv: tuple) -> Sequence[ms.Tensor]:
     """Return q, k, v, each (B, F, T, D)."""
     project = _projection_of(len(qkv))
     return project(x, qkv)
@@ -167,7 +167,7 @@ def _separate(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
     return [linear(x, *qkv[i]) for i in range(3)]
 
 
-def _joint(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:
+def _joint(x: ms.Tensor, qkv: tuple) -> Sequence[ms.Tensor]:
     both = linear(x, *qkv)
     return split(both, both.shape[3] // 3, 3)
 

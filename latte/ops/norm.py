@@ -12,7 +12,7 @@ from latte.ops.target import channels_last, on_cpu
 from latte.runtime.tensors import mean, on_ascend, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _bias_add = ops.BiasAdd()
 _batched = ops.BatchMatMul()
@@ -53,7 +53,7 @@ def _modulated_tokens(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Te
     return layer_norm(x) * (1 + scale.reshape(batch, 1, 1, width)) + shift.reshape(batch, 1, 1, width)
 
 
-def chunk6(modulation: ms.Tensor) -> tuple[ms.Tensor, ...]:
+def chunk6(modulation: ms.Tensor) -> Sequence[ms.Tensor]:
     """Return shift, scale and gate of attention and of the MLP, each (B, D), of a modulation (B, 6D)."""
     return split(modulation, modulation.shape[1] // 6, 1)
 
