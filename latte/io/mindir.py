@@ -25,6 +25,7 @@ VIEWS = ("Reshape", "ExpandDims", "Squeeze", "TupleGetItem", "MakeTuple", "Load"
 LEAVES = ("Parameter", "Input", "Constant")
 NO_WORK = (*VIEWS, *LEAVES, "Partial", "Switch", "call")
 BLOCK = re.compile(r"(?:^|\.)((?:\w*_)?blocks?\.\d+)\.")  # in the name of a weight
+LAST = re.compile(r"(?:^|\.)(?:final_layer\.|proj_out\.|scale_shift_table$)")  # weights behind the blocks
 BESIDE = ("adam_m.", "adam_v.", "sum.")  # what training keeps for each weight, under its name
 TOKENS = 3  # the fewest axes of the tokens that go from block to block
 GRADIENTS = "Gradients/"  # how the scope of the backward pass begins
@@ -205,9 +206,11 @@ def _assign_blocks(nodes: list[Node]) -> None:
     Forward, a node is in the last block whose weights it depends on; behind the sum that ends a block the next one
     begins. Backward, it is in the first block whose outputs it takes.
     """
-    # Behind the first gradient it is the optimizer that reads weights, and moments that are called as they are.
-    forward = next((i for i, node in enumerate(nodes) if node.scope.startswith(GRADIENTS)), len(nodes))
-    loads = [(i, _block_of(node.inputs[0])) for i, node in enumerate(nodes[:forward]) if node.op == "Load"]
+    first: dict[Node, int] = {}  # where each parameter is read first: later it is the optimizer that reads
+    for i, node in enumerate(nodes):
+        if node.op == "Load":
+            first.setdefault(node.inputs[0], i)
+    loads = [(i, _block_of(parameter)) for parameter, i in first.items()]
     order = list(dict.fromkeys(name for _, name in loads if name))  # as they are used
     place = {name: i for i, name in enumerate(order)}
     last_use = {place[name]: i for i, name in loads if name}
@@ -222,7 +225,7 @@ def _assign_blocks(nodes: list[Node]) -> None:
             backward.add(node)
             index[node] = min((each for each in before if each >= 0), default=-1)
             continue
-        if node.op == "Load" and i > end and not _block_of(node.inputs[0]):
+        if node.op == "Load" and not _block_of(node.inputs[0]) and (i > end or LAST.search(node.inputs[0].name)):
             own = len(order)
         index[node] = here = max(own, *before, -1)
         if node.op == "Add" and i > last_use.get(here, -1) and len(node.outputs[0].shape) >= TOKENS:

@@ -121,8 +121,9 @@ def _kernel_of(infers: bool) -> tuple[Callable, int]:
 def _flash(
     q: ms.Tensor, k: ms.Tensor, v: ms.Tensor, heads: int, scale: float, discard: ms.Tensor | None, mode: int
 ) -> ms.Tensor:
+    # By position: a written-out gradient compiles this again, and keywords do not compile there. keep_prob is 1.
     return ops.flash_attention_score(
-        q, k, v, heads, attn_mask=discard, scalar_value=scale, input_layout="BSH", sparse_mode=mode
+        q, k, v, heads, None, None, None, discard, None, None, None, 1.0, scale, NO_BAND, NO_BAND, 0, "BSH", mode
     )
 
 
