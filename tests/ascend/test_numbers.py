@@ -75,6 +75,7 @@ def emulated(name, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", LOOSE)
 @pytest.mark.parametrize("part, name", [(part, name) for part, names in HALF.items() for name in names])
 def test_half_precision_rounds_at_most_twice_as_much_as_numpy(part, name, dtype, computed):
@@ -85,6 +86,7 @@ def test_half_precision_rounds_at_most_twice_as_much_as_numpy(part, name, dtype,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", LOOSE)
 @pytest.mark.parametrize("part, name", [(part, name) for part, names in FOLLOWS.items() for name in names])
 def test_half_precision_follows_float32(part, name, dtype, computed):

@@ -16,6 +16,7 @@ from support.t2v import FOLDER, write_captioned
 from latte.io.video import read_frames
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/ascend -m slow`
 STEPS = ("--sampling_steps", 4, "--sampler", "ddim", "--guidance_scale", 2, "--output_format", "png")
 ATTENTION = "aclnnFlashAttentionScore"
 
@@ -58,11 +59,11 @@ UNCONDITIONAL = (
     "options, bound, attends",
     [
         (SAMPLES["class"], 0.01, False),
-        (UNCONDITIONAL, 0.01, False),
-        (SAMPLES["text"], 0.01, False),
-        ((*SAMPLES["text"], "--quantize", "int8"), 0.01, False),
-        ((*SAMPLES["class"], "--dtype", "fp16"), 1, False),
-        ((*SAMPLES["text"], "--dtype", "bf16", "--quantize", "int8"), 4, False),
+        pytest.param(UNCONDITIONAL, 0.01, False, marks=LONG),
+        pytest.param(SAMPLES["text"], 0.01, False, marks=LONG),
+        pytest.param((*SAMPLES["text"], "--quantize", "int8"), 0.01, False, marks=LONG),
+        pytest.param((*SAMPLES["class"], "--dtype", "fp16"), 1, False, marks=LONG),
+        pytest.param((*SAMPLES["text"], "--dtype", "bf16", "--quantize", "int8"), 4, False, marks=LONG),
         ((*SAMPLES["class"], "--dtype", "fp16", "--enable_flash_attention"), 1, True),
         ((*SAMPLES["text"], "--dtype", "bf16", "--enable_flash_attention"), 4, True),
     ],
@@ -88,7 +89,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name if name == "fp32" else pytest.param(name, marks=LONG) for name in RUNS])
 def test_training_in_float32_is_the_cpus(name, data, on_standin, tmp_path):
     """Losses, weights, moments and EMA weights after four steps, from videos with the autoencoder in the step."""
     given = {"data_folder": data, "sample_videos": 0, **RUNS[name]}
@@ -102,7 +103,10 @@ def test_training_in_float32_is_the_cpus(name, data, on_standin, tmp_path):
         assert not np.abs(value).max() or error(found[key], value) < 1e-3, key
 
 
-@pytest.mark.parametrize("dtype, flash", [("fp16", True), ("fp16", False), ("bf16", True)])
+@pytest.mark.parametrize(
+    "dtype, flash",
+    [("fp16", True), pytest.param("fp16", False, marks=LONG), pytest.param("bf16", True, marks=LONG)],
+)
 def test_training_in_half_precision_follows_float32(dtype, flash, data, on_standin, tmp_path):
     given = {"data_folder": data, "max_steps": 8}
     on_cpu("train.py", *words(**given, device_target="CPU", output_path=tmp_path / "cpu"))
@@ -123,7 +127,7 @@ def test_an_overflow_skips_the_step_and_halves_the_loss_scale(data, on_standin, 
     assert all(np.isfinite(value).all() for value in state(tmp_path, 4).values())
 
 
-@pytest.mark.parametrize("trainable", ["all", "lora"])
+@pytest.mark.parametrize("trainable", [pytest.param("all", marks=LONG), "lora"])
 def test_text_to_video_training(trainable, captioned, on_standin, tmp_path):
     """LatteT2V from a latent cache that was made on the device."""
     given = {"model_name": "LatteT2V", "pretrained_model_path": FOLDER, "data_folder": captioned, "data_layout": "csv"}
@@ -145,6 +149,7 @@ def test_text_to_video_training(trainable, captioned, on_standin, tmp_path):
     assert losses(tmp_path / "fp16") == pytest.approx(losses(tmp_path / "cpu"), rel=2e-2)
 
 
+@LONG
 def test_killed_and_resumed_is_the_uninterrupted_run(data, on_standin, tmp_path):
     given = {"data_folder": data, "dtype": "fp16", "device_target": "Ascend", "sample_videos": 0, "max_steps": 12}
     given |= {"ckpt_save_interval": 2, "gradient_accumulation_steps": 2, "resume": "auto", "init_loss_scale": 1024}
@@ -164,6 +169,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(data, on_standin, tmp_path)
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+@LONG
 def test_images_of_a_latent_cache_without_text(data, on_standin, tmp_path):
     """The tutorial's order: a numpy cache made on the device, then training from it."""
     given = {"data_folder": data, "device_target": "Ascend"}

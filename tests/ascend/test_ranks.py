@@ -17,6 +17,7 @@ from latte.errors import UserError
 from latte.runtime import ranks
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/ascend -m slow`
 if reason := standin.why_not():
     pytest.skip(reason, allow_module_level=True)
 
@@ -150,7 +151,10 @@ def by_table(folder, number, arguments):
     return command, {"PYTHON": str(python), "LOG_DIR": str(folder / "logs"), "GRACE": "2"}
 
 
-@pytest.mark.parametrize("launcher, number", [("mpirun", 2), ("mpirun", 4), ("msrun", 2), ("rank table", 2)])
+@pytest.mark.parametrize(
+    "launcher, number",
+    [("mpirun", 4), pytest.param("mpirun", 2, marks=LONG), pytest.param("msrun", 2, marks=LONG), ("rank table", 2)],
+)
 def test_every_operation_computes_in_graphs_and_without(launcher, number, launch):
     code, said, _ = launch(launcher, number, "all")
     assert code == 0, said[-5000:]
@@ -161,8 +165,10 @@ def test_every_operation_computes_in_graphs_and_without(launcher, number, launch
                 assert line in said, f"{line} is not in {said[-5000:]}"
 
 
-@pytest.mark.parametrize("launcher", ["mpirun", "rank table", pytest.param("msrun", marks=pytest.mark.long)])
-@pytest.mark.parametrize("todo", ["kill", "raise"])
+@pytest.mark.parametrize(
+    "launcher", ["mpirun", pytest.param("rank table", marks=LONG), pytest.param("msrun", marks=LONG)]
+)
+@pytest.mark.parametrize("todo", ["kill", pytest.param("raise", marks=LONG)])
 def test_a_rank_that_ends_ends_the_job(launcher, todo, launch):
     code, said, seconds = launch(launcher, 2, todo, 1)
     assert code != 0
@@ -234,7 +240,7 @@ def one_rank(clips, tmp_path_factory):
     return train(tmp_path_factory.mktemp("one"), clips, train_batch_size=4)
 
 
-@pytest.mark.parametrize("zero", [0, 1])
+@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=LONG)])
 def test_two_ranks_are_one_with_twice_the_batch(zero, one_rank, clips, tmp_path):
     found = train(tmp_path, clips, ranks=2, train_batch_size=2, zero_stage=zero)
     assert set(found) == set(one_rank)
