@@ -10,7 +10,10 @@ Other places point here. The rules, each found with the error that breaking it g
 - `f(*arguments)` does not compile in a branch on a tensor; there, arguments are spelled out.
 - A gradient that is written out (`CustomGrad.bprop`) calls no function with branches that the forward pass calls too,
   and none of MindSpore's own in Python, for the same reason.
-- `Cell.recompute()` passes by written-out gradients, hence `Recomputed` where blocks are made of them.
+- `Cell.recompute()` passes by written-out gradients, hence `Recomputed` where blocks are made of them. On Ascend it
+  starts all blocks before the backward pass, and so saves next to nothing.
+- On Ascend a branch on a tensor moves every parameter in it to the host and back, or does not compile; one that
+  returns nothing calls Python. What a graph sets and then reads again, it copies by an operation compiled on line.
 - A graph keeps what it was built with: attributes, global constants, results of `constexpr` for equal arguments, and
   weights unless they are changed in place (`ops.assign`).
 - `self` must be spelled `self`; a lambda in a comprehension does not compile; `ms.jit` needs source in a file.
