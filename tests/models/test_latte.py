@@ -213,9 +213,10 @@ def test_a_missing_or_superfluous_condition_is_said(kind, tmp_path, monkeypatch)
         ms.jit(tiny(kind).construct)(*wrong)
 
 
-def exact_flash_attention(q, k, v, heads, attn_mask, scalar_value, input_layout, sparse_mode):
-    """What Ascend's kernel is documented to compute and to take."""
-    assert attn_mask is None and sparse_mode == 0
+def exact_flash_attention(q, k, v, heads, *others):
+    """What Ascend's kernel is documented to compute and to take, its arguments in the order of MindSpore's function."""
+    *absent, keep, scalar_value, before, after, _precise, input_layout, sparse_mode = others
+    assert absent == [None] * 7 and keep == 1 and min(before, after) > max(q.shape) and sparse_mode == 0
     assert input_layout == "BSH" and q.shape[0] <= 2048 and q.shape[-1] // heads % 16 == 0
     split = [a.asnumpy().reshape(*a.shape[:2], heads, -1).transpose(0, 2, 1, 3).astype(np.float64) for a in (q, k, v)]
     scores = split[0] @ split[1].swapaxes(-1, -2) * scalar_value

@@ -24,8 +24,26 @@ CONFIG = LatteT2VConfig(
 )
 
 
-def emulated(query, key, value, head_num, attn_mask=None, scalar_value=1.0, input_layout="BSH", sparse_mode=0):
-    """Return what FlashAttentionScore is documented to return, after checking the shapes that it is documented for."""
+def emulated(query, key, value, head_num, *others):
+    """Return what FlashAttentionScore is documented to return, after checking the shapes that it is documented for.
+
+    The arguments are in the order of MindSpore's function.
+    """
+    (
+        shift,
+        drop,
+        padding,
+        attn_mask,
+        *lengths,
+        keep,
+        scalar_value,
+        before,
+        after,
+        _precise,
+        input_layout,
+        sparse_mode,
+    ) = others
+    assert {shift, drop, padding, *lengths} == {None} and keep == 1 and min(before, after) > key.shape[1]
     q, k, v = (a.asnumpy().astype(np.float64) for a in (query, key, value))
     (b, s1, hidden), s2, width = q.shape, k.shape[1], q.shape[2] // head_num
     assert input_layout == "BSH" and width % 16 == 0 and width * head_num == hidden and 1 <= b <= 2048
