@@ -13,7 +13,7 @@ from support.golden_values import FIXTURES, ROOT, error
 from support.runs import SAMPLES, losses, metrics, state, words, write_clips
 from support.t2v import FOLDER, write_captioned
 
-from latte.io.video import read_frames
+from latte.io.video import read_frames, save_mp4
 
 pytestmark = pytest.mark.slow
 LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/ascend -m slow`
@@ -78,6 +78,41 @@ def test_sample(options, bound, attends, on_standin, tmp_path):
     assert expected.std() > 1
     assert np.abs(shades(tmp_path / "ascend") - expected).mean() < bound  # of 255 shades
     assert (done.launches[ATTENTION] > 0) == attends
+
+
+@LONG
+def test_training_and_sampling_by_clip_text(tmp_path, on_standin):
+    rows = ["video,caption"]
+    for k in range(3):
+        save_mp4(np.random.default_rng(k).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8), tmp_path / f"{k}.mp4")
+        rows.append(f"{k}.mp4,video {k}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    text = np.random.default_rng(0).normal(size=(3, 77, 768)).astype(np.float32)
+    captions = np.array([f"video {k}" for k in range(3)])
+    np.savez(tmp_path / "text.npz", captions=captions, text=text, null=np.zeros((77, 768), np.float32))
+    given = {"data_folder": tmp_path, "data_layout": "csv", "csv_path": tmp_path / "table.csv", "condition": "text"}
+    given |= {"caption_column": "caption", "text_embeddings": tmp_path / "text.npz", "train_batch_size": 2}
+    given |= {"sample_videos": 0}
+    for target in ("CPU", "Ascend"):
+        run = on_cpu if target == "CPU" else on_standin
+        run("train.py", *words(**given, device_target=target, output_path=tmp_path / "runs" / target))
+    assert losses(tmp_path / "runs/Ascend") == pytest.approx(losses(tmp_path / "runs/CPU"), rel=1e-5)
+    (trained,) = (tmp_path / "runs/CPU").glob("*/ckpt/ema-00000004.ckpt")
+    sample = (
+        "sample.py",
+        *STEPS,
+        "--checkpoint",
+        trained,
+        "--vae_checkpoint",
+        FIXTURES / "vae.bin",
+        "--num_samples",
+        1,
+    )
+    for target in ("CPU", "Ascend"):
+        run = on_cpu if target == "CPU" else on_standin
+        folder = ("--output_path", tmp_path / target, "--device_target", target)
+        run(*sample, "--text_embeddings", tmp_path / "text.npz", *folder)
+    assert np.abs(shades(tmp_path / "Ascend") - shades(tmp_path / "CPU")).mean() < 0.01
 
 
 RUNS = {
