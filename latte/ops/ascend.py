@@ -39,13 +39,13 @@ def group_norm(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: int, ep
 
 
 def conv2d(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, stride: int, padding: int | tuple[int, int]) -> ms.Tensor:
-    """Convolve images (N, C, H, W); weight (out, C, k, l), bias (out,), all of one dtype, padding of height and width.
-
-    With stride 2 and a kernel of 3 the one row and column of zeros are below and on the right, as the autoencoder's.
-    """
-    if stride == 2 and weight.shape[2] == 3:
-        return mint.nn.functional.conv2d(mint.nn.functional.pad(x, (0, 1, 0, 1)), weight, bias, 2, 0)
+    """Convolve images (N, C, H, W); weight (out, C, k, l), bias (out,), one dtype; padding: of height and width."""
     return mint.nn.functional.conv2d(x, weight, bias, stride, padding)
+
+
+def pad(x: ms.Tensor, padding: tuple[int, int, int, int]) -> ms.Tensor:
+    """Return images (N, C, H, W) with so many columns of zeros left and right, and rows above and below."""
+    return mint.nn.functional.pad(x, padding)
 
 
 def gelu(x: ms.Tensor) -> ms.Tensor:
@@ -59,19 +59,10 @@ def embedding(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
 
 
 def adam(
-    weight: ms.Parameter,
-    moment1: ms.Parameter,
-    moment2: ms.Parameter,
-    power1: ms.Tensor,
-    power2: ms.Tensor,
-    learning_rate: ms.Tensor,
-    beta1: ms.Tensor,
-    beta2: ms.Tensor,
-    eps: ms.Tensor,
-    gradient: ms.Tensor,
-    decay: ms.Tensor | None,
+    step: tuple, weight: ms.Parameter, moment1: ms.Parameter, moment2: ms.Parameter, gradient: ms.Tensor
 ) -> ms.Tensor:
     """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph."""
+    power1, power2, learning_rate, beta1, beta2, eps, decay = step
     mean = moment1 + (gradient - moment1) * (1 - beta1)
     square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
     rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()

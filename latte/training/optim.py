@@ -123,60 +123,11 @@ class AdamW(nn.Cell):
             assign(self.power1, kept1)
             assign(self.power2, kept2)
             learning_rate = ops.where(applies, learning_rate, ops.zeros_like(learning_rate))
-            beta1, beta2 = (
-                ops.where(applies, beta1, ops.ones_like(beta1)),
-                ops.where(applies, beta2, ops.ones_like(beta2)),
-            )
-        eps = self.eps * ops.sqrt(1 - power2)
-        return self.update(gradients, power1, power2, learning_rate, beta1, beta2, eps)
-
-    def update(
-        self,
-        gradients: tuple[ms.Tensor, ...],
-        power1: ms.Tensor,
-        power2: ms.Tensor,
-        learning_rate: ms.Tensor,
-        beta1: ms.Tensor,
-        beta2: ms.Tensor,
-        eps: ms.Tensor,
-    ) -> tuple[ms.Tensor, ...]:
-        """Update the weights, given the betas, their powers and the epsilon of the step; return the new values."""
-        if self.weight_decay:
-            decay = 1 - learning_rate * self.weight_decay
-            update = ops.partial(_update, decay, power1, power2, learning_rate, beta1, beta2, eps)
-            return _map(update, self.weights, self.moment1, self.moment2, gradients)
-        update = ops.partial(_update, power1, power2, learning_rate, beta1, beta2, eps)
-        return _map(update, self.weights, self.moment1, self.moment2, gradients)
+            beta1 = ops.where(applies, beta1, ops.ones_like(beta1))
+            beta2 = ops.where(applies, beta2, ops.ones_like(beta2))
+        decay = 1 - learning_rate * self.weight_decay if self.weight_decay else None
+        step = (power1, power2, learning_rate, beta1, beta2, self.eps * ops.sqrt(1 - power2), decay)
+        return _map(ops.partial(_update, step), self.weights, self.moment1, self.moment2, gradients)
 
 
-@_update.register(*["Tensor"] * 10)
-def _adam_of(
-    power1: ms.Tensor,
-    power2: ms.Tensor,
-    learning_rate: ms.Tensor,
-    beta1: ms.Tensor,
-    beta2: ms.Tensor,
-    eps: ms.Tensor,
-    weight: ms.Tensor,
-    moment1: ms.Tensor,
-    moment2: ms.Tensor,
-    gradient: ms.Tensor,
-) -> ms.Tensor:
-    return adam(weight, moment1, moment2, power1, power2, learning_rate, beta1, beta2, eps, gradient, None)
-
-
-@_update.register(*["Tensor"] * 11)
-def _adamw_of(
-    decay: ms.Tensor,
-    power1: ms.Tensor,
-    power2: ms.Tensor,
-    learning_rate: ms.Tensor,
-    beta1: ms.Tensor,
-    beta2: ms.Tensor,
-    eps: ms.Tensor,
-    weight: ms.Tensor,
-    moment1: ms.Tensor,
-    moment2: ms.Tensor,
-    gradient: ms.Tensor,
-) -> ms.Tensor:
-    return adam(weight, moment1, moment2, power1, power2, learning_rate, beta1, beta2, eps, gradient, decay)
+_update.register("Tuple", "Tensor", "Tensor", "Tensor", "Tensor")(adam)
