@@ -40,12 +40,19 @@ def conv2d(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, stride: int = 1) ->
         if k == 1:
             return linear(x, weight.reshape(out, channels), bias)
         return cpu.conv3_stride2(x, weight, bias) if stride == 2 else cpu.conv3(x, weight, bias)
-    if on_ascend():
-        return ascend.conv2d(x, weight, bias, stride, k // 2)
     if stride == 2:
-        x = ops.pad(x, (0, 1, 0, 1))
-        return _bias_add(ops.conv2d(x, weight, None, 2, "pad", 0), bias)
-    return _bias_add(ops.conv2d(x, weight, None, 1, "pad", k // 2), bias)
+        x = ascend.pad(x, (0, 1, 0, 1)) if on_ascend() else ops.pad(x, (0, 1, 0, 1))
+        return _convolve(x, weight, bias, 2, 0)
+    return _convolve(x, weight, bias, 1, k // 2)
+
+
+def _convolve(
+    x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, stride: int, padding: int | tuple[int, int]
+) -> ms.Tensor:
+    """Convolve images (N, C, H, W); weight (out, C, k, l), bias (out,), padding of height and width."""
+    if on_ascend():
+        return ascend.conv2d(x, weight, bias, stride, padding)
+    return _bias_add(ops.conv2d(x, weight, None, stride, "pad", padding), bias)
 
 
 def conv_frames(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
@@ -66,11 +73,7 @@ def conv_frames(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
         return y.reshape(f, h, w, out)
     f, _, h, w = x.shape
     x = x.reshape(f, channels, h * w).transpose(1, 0, 2).reshape(1, channels, f, h * w)
-    weight = weight.reshape(out, channels, 3, 1)
-    if on_ascend():
-        y = ascend.conv2d(x, weight, bias, 1, (1, 0))
-    else:
-        y = _bias_add(ops.conv2d(x, weight, None, 1, "pad", (1, 0)), bias)
+    y = _convolve(x, weight.reshape(out, channels, 3, 1), bias, 1, (1, 0))
     return y.reshape(out, f, h, w).transpose(1, 0, 2, 3)  # (F, out, H, W)
 
 
@@ -94,11 +97,7 @@ def patch_projection(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, as_convol
     d, _, p, _ = weight.shape
     h, w = height // p, width // p
     if as_convolution and not channels_last():
-        images = x.reshape(b * f, c, height, width)
-        if on_ascend():
-            y = ascend.conv2d(images, weight, bias, p, 0)  # (B F, D, h, w)
-        else:
-            y = _bias_add(ops.conv2d(images, weight, None, p, "pad", 0), bias)
+        y = _convolve(x.reshape(b * f, c, height, width), weight, bias, p, 0)  # (B F, D, h, w)
         return y.reshape(b, f, d, h * w).transpose(0, 1, 3, 2)
     x = x.reshape(b, f, c, h, p, w, p).transpose(0, 1, 3, 5, 2, 4, 6)  # (B, F, h, w, C, p, p)
     return linear(x.reshape(b, f, h * w, c * p * p), weight.reshape(d, c * p * p), bias)
