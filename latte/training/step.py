@@ -237,7 +237,10 @@ class TrainStep(nn.Cell):
             parts = self.optimizer(tuple(own), learning_rate, applies)
             weights = []
             for weight, part, cut in zip(self.weights, parts, self.shared):  # noqa: B905, in a graph
-                weights.append(assign(weight, join_parts(part)) if cut else part)
+                joined = join_parts(part) if cut else part
+                if cut:
+                    assign(weight, joined)
+                weights.append(joined)
         if self.ema is not None:
             update_ema(self.ema_weights, tuple(weights), options.ema_decay, applies)
         return norm
@@ -272,7 +275,7 @@ def _zero_unless(condition: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
 
 @_keep.register("Tensor", "Tensor", "Tensor")
 def _keep_if(condition: ms.Tensor, total: ms.Tensor, value: ms.Tensor) -> ms.Tensor:
-    return assign(total, ops.where(condition, value, ms.Tensor(0.0, ms.float32)))
+    return assign(total, _zero_unless(condition, value))
 
 
 @_clear.register("Tensor")
