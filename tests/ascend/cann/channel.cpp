@@ -2,7 +2,7 @@
 //
 // MindSpore's data sets send batches to the channel of their queue, and the operator GetNext (compiler.cpp) takes them off
 // again. The other channels bring messages of the device, such as what it prints; nothing sends any. Sizes, ends of a
-// channel and the values returned are as include/external/acl/acl_tdt.h of hicann/runtime says.
+// channel and the values returned are as CANN's header acl_tdt.h says.
 #include <string.h>
 
 #include <chrono>

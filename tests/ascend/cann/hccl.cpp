@@ -2,9 +2,8 @@
 //
 // Ranks meet in a file in /dev/shm that is named by the root info or the rank table, and pass data through it in chunks.
 // A call runs at once in the thread that makes it. Before any data, the ranks compare what they were called with: HCCL's
-// pages (docs/zh/api_ref/comm_op_interface of hicann/hccl) ask for equal counts, types, reductions and roots, and here
-// a call where they differ fails on every rank with a sentence. So do a rank that has died or left, and waiting for
-// longer than STANDIN_HCCL_TIMEOUT seconds (120).
+// pages ask for equal counts, types, reductions and roots, and here a call where they differ fails on every rank with a
+// sentence. So do a rank that has died or left, and waiting for longer than STANDIN_HCCL_TIMEOUT seconds (120).
 //
 // Sums and products of floats are computed in float32 in the order of the ranks and rounded once, to nearest even;
 // integers wrap. Names that are not here fail when they are called. With STANDIN_MODE=plan only arguments are checked: no

@@ -87,17 +87,6 @@ void trace(const Communicator &c, const Call &call, uint64_t bytes, void *stream
 
 // ---- Numbers
 
-float bits_to_float(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-uint32_t float_to_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  return bits;
-}
-
 template <typename T>
 struct Integer {
   using Stored = T;
@@ -119,33 +108,14 @@ struct Float {
 
 struct Bfloat16 : Float {
   using Stored = uint16_t;
-  static Sum get(Stored v) { return bits_to_float(uint32_t(v) << 16); }
-  static Stored put(Sum v) {
-    uint32_t bits = float_to_bits(v);
-    if ((bits & 0x7fffffff) > 0x7f800000) return Stored((bits >> 16) | 0x40);
-    return Stored((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  }
+  static Sum get(Stored v) { return from_bfloat16(v); }
+  static Stored put(Sum v) { return to_bfloat16(v); }
 };
 
 struct Float16 : Float {
-  using Stored = uint16_t;
-  static Sum get(Stored v) {
-    uint32_t sign = uint32_t(v & 0x8000) << 16, exponent = (v >> 10) & 31, fraction = v & 0x3ff;
-    if (exponent == 31) return bits_to_float(sign | 0x7f800000 | fraction << 13);
-    if (exponent) return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
-    float small = float(fraction) * 0x1p-24f;
-    return sign ? -small : small;
-  }
-  static Stored put(Sum v) {
-    uint32_t bits = float_to_bits(v), sign = (bits >> 16) & 0x8000, size = bits & 0x7fffffff;
-    if (size > 0x7f800000) return Stored(sign | 0x7e00);
-    if (size >= 0x477ff000) return Stored(sign | 0x7c00);  // from 65520 on
-    if (size < 0x38800000) {                               // subnormal: added to 0.5 the last bit is worth 2^-24
-      return Stored(sign | (float_to_bits(bits_to_float(size) + 0.5f) - 0x3f000000));
-    }
-    uint32_t rounded = size + 0xfff + ((size >> 13) & 1);
-    return Stored(sign | ((rounded - 0x38000000) >> 13));
-  }
+  using Stored = _Float16;
+  static Sum get(Stored v) { return float(v); }
+  static Stored put(Sum v) { return _Float16(v); }
 };
 
 template <typename N>

@@ -13,6 +13,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <initializer_list>
 #include <string>
@@ -65,6 +66,21 @@ void store(Tensor *t, const std::vector<float> &values);
 void store(Tensor *t, const std::vector<int64_t> &values);
 void copy(const Tensor *from, Tensor *to);  // from broadcasts to the dims of to; casts as needed
 float rounded(float value, int dtype);      // to nearest even in a dtype of floats
+
+// bfloat16 has no type of its own here; rounded to nearest even.
+inline float from_bfloat16(uint16_t bits) {
+  uint32_t wide = uint32_t(bits) << 16;
+  float value;
+  memcpy(&value, &wide, 4);
+  return value;
+}
+
+inline uint16_t to_bfloat16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  if (std::isnan(value)) return 0x7fc0;
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
 
 // c (m, n) = op(a) op(b), all float32 in C order; op(a) is (m, k).
 void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float *a, const float *b,

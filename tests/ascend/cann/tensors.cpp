@@ -12,20 +12,6 @@ extern "C" int dnnl_sgemm(char, char, int64_t, int64_t, int64_t, float, const fl
 
 namespace {
 
-float from_bfloat16(uint16_t bits) {
-  uint32_t wide = uint32_t(bits) << 16;
-  float value;
-  memcpy(&value, &wide, 4);
-  return value;
-}
-
-uint16_t to_bfloat16(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  if (std::isnan(value)) return 0x7fc0;
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 template <typename T>
 int64_t saturated(float value) {  // what a cast of a float gives beyond the range is not said; the ends are taken
   if (std::isnan(value)) return 0;

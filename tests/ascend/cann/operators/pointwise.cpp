@@ -34,6 +34,29 @@ T modulo(T x, T y) { return x - y * T(std::floor(double(x) / double(y))); }
       return READY([=] { map2_integers(a, b, out, [](int64_t x, int64_t y) { return int64_t(EXPRESSION); }); }); \
     return READY([=] { map2(a, b, out, [](float x, float y) { return EXPRESSION; }); });                       \
   }
+#define ACLNN_SUM(NAME, PAGE, SIGN)                                                                                    \
+  ACLNN(NAME, PAGE, const Tensor *a, const Tensor *b, const Scalar *alpha, Tensor *out) {                              \
+    LAUNCH({a, b}, {out});                                                                                             \
+    NEED(is_known(a) && is_known(b) && is_known(out), "tensors are floats of 16 or 32 bits, integers or bool");        \
+    NEED(fits(a, b, out), "out has the shape that the inputs broadcast to");                                           \
+    NEED(!is_floating(a) || !is_integral(out), "a float is not cast to an integer");                                   \
+    const float scale = float(SIGN * alpha->number);                                                                   \
+    const int64_t times = SIGN * alpha->integer;                                                                       \
+    if (is_integral(a) && is_integral(b) && is_integral(out))                                                          \
+      return READY([=] { map2_integers(a, b, out, [=](int64_t x, int64_t y) { return x + times * y; }); });            \
+    return READY([=] { map2(a, b, out, [=](float x, float y) { return x + scale * y; }); });                           \
+  }
+#define ACLNN_SUM_SCALAR(NAME, PAGE, SIGN)                                                                             \
+  ACLNN(NAME, PAGE, const Tensor *a, const Scalar *b, const Scalar *alpha, Tensor *out) {                              \
+    LAUNCH({a}, {out});                                                                                                \
+    NEED(is_known(a) && is_known(out), "tensors are floats of 16 or 32 bits, integers or bool");                       \
+    NEED(same_dims(a, out), "out has the shape of self");                                                              \
+    const float added = float(SIGN * alpha->number * b->number);                                                       \
+    const int64_t integer = SIGN * alpha->integer * b->integer;                                                        \
+    if (is_integral(a) && is_integral(out))                                                                            \
+      return READY([=] { map_integers(a, out, [=](int64_t x) { return x + integer; }); });                             \
+    return READY([=] { map(a, out, [=](float x) { return x + added; }); });                                            \
+  }
 #define ACLNN_COMPARISON(NAME, PAGE, EXPRESSION)                                                            \
   ACLNN(NAME, PAGE, const Tensor *a, const Tensor *b, Tensor *out) {                                        \
     LAUNCH({a, b}, {out});                                                                                  \
@@ -108,52 +131,10 @@ ACLNN_ACTIVATION(Silu, "ops-nn activation/swish/docs/aclnnSilu.md", x * sigmoid(
 ACLNN_ACTIVATION(Gelu, "ops-nn activation/gelu/docs/aclnnGelu.md", gelu_tanh(x))
 ACLNN_ACTIVATION(Relu, "ops-nn activation/relu/docs/aclnnRelu&aclnnInplaceRelu.md", x > 0 ? x : 0)
 
-ACLNN(Add, "ops-math math/add/docs/aclnnAdd&aclnnInplaceAdd.md", const Tensor *a, const Tensor *b, const Scalar *alpha,
-      Tensor *out) {
-  LAUNCH({a, b}, {out});
-  NEED(is_known(a) && is_known(b) && is_known(out), "tensors are floats of 16 or 32 bits, integers or bool");
-  NEED(fits(a, b, out), "out has the shape that the inputs broadcast to");
-  NEED(!is_floating(a) || !is_integral(out), "a float is not cast to an integer");
-  const float scale = float(alpha->number);
-  const int64_t times = alpha->integer;
-  if (is_integral(a) && is_integral(b) && is_integral(out))
-    return READY([=] { map2_integers(a, b, out, [=](int64_t x, int64_t y) { return x + times * y; }); });
-  return READY([=] { map2(a, b, out, [=](float x, float y) { return x + scale * y; }); });
-}
-
-ACLNN(Sub, "ops-math math/sub/docs/aclnnSub&aclnnInplaceSub.md", const Tensor *a, const Tensor *b, const Scalar *alpha,
-      Tensor *out) {
-  LAUNCH({a, b}, {out});
-  NEED(is_known(a) && is_known(b) && is_known(out), "tensors are floats of 16 or 32 bits, integers or bool");
-  NEED(fits(a, b, out), "out has the shape that the inputs broadcast to");
-  NEED(!is_floating(a) || !is_integral(out), "a float is not cast to an integer");
-  const float scale = float(alpha->number);
-  const int64_t times = alpha->integer;
-  if (is_integral(a) && is_integral(b) && is_integral(out))
-    return READY([=] { map2_integers(a, b, out, [=](int64_t x, int64_t y) { return x - times * y; }); });
-  return READY([=] { map2(a, b, out, [=](float x, float y) { return x - scale * y; }); });
-}
-
-ACLNN(Adds, "ops-math math/add/docs/aclnnAdds.md", const Tensor *a, const Scalar *b, const Scalar *alpha, Tensor *out) {
-  LAUNCH({a}, {out});
-  NEED(is_known(a) && is_known(out), "tensors are floats of 16 or 32 bits, integers or bool");
-  NEED(same_dims(a, out), "out has the shape of self");
-  const float added = float(alpha->number * b->number);
-  const int64_t integer = alpha->integer * b->integer;
-  if (is_integral(a) && is_integral(out)) return READY([=] { map_integers(a, out, [=](int64_t x) { return x + integer; }); });
-  return READY([=] { map(a, out, [=](float x) { return x + added; }); });
-}
-
-ACLNN(Subs, "ops-math math/sub/docs/aclnnSubs&aclnnInplaceSubs.md", const Tensor *a, const Scalar *b, const Scalar *alpha,
-      Tensor *out) {
-  LAUNCH({a}, {out});
-  NEED(is_known(a) && is_known(out), "tensors are floats of 16 or 32 bits, integers or bool");
-  NEED(same_dims(a, out), "out has the shape of self");
-  const float taken = float(alpha->number * b->number);
-  const int64_t integer = alpha->integer * b->integer;
-  if (is_integral(a) && is_integral(out)) return READY([=] { map_integers(a, out, [=](int64_t x) { return x - integer; }); });
-  return READY([=] { map(a, out, [=](float x) { return x - taken; }); });
-}
+ACLNN_SUM(Add, "ops-math math/add/docs/aclnnAdd&aclnnInplaceAdd.md", 1)
+ACLNN_SUM(Sub, "ops-math math/sub/docs/aclnnSub&aclnnInplaceSub.md", -1)
+ACLNN_SUM_SCALAR(Adds, "ops-math math/add/docs/aclnnAdds.md", 1)
+ACLNN_SUM_SCALAR(Subs, "ops-math math/sub/docs/aclnnSubs&aclnnInplaceSubs.md", -1)
 
 ACLNN(Muls, "ops-math math/muls/docs/aclnnMuls&aclnnInplaceMuls.md", const Tensor *a, const Scalar *b, Tensor *out) {
   LAUNCH({a}, {out});

@@ -54,6 +54,16 @@ void fill(Tensor *t, double number, int64_t integer) {
   else store(t, std::vector<int64_t>(n, integer));
 }
 
+// Fills the tensors of a list with the parts of a along an axis, one after the other.
+void cut(const Tensor *a, int64_t axis, const TensorList *parts) {
+  int64_t start = 0;
+  for (Tensor *part : parts->values) {
+    const Tensor view = narrowed(a, axis, start, part->dims[size_t(axis)]);
+    copy(&view, part);
+    start += part->dims[size_t(axis)];
+  }
+}
+
 // Rows of a matrix (rows, width) one after the other, by index.
 void gather_rows(const Tensor *table, const Tensor *index, int64_t axis, Tensor *out) {
   const std::vector<int64_t> chosen = integers(index);
@@ -189,14 +199,7 @@ ACLNN(SplitTensor, "ops-math conversion/split_v/docs/aclnnSplitTensor.md", const
          "the outputs are the parts of self");
     start += t->dims[size_t(axis)];
   }
-  return READY([=] {
-    int64_t from = 0;
-    for (Tensor *t : out->values) {
-      const Tensor view = narrowed(a, axis, from, t->dims[size_t(axis)]);
-      copy(&view, t);
-      from += t->dims[size_t(axis)];
-    }
-  });
+  return READY([=] { cut(a, axis, out); });
 }
 
 ACLNN(SplitWithSize, "ops-math conversion/split_v/docs/aclnnSplitWithSize.md", const Tensor *a, const IntArray *sizes,
@@ -211,14 +214,7 @@ ACLNN(SplitWithSize, "ops-math conversion/split_v/docs/aclnnSplitWithSize.md", c
     total += sizes->values[i];
   }
   NEED(total == a->dims[size_t(axis)], "the sizes add up to the length of dim");
-  return READY([=] {
-    int64_t from = 0;
-    for (Tensor *t : out->values) {
-      const Tensor view = narrowed(a, axis, from, t->dims[size_t(axis)]);
-      copy(&view, t);
-      from += t->dims[size_t(axis)];
-    }
-  });
+  return READY([=] { cut(a, axis, out); });
 }
 
 ACLNN(ConstantPadNd, "ops-math conversion/pad_v3/docs/aclnnConstantPadNd.md", const Tensor *a, const IntArray *pad,
