@@ -38,7 +38,7 @@ class Channels:
     def __init__(self, libraries):
         self.core = ctypes.CDLL(str(libraries / "libascendcl.so"), mode=ctypes.RTLD_GLOBAL)
         self.core.aclGetRecentErrMsg.restype = ctypes.c_char_p
-        self.library = ctypes.CDLL(str(libraries / "libacl_tdt_channel.so"))
+        self.loaded = ctypes.CDLL(str(libraries / "libacl_tdt_channel.so"))
         for name in (
             "CreateChannelWithCapacity",
             "CreateDataset",
@@ -46,11 +46,11 @@ class Channels:
             "GetDataItem",
             "GetDataAddrFromItem",
         ):
-            getattr(self.library, f"acltdt{name}").restype = ctypes.c_void_p
+            getattr(self.loaded, f"acltdt{name}").restype = ctypes.c_void_p
 
     def __call__(self, name, *arguments):
         passed = [ctypes.c_void_p(value) if isinstance(value, int) and value > 2**31 else value for value in arguments]
-        return getattr(self.library, name)(*passed)
+        return getattr(self.loaded, name)(*passed)
 
     def create(self, name, capacity=2):
         return self("acltdtCreateChannelWithCapacity", 0, name.encode(), ctypes.c_size_t(capacity))

@@ -1,15 +1,13 @@
 """What tiny networks compute on MindSpore's Ascend back end over the stand-in, beside float32 on the CPU."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from ascend import standin
 from support.golden_values import FIXTURES, ROOT, error, recorded
 from support.half_precision import emulate_latte, emulate_t2v, emulate_t5
+from support.runs import run
 
 from latte.components.loading import read
 
@@ -36,11 +34,10 @@ def computed(tmp_path_factory):
     @functools.cache
     def compute(target, dtype, part):
         file = folder / f"{target}-{dtype}-{part}.npz"
-        environment = standin.environment() if target == "Ascend" else dict(os.environ)
-        environment["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests:{environment.get('PYTHONPATH', '')}"
-        command = [sys.executable, "tests/support/on_device.py", target, dtype, file, part]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-4000:]
+        variables = standin.environment() if target == "Ascend" else {}
+        if variables:
+            variables["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests:{variables['PYTHONPATH']}"
+        run("tests/support/on_device.py", target, dtype, file, part, **variables)
         with np.load(file) as results:
             return dict(results)
 

@@ -10,23 +10,15 @@ import numpy as np
 import pytest
 from ascend import standin
 from support.golden_values import FIXTURES, ROOT, error
-from support.runs import SAMPLES, losses, metrics, state, words, write_clips
+from support.runs import SAMPLES, frames, losses, metrics, run, state, words, write_clips
 from support.t2v import FOLDER, write_captioned
 
-from latte.io.video import read_frames, save_mp4
+from latte.io.video import save_mp4
 
 pytestmark = pytest.mark.slow
 LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/ascend -m slow`
 STEPS = ("--sampling_steps", 4, "--sampler", "ddim", "--guidance_scale", 2, "--output_format", "png")
 ATTENTION = "aclnnFlashAttentionScore"
-
-
-def on_cpu(*words):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +29,6 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory):
     return write_captioned(tmp_path_factory.mktemp("captioned"))
-
-
-def shades(folder):
-    """Return the frames of the only video below a folder, as float."""
-    (video,) = [path for path in folder.iterdir() if path.is_dir()]
-    return read_frames(video).astype(float)
 
 
 UNCONDITIONAL = (
@@ -71,12 +57,12 @@ UNCONDITIONAL = (
 )
 def test_sample(options, bound, attends, on_standin, tmp_path):
     exact = [word for word in options if word not in ("--dtype", "fp16", "bf16", "--enable_flash_attention")]
-    on_cpu("sample.py", *STEPS, *exact, "--device_target", "CPU", "--output_path", tmp_path / "cpu")
+    run("sample.py", *STEPS, *exact, "--device_target", "CPU", "--output_path", tmp_path / "cpu")
     given = ("--device_target", "Ascend", "--output_path", tmp_path / "ascend")
     done = on_standin("sample.py", *STEPS, *options, *given)
-    expected = shades(tmp_path / "cpu")
+    expected = frames(tmp_path / "cpu")
     assert expected.std() > 1
-    assert np.abs(shades(tmp_path / "ascend") - expected).mean() < bound  # of 255 shades
+    assert np.abs(frames(tmp_path / "ascend") - expected).mean() < bound  # of 255 shades
     assert (done.launches[ATTENTION] > 0) == attends
 
 
@@ -94,8 +80,8 @@ def test_training_and_sampling_by_clip_text(tmp_path, on_standin):
     given |= {"caption_column": "caption", "text_embeddings": tmp_path / "text.npz", "train_batch_size": 2}
     given |= {"sample_videos": 0}
     for target in ("CPU", "Ascend"):
-        run = on_cpu if target == "CPU" else on_standin
-        run("train.py", *words(**given, device_target=target, output_path=tmp_path / "runs" / target))
+        start = run if target == "CPU" else on_standin
+        start("train.py", *words(**given, device_target=target, output_path=tmp_path / "runs" / target))
     assert losses(tmp_path / "runs/Ascend") == pytest.approx(losses(tmp_path / "runs/CPU"), rel=1e-5)
     (trained,) = (tmp_path / "runs/CPU").glob("*/ckpt/ema-00000004.ckpt")
     sample = (
@@ -109,10 +95,10 @@ def test_training_and_sampling_by_clip_text(tmp_path, on_standin):
         1,
     )
     for target in ("CPU", "Ascend"):
-        run = on_cpu if target == "CPU" else on_standin
+        start = run if target == "CPU" else on_standin
         folder = ("--output_path", tmp_path / target, "--device_target", target)
-        run(*sample, "--text_embeddings", tmp_path / "text.npz", *folder)
-    assert np.abs(shades(tmp_path / "Ascend") - shades(tmp_path / "CPU")).mean() < 0.01
+        start(*sample, "--text_embeddings", tmp_path / "text.npz", *folder)
+    assert np.abs(frames(tmp_path / "Ascend") - frames(tmp_path / "CPU")).mean() < 0.01
 
 
 RUNS = {
@@ -128,7 +114,7 @@ RUNS = {
 def test_training_in_float32_is_the_cpus(name, data, on_standin, tmp_path):
     """Losses, weights, moments and EMA weights after four steps, from videos with the autoencoder in the step."""
     given = {"data_folder": data, "sample_videos": 0, **RUNS[name]}
-    on_cpu("train.py", *words(**given, device_target="CPU", output_path=tmp_path / "cpu"))
+    run("train.py", *words(**given, device_target="CPU", output_path=tmp_path / "cpu"))
     on_standin("train.py", *words(**given, device_target="Ascend", output_path=tmp_path / "ascend"))
     assert losses(tmp_path / "ascend") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
     expected, found = (state(tmp_path / target, 4) for target in ("cpu", "ascend"))
@@ -144,7 +130,7 @@ def test_training_in_float32_is_the_cpus(name, data, on_standin, tmp_path):
 )
 def test_training_in_half_precision_follows_float32(dtype, flash, data, on_standin, tmp_path):
     given = {"data_folder": data, "max_steps": 8}
-    on_cpu("train.py", *words(**given, device_target="CPU", output_path=tmp_path / "cpu"))
+    run("train.py", *words(**given, device_target="CPU", output_path=tmp_path / "cpu"))
     given |= {"device_target": "Ascend", "dtype": dtype, "enable_flash_attention": flash, "init_loss_scale": 1024}
     done = on_standin("train.py", *words(**given, output_path=tmp_path / "ascend"))
     assert losses(tmp_path / "ascend") == pytest.approx(losses(tmp_path / "cpu"), rel=2e-2)
@@ -174,12 +160,12 @@ def test_text_to_video_training(trainable, captioned, on_standin, tmp_path):
 
     made = ("tools/embedding_cache.py", *options(device_target="Ascend", cache_folder=tmp_path / "cache"))
     assert on_standin(*made).launches["aclnnConvolution"] > 0
-    run = {"cache_folder": tmp_path / "cache", "trainable": trainable, "max_steps": 4, "log_interval": 2}
-    run |= {"sample_videos": 0, "ckpt_save_interval": 4}
-    on_cpu("train.py", *options(**run, device_target="CPU", output_path=tmp_path / "cpu"))
+    training = {"cache_folder": tmp_path / "cache", "trainable": trainable, "max_steps": 4, "log_interval": 2}
+    training |= {"sample_videos": 0, "ckpt_save_interval": 4}
+    run("train.py", *options(**training, device_target="CPU", output_path=tmp_path / "cpu"))
     for dtype, flash in (("fp32", False), ("fp16", True)):
         half = {"dtype": dtype, "enable_flash_attention": flash, "device_target": "Ascend"}
-        on_standin("train.py", *options(**run, **half, output_path=tmp_path / dtype))
+        on_standin("train.py", *options(**training, **half, output_path=tmp_path / dtype))
     assert losses(tmp_path / "fp32") == pytest.approx(losses(tmp_path / "cpu"), rel=1e-5)
     assert losses(tmp_path / "fp16") == pytest.approx(losses(tmp_path / "cpu"), rel=2e-2)
 

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.golden_values import ROOT, error
-from support.runs import SAMPLES, losses, words, write_clips
-
-from latte.io.video import read_frames
+from support.runs import SAMPLES, frames, losses, run, words, write_clips
 
 GPU = os.environ.get("LATTE_TEST_TARGET", "GPU")
 BOUNDS = {"fp32": 1e-3, "fp16": 4e-2, "bf16": 1e-1}  # relative to the largest number of the CPU's float32
@@ -33,14 +31,6 @@ RESULTS = (
 TARGETS = [pytest.param(GPU, marks=pytest.mark.gpu), pytest.param("Ascend", marks=pytest.mark.ascend)]
 DTYPES = [pytest.param(GPU, dtype, marks=pytest.mark.gpu) for dtype in ("fp32", "fp16")]
 DTYPES += [pytest.param("Ascend", dtype, marks=pytest.mark.ascend) for dtype in BOUNDS]
-
-
-def run(*command, **variables):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", **variables}
-    words = [sys.executable, *map(str, command)]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +55,6 @@ def computed(tmp_path_factory):
 def test_it_computes_what_the_cpu_does(target, dtype, name, computed):
     expected = computed("CPU", "fp32")[name]
     assert np.abs(expected).max() > 0 and error(computed(target, dtype)[name], expected) <= BOUNDS[dtype]
-
-
-def frames(folder):
-    (video,) = [path for path in folder.iterdir() if path.is_dir()]
-    return read_frames(video).astype(float)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,11 +1,15 @@
 """Small runs of the programs, shared by tests that do them on other devices: data, options, what they leave."""
 
 import csv
+import os
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
-from support.golden_values import FIXTURES
+from support.golden_values import FIXTURES, ROOT
 
+from latte.io.video import read_frames
 from latte.weights.safetensors_file import read_safetensors
 
 TRAIN = {"vae_checkpoint": FIXTURES / "vae.bin", "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 2}
@@ -52,3 +56,18 @@ def state(folder, step):
     """Return the state that the only run below a folder saved at a step: name -> array."""
     (file,) = folder.glob(f"*/ckpt/state-{step:08d}.safetensors")
     return read_safetensors(file)[0]
+
+
+def run(*command, **variables):
+    """Run a program of this repository: words, and environment variables beside those of this process."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", **variables}
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def frames(folder):
+    """Return the frames of the only video below a folder, as float."""
+    (video,) = [path for path in folder.iterdir() if path.is_dir()]
+    return read_frames(video).astype(float)
