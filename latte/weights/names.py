@@ -154,7 +154,7 @@ def _sets(obj: Any) -> list[_Set]:
 
 def _found(obj: Any) -> list[_Set]:
     """Return every dict that holds tensors, however often it is there, in a checkpoint that may contain itself."""
-    queue: list[tuple[tuple[str, ...], Any]] = [((), obj)]
+    queue: list[tuple[tuple[str, ...], Any]] = [((), obj)] if isinstance(obj, Mapping | list | tuple) else []
     seen: dict[int, _Set | None] = {}
     found = []
     for keys, here in queue:  # which grows

@@ -14,7 +14,7 @@ import numpy as np
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
-from latte.weights.mapped import MAX_AXES, REMEDY, Mapped, check_count, map_file, view
+from latte.weights.mapped import MAX_AXES, MAX_TENSORS, REMEDY, Mapped, check_count, map_file, view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +34,11 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
     data = map_file(path)
     start = 8 + int.from_bytes(data[:8], "little")
     try:
-        header = json.loads(data[8:start], object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+        text = data[8:start]
+        check_count(path, text.count(b"{") // 2)  # before they are made
+        if text.count(b"[") > 4 * MAX_TENSORS:
+            raise ValueError("lists within lists")
+        header = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
         metadata = header.pop(_METADATA, {})
         check_count(path, len(header))
         if not all(isinstance(value, str) for value in metadata.values()):

@@ -56,6 +56,7 @@ _REPEATS = Unread("a tensor that repeats elements, as .expand() makes them; save
 _LAZY = Unread("a conjugated or negated view; save it after .resolve_conj().resolve_neg()")
 _NESTED = Unread("a nested tensor; save its parts")
 _QUANTIZED = Unread("a quantized tensor; save it after .dequantize()")
+_AS_NUMPY = Unread("a tensor of another device, kept as a NumPy array; save it after .cpu()")
 _META = Unread("a tensor without values, of the device meta; save the weights after they are loaded")
 _SHARD = Unread("a part of a distributed tensor; gather it before it is saved, with full_tensor()")
 
@@ -120,9 +121,11 @@ def _read_zip(path: str | Path, data: Mapped) -> Any:
         return _Storage(dtype, start, size)
 
     start, stop = spans["data.pkl"]
+    if stop - start > MAX_BYTES:
+        raise PickleError(f"its data.pkl is larger than {MAX_BYTES >> 20} MiB, as if it held arrays in place of tensors")
     if stop > start:
         data.verify(start)
-    return read_pickle(data[start : min(stop, start + MAX_BYTES)], _table(path, data, storage))[0]
+    return read_pickle(data[start:stop], _table(path, data, storage))[0]
 
 
 def _check_end(path: str | Path, data: Mapped) -> None:
@@ -245,6 +248,8 @@ def _table(path: str | Path, data: Mapped | None, storage: Callable[[str, str, i
         "torch._utils._rebuild_parameter": lambda value, *_: value,
         "torch._utils._rebuild_parameter_with_state": lambda value, *_: value,
         "torch._utils._rebuild_device_tensor_from_cpu_tensor": lambda value, *_: value,
+        "torch._utils._rebuild_device_tensor_from_numpy": lambda *_: _AS_NUMPY,
+        "torch._utils._rebuild_xla_tensor": lambda *_: _AS_NUMPY,
         "torch._utils._rebuild_wrapper_subclass": wrapper,
         "torch._utils._rebuild_sparse_tensor": lambda *_: _SPARSE,
         "torch._utils._rebuild_nested_tensor": lambda *_: _NESTED,
