@@ -82,7 +82,9 @@ def _chosen(sets: list[_Set], which: str | None, source: str) -> _Set:
     named = [each for each in found if each.keys[-1:] in [(name,) for name in SETS]]
     candidates = named if len(named) == 1 else found
     if any(each.items is not candidates[0].items for each in candidates):
-        raise UserError(f"{source} has several sets of weights, {there}; save the one that is meant in a file by itself")
+        raise UserError(
+            f"{source} has several sets of weights, {there}; save the one that is meant in a file by itself"
+        )
     return candidates[0]
 
 
@@ -117,7 +119,7 @@ def plain_name(key: str) -> str:
 
 
 def without_prefix(tensors: Mapping[str, np.ndarray], sign: str, source: str) -> dict[str, np.ndarray]:
-    """Return the weights of the network that has one called `sign` (maybe with *), without what all its names begin with.
+    """Return the weights of the network that has one called `sign` (maybe with *), without what its names begin with.
 
     Raises UserError if there are several such networks.
     """

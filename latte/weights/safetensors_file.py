@@ -9,8 +9,6 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
@@ -19,6 +17,8 @@ from latte.weights.mapped import MAX_AXES, MAX_TENSORS, REMEDY, Mapped, check_co
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    import numpy as np
 
 _NUMPY = {names.safetensors: names.numpy for names in TABLE}
 _METADATA = "__metadata__"
