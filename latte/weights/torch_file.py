@@ -98,28 +98,17 @@ def read_torch_file(path: str | Path) -> Any:
 
 
 def _read_zip(path: str | Path, data: Mapped) -> Any:
-    _check_end(path, data)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = [info for info in archive.infolist() if not info.is_dir()]
-            names = {info.filename.partition("/")[2]: info for info in records}
-            if "data.pkl" not in names:
-                raise not_a_checkpoint(path, data)
-            if "constants.pkl" in names:
-                raise UserError(f"{path} is a TorchScript program, not a checkpoint; save its state_dict() instead")
-            if len(names) < len(records) or len({info.filename.partition("/")[0] for info in records}) > 1:
-                raise UserError(f"{path} has a record twice, or two roots, so that readers differ; {REMEDY}")
-            spans = {name: _span(path, data, info) for name, info in names.items()}
-    except _ZIP_ERRORS:
-        raise UserError(f"{path} is a zip file that is cut off or damaged; {REMEDY}") from None
-    if any(info.CRC for info in names.values()):  # PyTorch can be told to leave them out
-        data.expect((*spans[name], info.CRC, name) for name, info in names.items())
+    spans = _spans(path, data)
     order, stop = spans.get("byteorder", (0, 0))
     if data[order:stop] == b"big":
         raise _big_endian(path)
+    if data[order:stop] not in (b"little", b""):
+        raise PickleError("the order of its bytes is not known")
 
     def storage(key: str, kind: str, size: int) -> _Storage:
-        start, stop = spans.get(f"data/{key}", (0, 0))
+        if f"data/{key}" not in spans:
+            raise PickleError("a storage in it is missing")
+        start, stop = spans[f"data/{key}"]
         dtype = _dtype_of(kind) or odd_dtype(kind, max(1, (stop - start) // (size or 1)))
         if size * dtype.itemsize > stop - start:
             raise PickleError("a storage in it is smaller than it says")
@@ -133,11 +122,27 @@ def _read_zip(path: str | Path, data: Mapped) -> Any:
     return read_pickle(data[start:stop], _Rebuild(path, data, storage).table())[0]
 
 
-def _check_end(path: str | Path, data: Mapped) -> None:
-    """Raise UserError if the end of an archive counts more records than a checkpoint has."""
+def _spans(path: str | Path, data: Mapped) -> dict[str, tuple[int, int]]:
+    """Return where the records of an archive lie in the file, by name, and let the map know their checksums."""
     end = data.rfind(_END, max(0, len(data) - (1 << 16) - 22))
     if end >= 0 and int.from_bytes(data[end + 10 : end + 12], "little") == 0xFFFF:
         raise UserError(f"{path} has more than 65,534 records, which no network here needs; name another file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = [info for info in archive.infolist() if not info.is_dir()]
+        names = {info.filename.partition("/")[2]: info for info in records}
+        if "data.pkl" not in names:
+            raise not_a_checkpoint(path, data)
+        if "constants.pkl" in names:
+            raise UserError(f"{path} is a TorchScript program, not a checkpoint; save its state_dict() instead")
+        if len(names) < len(records) or len({info.filename.partition("/")[0] for info in records}) > 1:
+            raise UserError(f"{path} has a record twice, or two roots, so that readers differ; {REMEDY}")
+        spans = {name: _span(path, data, info) for name, info in names.items()}
+    except _ZIP_ERRORS:
+        raise UserError(f"{path} is a zip file that is cut off or damaged; {REMEDY}") from None
+    if any(info.CRC for info in names.values()):  # PyTorch can be told to leave them out
+        data.expect((*spans[name], info.CRC, name) for name, info in names.items())
+    return spans
 
 
 def _dtype_of(kind: str) -> np.dtype | None:
