@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
-from latte.weights.mapped import map_file, not_a_checkpoint, read_text, sniff
+from latte.weights.mapped import REMEDY, is_unicode, map_file, not_a_checkpoint, read_text, sniff
 from latte.weights.mindspore_file import read_mindspore, write_mindspore
 from latte.weights.names import unnest
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
@@ -96,6 +96,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
         obj = read_torch_file(path)
         metadata = obj.get("metadata") if isinstance(obj, dict) else None
         if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
+            if not all(is_unicode(text) for item in metadata.items() for text in item):
+                raise UserError(f"{path} has metadata that is not text; {REMEDY}")
             return obj, metadata
         return obj, {}
     if kind == "safetensors":

@@ -105,6 +105,11 @@ def read_text(path: Path, limit: int = 4 << 20) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written: JSON and pickles can have halves of surrogate pairs, which cannot."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def check_count(path: str | Path, count: int) -> None:
     """Raise UserError if a file names more tensors than any network here has."""
     if count > MAX_TENSORS:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from latte.errors import UserError, quoted
+from latte.weights.mapped import REMEDY, is_unicode
 from latte.weights.pickle_data import Opaque, Unread
 
 SETS = ("ema", "model")  # EMA weights first: they are what one samples with
@@ -100,8 +101,8 @@ def _without_wrappers(items: Mapping[str, Any], source: str) -> dict[str, np.nda
             raise UserError(f"{source}: {quoted(name)} is {quoted(what, 200)}")
         if name in found:
             raise UserError(f"{source} has {quoted(name)} twice, with and without the name of a wrapper; keep one")
-        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise UserError(f"{source} has a weight whose name is damaged: {quoted(name)}; download or copy it again")
+        if not is_unicode(name):
+            raise UserError(f"{source} has a weight whose name is damaged: {quoted(name)}; {REMEDY}")
         found[name] = value
     if found and not any(value.size for value in found.values()):
         raise UserError(

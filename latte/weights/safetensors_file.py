@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
-from latte.weights.mapped import MAX_AXES, MAX_TENSORS, REMEDY, Mapped, check_count, map_file, view
+from latte.weights.mapped import MAX_AXES, MAX_TENSORS, REMEDY, Mapped, check_count, is_unicode, map_file, view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,8 +41,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
         header = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
         metadata = header.pop(_METADATA, {})
         check_count(path, len(header))
-        if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("metadata that is not text")
+        if not all(isinstance(text, str) and is_unicode(text) for text in (*header, *metadata, *metadata.values())):
+            raise ValueError("names or metadata that are not text")
         tensors, spans = {}, []
         for key, entry in header.items():
             begin, end = entry["data_offsets"]
@@ -50,7 +50,6 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
                 raise ValueError("offsets that are no whole numbers, or a dtype that is no text")
             tensors[key] = _tensor(data, entry["dtype"], entry["shape"], start + begin, start + end)
             spans.append((begin, end))
-            key.encode()  # half a surrogate pair is no name
         position = 0
         for begin, end in sorted(spans):
             if begin != position:

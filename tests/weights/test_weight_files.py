@@ -1,8 +1,10 @@
 """Weight files from one form to another with every bit kept, and the sets of weights in them."""
 
 import json
+import pickle  # noqa: TID251 -- writes what must not be read
 import shutil
 import time
+import zipfile
 
 import mindspore as ms
 import numpy as np
@@ -191,6 +193,8 @@ def entry(begin, end, shape=None, dtype="F32"):
         {"a": entry(0, 8), "__metadata__": "x"},
         {"a": entry(0, 8), "__metadata__": {"x": 1}},
         {"a": entry(0, 8), "__metadata__": None},
+        {"a": entry(0, 8), "__metadata__": {"x": "\ud800"}},
+        {"a": entry(0, 8), "__metadata__": {"\ud800": "x"}},
         {"a\ud800": entry(0, 8)},
         {"a": entry(0, float("inf"), [2])},
         {"a": entry(0, 0, [0, 10**400]), "b": entry(0, 8)},
@@ -252,3 +256,11 @@ def test_a_graph_of_mindspore_is_not_taken_for_a_checkpoint(tmp_path):
     (tmp_path / "x.mindir").write_bytes(b"\x0a\x050.1.0\x12\x09MindSpore\x0a\x07" + bytes(50))
     with pytest.raises(UserError, match="is a MindIR graph, not a checkpoint"):
         read_state_dict(tmp_path / "x.mindir")
+
+
+def test_metadata_that_could_not_be_written_again(tmp_path):
+    described = pickle.dumps({"ema": {}, "metadata": {"config": "\ud800"}}, 2)
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("a/data.pkl", described)
+    with pytest.raises(UserError, match="has metadata that is not text"):
+        read_state_dict(tmp_path / "x.pt")
