@@ -14,7 +14,7 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 from latte.models import embeddings
 from latte.models.block import Block, Network
 from latte.models.latte import FREQUENCIES
@@ -79,10 +79,10 @@ class LatteT2VConfig:
         values, where = read_config(metadata, source), f"the config.json of {source}"
         name = values.get("_class_name", "LatteTransformer3DModel")
         if name not in ("LatteTransformer3DModel", "LatteT2V"):
-            raise UserError(f"{where} describes a {name}, not a LatteTransformer3DModel")
+            raise UserError(f"{where} describes a {quoted(name)}, not a LatteTransformer3DModel")
         other = [f"{key} {values[key]!r}" for key, value in FIXED.items() if values.get(key, value) != value]
         if other:
-            raise UserError(f"{where} asks for {', '.join(other)}, which no Latte has and is not supported")
+            raise UserError(f"{where} asks for {quoted(', '.join(other))}, which no Latte has and is not supported")
         sizes = {
             field.name: values[field.name] for field in dataclasses.fields(cls) if values.get(field.name) is not None
         }

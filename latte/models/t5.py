@@ -17,7 +17,7 @@ from mindspore import nn
 from mindspore.common.np_dtype import bfloat16
 from mindspore.ops.primitive import constexpr
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 from latte.models.block import Block, Network
 from latte.models.layers import parameter
 from latte.ops import attention, gelu, linear, lookup, rms_norm
@@ -62,8 +62,8 @@ class T5Config:
         activation = described.get("dense_act_fn", meant)
         if not gated or activation != "gelu_new":
             raise UserError(
-                f"{where} is of a T5 whose feed-forward part is {projection} with {activation}; only the gated-gelu "
-                "with gelu_new of version 1.1 is supported"
+                f"{where} is of a T5 whose feed-forward part is {quoted(projection)} with {quoted(activation)}; only the "
+                "gated-gelu with gelu_new of version 1.1 is supported"
             )
         if missing := [name for name in SIZES if name not in described]:
             raise UserError(f"{where} lacks {', '.join(missing)}; it is not that of a T5 encoder")
@@ -71,7 +71,9 @@ class T5Config:
         for name, value in found.items():
             kinds = (int, float) if name == "layer_norm_epsilon" else int
             if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-                raise UserError(f"{where} has {name} {value!r}, which is not a positive number; download it again")
+                raise UserError(
+                    f"{where} has {name} {quoted(repr(value))}, which is not a positive number; download it again"
+                )
         config = cls(**found)
         check_asked(vars(config), asked, source)
         return config

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
-from latte.weights.mapped import MAX_AXES, MAX_TENSORS, REMEDY, Mapped, check_count, is_unicode, map_file, view
+from latte.weights.mapped import (
+    MAX_AXES,
+    MAX_HEADER,
+    MAX_TENSORS,
+    REMEDY,
+    Mapped,
+    check_count,
+    is_unicode,
+    map_file,
+    view,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,12 +44,15 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
     data = map_file(path)
     start = 8 + int.from_bytes(data[:8], "little")
     try:
+        if start > 8 + MAX_HEADER:
+            raise ValueError("a header that is too long")
         text = data[8:start]
         check_count(path, text.count(b"{") // 2)  # before they are made
         if text.count(b"[") > 4 * MAX_TENSORS:
             raise ValueError("lists within lists")
         header = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
-        metadata = header.pop(_METADATA, {})
+        metadata = header.pop(_METADATA, None)
+        metadata = {} if metadata is None else metadata
         check_count(path, len(header))
         if not all(isinstance(text, str) and is_unicode(text) for text in (*header, *metadata, *metadata.values())):
             raise ValueError("names or metadata that are not text")

@@ -192,7 +192,6 @@ def entry(begin, end, shape=None, dtype="F32"):
         {"a": entry(0, 8), "__metadata__": [1]},
         {"a": entry(0, 8), "__metadata__": "x"},
         {"a": entry(0, 8), "__metadata__": {"x": 1}},
-        {"a": entry(0, 8), "__metadata__": None},
         {"a": entry(0, 8), "__metadata__": {"x": "\ud800"}},
         {"a": entry(0, 8), "__metadata__": {"\ud800": "x"}},
         {"a\ud800": entry(0, 8)},
