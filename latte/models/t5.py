@@ -62,7 +62,7 @@ class T5Config:
         activation = described.get("dense_act_fn", meant)
         if not gated or activation != "gelu_new":
             raise UserError(
-                f"{where} is of a T5 whose feed-forward part is {quoted(projection)} with {quoted(activation)}; only the "
+                f"{where} is of a T5 whose feed-forward part is {quoted(f'{projection} with {activation}')}; only the "
                 "gated-gelu with gelu_new of version 1.1 is supported"
             )
         if missing := [name for name in SIZES if name not in described]:

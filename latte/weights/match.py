@@ -91,12 +91,14 @@ def shapes_of(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of tensors that must be there with these numbers of dimensions.
 
-    Raises UserError, naming the network as `what`, if one is missing or has another number.
+    Raises UserError, naming the network as `what`, if one is missing, empty, or has another number.
     """
-    wrong = [key for key, rank in ranks.items() if key not in tensors or tensors[key].ndim != rank]
+    wrong = [
+        key for key, rank in ranks.items() if key not in tensors or tensors[key].ndim != rank or not tensors[key].size
+    ]
     if wrong:
         raise UserError(
-            f"{source} is not the whole of {what}: {_first(wrong)} missing or not as wide; name another file"
+            f"{source} is not the whole of {what}: {_first(wrong)} missing, empty or not as wide; name another file"
         )
     return {key: tuple(tensors[key].shape) for key in ranks}
 

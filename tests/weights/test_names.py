@@ -148,6 +148,15 @@ def test_a_needed_weight_of_whole_numbers_is_refused(tmp_path, latte):
         read(tmp_path / "x.ckpt", "latte", num_heads=4)
 
 
+def test_sizes_are_not_read_off_empty_tensors(tmp_path, latte):
+    tensors = {**latte.tensors, "x_embedder.proj.weight": np.zeros((2**40, 4, 0, 2), np.float32)}
+    write_state_dict(tmp_path / "x.safetensors", tensors, {})
+    with pytest.raises(
+        UserError, match="not the whole of a Latte network: x_embedder.proj.weight missing, empty or not"
+    ):
+        read(tmp_path / "x.safetensors", "latte", num_heads=4)
+
+
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_more_tensors_than_any_network_has(tmp_path, monkeypatch, suffix):
     assert MAX_TENSORS == 100_000
