@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.weights import FIXTURES, same
 
-from latte.components.loading import read
+from latte.components.loading import load, read
 from latte.errors import UserError
 from latte.weights.files import read_state_dict, write_state_dict
 from latte.weights.mapped import MAX_TENSORS
@@ -146,6 +146,19 @@ def test_a_needed_weight_of_whole_numbers_is_refused(tmp_path, latte):
     write_state_dict(tmp_path / "x.ckpt", tensors, {})
     with pytest.raises(UserError, match="pos_embed has dtype int64, which no network here has; save it as float32"):
         read(tmp_path / "x.ckpt", "latte", num_heads=4)
+
+
+def test_a_network_is_not_loaded_from_a_flipped_byte(tmp_path, latte):
+    path = tmp_path / "x.pt"
+    write_state_dict(path, latte.tensors, {})
+    assert load(path, "latte", num_heads=4).config == latte.config
+    content = bytearray(path.read_bytes())
+    content[content.index(latte.tensors["blocks.1.mlp.fc1.weight"].tobytes()) + 103] ^= 0x40
+    path.write_bytes(content)
+    assert read(path, "latte", num_heads=4).config == latte.config  # which uses no elements
+    for options in ({}, {"quantize": "int8"}):
+        with pytest.raises(UserError, match=r"x\.pt is damaged: the checksum of data/\d+ in it differs from its bytes"):
+            load(path, "latte", num_heads=4, **options)
 
 
 def test_sizes_are_not_read_off_empty_tensors(tmp_path, latte):
