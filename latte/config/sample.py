@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal
 
 from latte.config.common import CheckpointOptions, CodecOptions, DeviceOptions, ModelOptions
@@ -54,8 +53,6 @@ class SamplingOptions(Options):
         in_range(self, "num_samples", 1)
         in_range(self, "batch_size", 1)
         in_range(self, "feature_cache", 0, 1)
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise OptionError("guidance_scale", self.guidance_scale, "a finite number")
         if self.class_labels is not None and (not self.class_labels or min(self.class_labels) < 0):
             raise OptionError("class_labels", self.class_labels, "a list of one or more class numbers from 0 on")
 

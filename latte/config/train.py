@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +86,7 @@ class FineTuningOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "lora_rank", 1)
-        if self.lora_alpha is not None and not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
             raise OptionError("lora_alpha", self.lora_alpha, "a number above 0")
 
     @property
