@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from latte.config.common import CheckpointOptions, CodecOptions, DeviceOptions, ModelOptions
-from latte.config.parser import OptionError, Options, in_range, option
+from latte.config.parser import OptionError, Options, in_range, option, save_config
+from latte.config.values import fit
+from latte.config.yaml_file import read_yaml
 from latte.errors import UserError
 
 # The names in latte.diffusion.solvers, which is not imported here so that --help is quick.
@@ -136,3 +139,19 @@ class SampleConfig(
         if not self.checkpoint:
             raise UserError("checkpoint is not set; name a file or a folder in the YAML or with --checkpoint")
         return self.checkpoint
+
+
+def keep_config(cfg: SampleConfig) -> None:
+    """Write the options to config.yaml beside the videos; those of another seed stay there as config-seed<seed>.yaml.
+
+    Raises UserError if the file cannot be written.
+    """
+    file = Path(cfg.output_path) / "config.yaml"
+    if file.is_file():
+        try:
+            seed = fit(read_yaml(file)[0].get("seed"), int)
+        except (UserError, ValueError):
+            seed = None  # a file of somebody else, or damaged: nothing to make videos with
+        if seed not in (None, cfg.seed):
+            file.replace(file.with_name(f"config-seed{seed}.yaml"))
+    save_config(cfg, file)

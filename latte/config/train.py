@@ -166,6 +166,9 @@ class RunOptions(Options):
     sample_videos: int = option(4, "videos sampled at each checkpoint; 0 = none")
     sample_steps: int = option(50, "DDIM steps of the sampled videos")
     guidance_scale: float = option(1.0, "classifier-free guidance of the sampled videos; 1 = no guidance")
+    vae_check: bool = option(
+        True, "at the start reconstruct frames of the data, write them to vae.png, and warn if the autoencoder is poor"
+    )
     dry_run: bool = option(False, "check options, files and one sample, print what would be done, and stop")
 
     def __post_init__(self) -> None:

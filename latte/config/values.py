@@ -170,4 +170,5 @@ def _written(value: object) -> str:
         return f"{{{', '.join(f'{key}: {_written(each)}' for key, each in value.items())}}}"
     if isinstance(value, Plain) and not _is_text(value):
         return value.text or "null"
-    return json.dumps(value.text if isinstance(value, Plain) else value, default=str)
+    text = json.dumps(value.text if isinstance(value, Plain) else value, default=str)
+    return {"NaN": ".nan", "Infinity": ".inf", "-Infinity": "-.inf"}.get(text, text)

@@ -59,7 +59,8 @@ class _Reader:
         if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
             raise _mistake(f"the tag {event.tag!r} is not allowed", event)
         if isinstance(event, yaml.ScalarEvent):
-            found = (Plain(event.value) if event.implicit[0] and event.tag is None else event.value), 1
+            is_plain = event.implicit[0] and event.tag is None
+            found: tuple[Any, int] = (Plain(event.value) if is_plain else event.value), 1
         elif depth == DEEPEST:
             raise _mistake(f"lists are nested more than {DEEPEST} deep", event)
         else:
@@ -84,7 +85,7 @@ class _Reader:
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise _mistake("a name must be text", event)
-            line = event.start_mark.line + 1
+            line = _line(event)
             if event.value in values:
                 raise _mistake(
                     f"{event.value!r} stands there twice, the first time in line {lines[event.value]}", event
@@ -151,6 +152,10 @@ def _text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line} is not UTF-8; save the file as UTF-8") from None
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
 
 
 def _bounded(count: int, event: Any) -> int:

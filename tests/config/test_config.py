@@ -135,7 +135,7 @@ BOMB = "\n".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in rang
         ("seed: 1:30", 'seed is "1:30", but must be a whole number'),
         ("seed: " + "9" * 5000, "999..., but must be a whole number"),
         ("eta: 1e999", "but must be a finite number"),
-        ("sd_scale_factor: .inf", "but must be a finite number"),
+        ("sd_scale_factor: -.inf", "sd_scale_factor is -.inf, but must be a finite number"),
         ("fps: 3\n\nseed: a", "a.yaml, line 3: seed is"),
         ("seed: 1\nfps: 3\nseed: 2", "line 3 is not valid YAML: 'seed' stands there twice, the first time in line 1"),
         ("class_labels: &a [*a]", "line 1 is not valid YAML: *a stands for nothing that ends before it"),
