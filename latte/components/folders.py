@@ -16,12 +16,13 @@ REMEDY = "download the whole folder again"
 
 @dataclass(frozen=True)
 class Parts:
-    """The files or folders of a pipeline; the last two are of text to video only."""
+    """The files or folders of a pipeline; prompts and scheduler are of text to video only."""
 
     network: Path
     vae: Path
     prompts: Path | None = None  # the folder with tokenizer and text_encoder
     scheduler: Path | None = None
+    scale_factor: float | None = None  # of the latents, where a run's options name another one than the autoencoder's
 
 
 def is_t2v_folder(path: str | Path | None) -> bool:

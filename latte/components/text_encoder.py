@@ -156,25 +156,33 @@ class TextEncoder:
 
 
 class Prompts:
-    """The tokenizer and the text encoder of a folder; the embeddings of the last prompts are kept."""
+    """The tokenizer and the text encoder of a folder; the embeddings of the last prompts are kept.
 
-    def __init__(self, folder: str | Path, dtype: str = "fp32", quantize: str | None = None):
+    keep: also keep the encoder in memory, so that new prompts need not load it again.
+    """
+
+    def __init__(self, folder: str | Path, dtype: str = "fp32", quantize: str | None = None, keep: bool = False):
         self.tokenizer = load_tokenizer(Path(folder) / "tokenizer")  # a folder without one is refused at once
-        self.folder, self.dtype, self.quantize = Path(folder), dtype, quantize
+        self.folder, self.dtype, self.quantize, self.keep = Path(folder), dtype, quantize, keep
+        self._encoder: TextEncoder | None = None  # what is kept
         self._known: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return embeddings (B, 120, D) float32 and masks (B, 120) int32 of prompts.
 
-        The encoder is loaded if there is a prompt that was not encoded before, and released again. Raises UserError if
-        it cannot be loaded.
+        The encoder is loaded if there is a prompt that was not encoded before, and released again unless it is kept.
+        Raises UserError if it cannot be loaded.
         """
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
-            network = load_t5(self.folder / "text_encoder", self.dtype, self.quantize)
-            encoder = TextEncoder(self.tokenizer, network)
+            encoder = self._encoder or self._load()
+            self._encoder = encoder if self.keep else None
             self._known |= dict(zip(new, zip(*encoder.encode(new), strict=True), strict=True))
-            encoder.release()
+            if not self.keep:
+                encoder.release()
         embeds, masks = zip(*[self._known[prompt] for prompt in prompts], strict=True)
         while len(self._known) > KEPT:
             self._known.popitem(last=False)
         return np.stack(embeds), np.stack(masks)
+
+    def _load(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, load_t5(self.folder / "text_encoder", self.dtype, self.quantize))

@@ -27,6 +27,7 @@ from latte.data.records import write_records
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.runtime import device, ranks
+from latte.training import reconstruction
 from latte.training.captions import store_captions
 from latte.training.run_folder import LOCK, lock
 from latte.training.start import read_start
@@ -278,6 +279,7 @@ def make_cache(cfg: CacheConfig) -> Report:
     ranks.wait_for_all(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_path), codec)
     if rank == 0:
+        _report(cfg, index, codec)
         _say(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.")
     maker.run(ranks.WorkCounter(world_size))
     ranks.wait_for_all(world_size)
@@ -299,6 +301,18 @@ def make_cache(cfg: CacheConfig) -> Report:
         100 * clock.outside,
     )
     return Report(len(failed), clock)
+
+
+def _report(cfg: CacheConfig, index: Index, codec: Codec) -> None:
+    """Write what the autoencoder loses of the first videos to vae.png of a cache that is new; skip broken videos."""
+    if not cfg.vae_check or (cfg.cache_path / reconstruction.FILE).exists():
+        return
+    store, frames = PixelStore(cfg.image_size or DEFAULT_SIZE, cfg.transform), []
+    for record in index.records[: reconstruction.SHOWN]:
+        with contextlib.suppress(UserError):  # the cache tells it
+            frames.append(store.open(record).read(np.zeros(1, int), False)[0])
+    if frames:
+        reconstruction.report(codec, frames, cfg.cache_path, cfg.vae_checkpoint)
 
 
 def store_text(cfg: CacheConfig, index: Index) -> None:

@@ -21,10 +21,11 @@ from latte.errors import UserError
 from latte.io.video import grid, save_video
 from latte.runtime import device, graphs
 from latte.runtime.tensors import assign
-from latte.training import run_folder
+from latte.training import reconstruction, run_folder
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, sum_over_ranks
 from latte.training.metrics import Metrics, describe
+from latte.training.next_command import next_command
 from latte.training.previews import Previews
 from latte.training.state import check_same, load_state, state_of, weights_of
 from latte.training.step import SUMS
@@ -53,6 +54,7 @@ class Trainer:
         self.lock = run_folder.lock(self.folder) if self.is_first else None
         self.step = self._resume() if cfg.resume else 0
         self.bad: dict[int, str] = {}
+        self.called: set = set()  # whether the step is compiled, see `graphs.first_call`
         self.seen = time.perf_counter(), self.step
         per_epoch = max(1, len(training.source.dataset) // training.batch)
         self.save_interval = cfg.ckpt_save_interval * (1 if cfg.step_mode else per_epoch)
@@ -76,6 +78,10 @@ class Trainer:
         bar = tqdm(
             total=training.total_steps, initial=self.step, unit="step", disable=not self.is_first, smoothing=0.05
         )
+        if self.is_first and self.step == 0 and cfg.vae_check and not cfg.cache_folder:
+            frames = [training.source[position][0][0] for position in range(reconstruction.SHOWN)]
+            name = cfg.vae_checkpoint or f"of {cfg.pretrained_model_path}"
+            reconstruction.report(training.codec, frames, self.folder, name)
         with StopSignal() as signal, bar, logging_redirect_tqdm([log]):
             self.seen = time.perf_counter(), self.step
             sinks = cfg.dataset_sink_mode and here.sinks_data
@@ -99,6 +105,7 @@ class Trainer:
                     break
         if self.is_first:
             self.metrics.close()
+            log.info("to sample from this run: %s", next_command(cfg, self.folder))
 
     def _called(self, loader: ms.dataset.Dataset) -> Iterator[float]:
         """Yield the loss of each batch."""
@@ -110,7 +117,9 @@ class Trainer:
                 if training.encodes:
                     x = training.encode(x)
                 tensors = [ms.Tensor(array) for array in (x, posterior_noise, t, noise, skipped, *condition)]
-                yield float(training.call(*tensors))
+                with graphs.first_call("the training step", self.called):
+                    loss = float(training.call(*tensors))
+                yield loss
         except RuntimeError as error:
             raise unwrapped(error) from error
 
@@ -126,7 +135,9 @@ class Trainer:
             )
         sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
         for _ in range(batches // size):
-            yield float(sink())
+            with graphs.first_call("the training step", self.called):
+                loss = float(sink())
+            yield loss
 
     def _note_bad(self, skipped: np.ndarray) -> None:
         """Warn about the videos that were skipped, each once; raises UserError if there are too many."""

@@ -6,7 +6,7 @@ from support.golden_values import FIXTURES
 
 from latte.config import CacheConfig
 
-SMALL = {"vae_checkpoint": str(FIXTURES / "vae.bin"), "image_size": 16, "vae_slice": 8}
+SMALL = {"vae_checkpoint": str(FIXTURES / "vae.bin"), "image_size": 16, "vae_slice": 8, "vae_check": False}
 TYPES = ("numpy", "mindrecord")
 
 
