@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +12,10 @@ from PIL import Image, ImageOps
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+from latte.io.video_file import VideoFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -174,20 +173,12 @@ def grid(videos: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
 
 
 def read_video(path: str | Path) -> np.ndarray:
-    """Read a whole mp4, avi or gif.
+    """Read a whole video file.
 
     Returns uint8 (F, H, W, 3). Raises UserError if it is missing, broken or empty.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no video {path}")
-    try:
-        is_gif = Path(path).suffix.lower() == ".gif"
-        frames = iio.imread(path, plugin="pillow", mode="RGB") if is_gif else _decode(path)
-    except (OSError, RuntimeError, ValueError, SyntaxError, IndexError) as error:  # what the three decoders raise
-        raise UserError(f"cannot read the video {path}; it is broken or not a video") from error
-    if frames.ndim != 4 or len(frames) == 0:
-        raise UserError(f"the video {path} holds no frames")
-    return frames
+    video = VideoFile(Path(path))
+    return video.read(range(video.length))
 
 
 def list_frames(folder: str | Path) -> list[Path]:
@@ -227,29 +218,6 @@ def read_frames(folder: str | Path, indices: Sequence[int] | None = None) -> np.
         if frames[-1].shape != frames[0].shape:
             raise UserError(f"the frame {path} has another size than {paths[0].name}")
     return np.stack(frames)
-
-
-def import_decord() -> ModuleType | None:
-    """Return decord, or None where it is not installed: it has no wheel for aarch64."""
-    # decord's library is visible to all that is loaded after it: MindSpore would take old functions from it and abort.
-    import mindspore  # noqa: F401
-
-    try:
-        import decord
-    except ImportError:
-        return None
-    return decord
-
-
-def _decode(path: str | Path) -> np.ndarray:
-    """Decode with decord where it is installed (x86_64), else, or where it gives up, through a pipe from ffmpeg."""
-    decord = import_decord()
-    if decord:
-        # It has its own kind of exception for what ffmpeg may still read, such as frames of 8 x 8 pixels.
-        with contextlib.suppress(decord.DECORDError, RuntimeError):
-            reader = decord.VideoReader(str(path), num_threads=1)
-            return reader.get_batch(range(len(reader))).asnumpy()
-    return np.stack(list(iio.imiter(path, plugin="FFMPEG")))
 
 
 def _frame_number(path: Path) -> str:
