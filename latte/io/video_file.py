@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import numpy as np
@@ -61,7 +61,8 @@ class VideoFile:
             raise UserError(f"there is no video {path}")
         with _named(path):
             stat = path.stat()
-            self._index = _survey(path, stat.st_mtime_ns, stat.st_size)
+            version = path, stat.st_mtime_ns, stat.st_size
+            self._index = _by_packets(*version) or _by_decoding(*version)
         self._kept, self._index.kept = self._index.kept, []  # the index stays in memory, frames must not
         self.length = self._index.length
 
@@ -106,13 +107,8 @@ class _CannotJumpError(Exception):
     """What comes after a jump is not what the packets promise."""
 
 
-@functools.lru_cache(maxsize=256)
-def _survey(path: Path, mtime_ns: int, size: int) -> _Index:
-    """Return the index of a file; one that was changed is another file."""
-    return _by_packets(path) or _by_decoding(path)
-
-
-def _by_packets(path: Path) -> _Index | None:
+@functools.lru_cache(maxsize=512)
+def _by_packets(path: Path, mtime_ns: int, size: int) -> _Index | None:
     """Return the index of a file without decoding it, or None where its packets cannot be trusted."""
     with _opened(path) as (container, stream):
         containers, codecs = _JUMPS
@@ -135,15 +131,16 @@ def _by_packets(path: Path) -> _Index | None:
     return _Index(len(in_order), np.array(in_order))
 
 
-def _by_decoding(path: Path) -> _Index:
+@functools.lru_cache(maxsize=2**16)
+def _by_decoding(path: Path, mtime_ns: int, size: int) -> _Index:
     """Return the index of a file all of which is decoded, and its frames if they are small."""
-    index, size = _Index(0), 0
+    index, held = _Index(0), 0
     for frame in _from_start(path):
         index.length += 1
-        size += sum(plane.buffer_size for plane in frame.planes)
-        if size <= _KEPT:
+        held += sum(plane.buffer_size for plane in frame.planes)
+        if held <= _KEPT:
             index.kept.append(frame)
-    if size > _KEPT:
+    if held > _KEPT:
         index.kept = []
     if not index.length:
         raise ValueError("no frames")
@@ -240,7 +237,7 @@ class _ToRGB:
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """Return a frame as uint8 (H, W, 3)."""
-                size, colours = (frame.width, frame.height), (frame.colorspace, frame.color_range)
+        size, colours = (frame.width, frame.height), (frame.colorspace, frame.color_range)
         look = _Look(*size, frame.format.name, *colours, _display(frame))
         if look not in self._graphs:
             self._graphs[look] = _filters(look)
@@ -250,8 +247,9 @@ class _ToRGB:
 
 def _display(frame: av.VideoFrame) -> bytes | None:
     """Return the 3 x 3 numbers by which a frame is turned and mirrored, row by row, if it is."""
+    side_data: Any = frame.side_data  # its type hints know motion vectors only
     try:
-        return bytes(frame.side_data[SideData.DISPLAYMATRIX])
+        return bytes(side_data[SideData.DISPLAYMATRIX])
     except KeyError:
         return None
 
