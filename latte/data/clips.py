@@ -6,14 +6,14 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import av
-import imageio.v3 as iio
 import numpy as np
 
 from latte.errors import UserError
-from latte.io.video import FRAME_SUFFIXES, import_decord, list_frames, read_frames, read_video
+from latte.io.images import kind_of, read_animation, read_image
+from latte.io.video import import_decord, list_frames, read_images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 decord = import_decord()
@@ -21,15 +21,15 @@ _BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, av.FFmpe
 
 
 class FrameFolder:
-    """Images in the order of the integer after the last `_` of their names."""
+    """Images in the order of the integer at the end of their names."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.length = len(list_frames(path))
+        self._paths = list_frames(path)
+        self.length = len(self._paths)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if one is broken."""
-        return read_frames(self.path, indices.tolist())
+        return read_images([self._paths[index] for index in indices])
 
 
 class ImageFile:
@@ -40,8 +40,7 @@ class ImageFile:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the image as uint8 (n, H, W, 3); raises UserError if it is broken."""
-        with _named(self.path):
-            return np.repeat(iio.imread(self.path, plugin="pillow", mode="RGB")[None], len(indices), 0)
+        return np.repeat(read_image(self.path)[None], len(indices), 0)
 
 
 class VideoFile:
@@ -74,10 +73,10 @@ class VideoFile:
 
 
 class Animation:
-    """A gif, which is decoded whole."""
+    """An animated gif, webp or png, which is decoded whole."""
 
     def __init__(self, path: Path):
-        self._frames = read_video(path)
+        self._frames = read_animation(path)
         self.length = len(self._frames)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -86,14 +85,10 @@ class Animation:
 
 
 def open_clip(path: Path) -> FrameFolder | ImageFile | VideoFile | Animation:
-    """Return the video at `path`, of whatever kind; raises UserError if it is missing or broken."""
-    if path.is_dir():
-        return FrameFolder(path)
-    if not path.is_file():
-        raise UserError(f"there is no video {path}")
-    if path.suffix.lower() in FRAME_SUFFIXES:
-        return ImageFile(path)
-    return Animation(path) if path.suffix.lower() == ".gif" else VideoFile(path)
+    """Return the video at `path`, of whatever kind its contents are; raises UserError if it is missing or broken."""
+    kinds: dict[str, Callable[[Path], FrameFolder | ImageFile | VideoFile | Animation]]
+    kinds = {"folder": FrameFolder, "image": ImageFile, "animation": Animation, "video": VideoFile}
+    return kinds[kind_of(path)](path)
 
 
 def _count(path: Path) -> int:
