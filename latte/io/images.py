@@ -46,8 +46,8 @@ def kind_of(path: str | Path) -> Literal["folder", "image", "animation", "video"
             raise UserError(f"there is no video, image or folder {path}")
         with path.open("rb") as file:
             head = file.read(16)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
         raise UserError(f"{path} is a HEIC or AVIF image, which is not read; save it as JPEG or PNG")
     if head.startswith((b"GIF87a", b"GIF89a")):
