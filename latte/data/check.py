@@ -54,7 +54,9 @@ def check_files(dataset: VideoDataset, max_bad_fraction: float, where: str) -> N
 
 def _missing(paths: Sequence[Path]) -> list[int]:
     """Return the places of the paths that lead to nothing."""
-    return [k for k, path in enumerate(tqdm(paths, desc="looking for files", unit="file", delay=3)) if not _exists(path)]
+    return [
+        k for k, path in enumerate(tqdm(paths, desc="looking for files", unit="file", delay=3)) if not _exists(path)
+    ]
 
 
 def _exists(path: Path) -> bool:
@@ -65,9 +67,7 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _refuse_many(
-    total: int, absent: list[Path], unusable: dict[int, str], max_bad_fraction: float, where: str
-) -> None:
+def _refuse_many(total: int, absent: list[Path], unusable: dict[int, str], max_bad_fraction: float, where: str) -> None:
     if len(absent) + len(unusable) <= max_bad_fraction * total:
         return
     parts = []

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 2**28  # of an image: 16384 x 16384, which takes 2 GB while it is read
 MAX_BYTES = 2**32  # of all frames of an animation
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")  # of Pillow's many: no other parser meets a file
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # of Pillow's many: no other parser meets a file
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_ANIMATED = ("GIF", "WEBP", "PNG")
+_ANIMATED = ("WEBP", "PNG")  # what ffmpeg reads as one image; it reads a gif as a video
 # Brands of the container that mp4 has too, for images: photos of telephones. There is no decoder for them here.
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 # What Pillow raises for broken files.
@@ -50,8 +50,6 @@ def kind_of(path: str | Path) -> Literal["folder", "image", "animation", "video"
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
         raise UserError(f"{path} is a HEIC or AVIF image, which is not read; save it as JPEG or PNG")
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "animation"
     if not head.startswith(_SIGNATURES) and not (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return "video"
     with _opened(path) as image:
@@ -70,7 +68,7 @@ def read_image(path: str | Path, what: str = "image") -> np.ndarray:
 
 
 def read_animation(path: str | Path) -> np.ndarray:
-    """Read an animated gif, webp or png as uint8 (F, H, W, 3).
+    """Read an animated webp or png as uint8 (F, H, W, 3).
 
     Raises UserError if it is missing, broken, or takes more than MAX_BYTES.
     """

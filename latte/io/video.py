@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import tempfile
@@ -20,10 +19,10 @@ from latte.io.atomic import atomic_path
 from latte.io.images import kind_of, read_animation, read_image
 from latte.io.listing import FRAME_SUFFIXES, is_litter
 from latte.io.pixels import as_frames
+from latte.io.video_file import VideoFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
 _H264 = ("libx264", ["-crf", "14", "-movflags", "+faststart"])  # visually lossless; plays while it loads
 _CODECS = {
@@ -216,19 +215,12 @@ def grid(videos: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
 
 
 def read_video(path: str | Path) -> np.ndarray:
-    """Read a whole mp4, avi or gif.
+    """Read a whole video file.
 
     Returns uint8 (F, H, W, 3). Raises UserError if it is missing, broken or empty.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no video {path}")
-    try:
-        frames = read_animation(path) if kind_of(path) == "animation" else _decode(path)
-    except (OSError, RuntimeError, ValueError, SyntaxError, IndexError) as error:  # what the three decoders raise
-        raise UserError(f"cannot read the video {path}; it is broken or not a video") from error
-    if frames.ndim != 4 or len(frames) == 0:
-        raise UserError(f"the video {path} holds no frames")
-    return frames
+    video = VideoFile(Path(path))
+    return video.read(range(video.length))
 
 
 def list_frames(folder: str | Path) -> list[Path]:
@@ -297,29 +289,6 @@ def read_images(paths: Sequence[Path]) -> np.ndarray:
         if frames[-1].shape != frames[0].shape:
             raise UserError(f"the frame {path} has another size than {paths[0].name}")
     return np.stack(frames)
-
-
-def import_decord() -> ModuleType | None:
-    """Return decord, or None where it is not installed: it has no wheel for aarch64."""
-    # decord's library is visible to all that is loaded after it: MindSpore would take old functions from it and abort.
-    import mindspore  # noqa: F401
-
-    try:
-        import decord
-    except ImportError:
-        return None
-    return decord
-
-
-def _decode(path: str | Path) -> np.ndarray:
-    """Decode with decord where it is installed (x86_64), else, or where it gives up, through a pipe from ffmpeg."""
-    decord = import_decord()
-    if decord:
-        # It has its own kind of exception for what ffmpeg may still read, such as frames of 8 x 8 pixels.
-        with contextlib.suppress(decord.DECORDError, RuntimeError):
-            reader = decord.VideoReader(str(path), num_threads=1)
-            return reader.get_batch(range(len(reader))).asnumpy()
-    return np.stack(list(iio.imiter(path, plugin="FFMPEG")))
 
 
 def _check_frames(frames: np.ndarray) -> None:
