@@ -22,6 +22,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
 from latte.errors import UserError
+from latte.io.images import MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,12 +69,23 @@ class VideoFile:
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if the file is broken."""
-        wanted, to_rgb, found = set(map(int, indices)), _ToRGB(), {}
+        wanted = np.asarray(indices)
+        to_rgb, out = _ToRGB(), np.empty(0, np.uint8)
+        found: set[int] = set()
         with _named(self.path):
-            for number, frame in self._frames(min(wanted), max(wanted)):
-                if number in wanted:  # turning a frame into RGB takes as long as decoding it
-                    found[number] = to_rgb(frame)
-            return np.stack([found[int(index)] for index in indices])
+            for number, frame in self._frames(int(wanted.min()), int(wanted.max())):
+                _check_size(self.path, self._index, frame)
+                places = np.flatnonzero(wanted == number)
+                if not len(places):  # turning a frame into RGB takes as long as decoding it
+                    continue
+                pixels = to_rgb(frame)
+                if not found:
+                    out = _room(self.path, len(wanted), pixels.shape)
+                out[places] = pixels
+                found.add(number)
+        if found != set(wanted.tolist()):
+            raise UserError(f"the video {self.path} has {len(found)} of the frames {list(indices)}; it is broken")
+        return out
 
     def _frames(self, first: int, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield the frames from `first`, or some before it, to `last`, with their numbers."""
@@ -98,7 +110,8 @@ class VideoFile:
 class _Index:
     """How many frames a file shows, and for jumps their times of presentation, in order."""
 
-    length: int
+    length: int = 0
+    size: tuple[int, int] = (0, 0)  # width and height of the first frame
     times: np.ndarray = dataclasses.field(default_factory=lambda: np.array([], np.int64))
     kept: list[av.VideoFrame] = dataclasses.field(default_factory=list)
 
@@ -116,26 +129,30 @@ def _by_packets(path: Path, mtime_ns: int, size: int) -> _Index | None:
         if container.format.name not in containers or codec.name not in codecs or codec.field_order not in _PROGRESSIVE:
             return None
         times: list[int | None] = []
-        shown: list[int | None] = []
+        shown: list[av.VideoFrame] = []
         for packet in _packets(container, stream):
             if packet.size and not packet.is_discard:
                 times.append(packet.pts)
             if len(shown) < _CHECKED:
                 try:
-                    shown += [frame.pts for frame in packet.decode()]
+                    shown += packet.decode()
                 except av.FFmpegError:
                     return None
     in_order = sorted(time for time in times if time is not None)
-    if not times or len(set(in_order)) < len(times) or shown[:_CHECKED] != in_order[:_CHECKED]:
+    if not times or len(set(in_order)) < len(times) or [frame.pts for frame in shown] != in_order[: len(shown)]:
         return None
-    return _Index(len(in_order), np.array(in_order))
+    if len(shown) < min(_CHECKED, len(times)):
+        return None
+    return _Index(len(in_order), (shown[0].width, shown[0].height), np.array(in_order))
 
 
 @functools.lru_cache(maxsize=2**16)
 def _by_decoding(path: Path, mtime_ns: int, size: int) -> _Index:
     """Return the index of a file all of which is decoded, and its frames if they are small."""
-    index, held = _Index(0), 0
+    index, held = _Index(), 0
     for frame in _from_start(path):
+        index.size = index.size if index.length else (frame.width, frame.height)
+        _check_size(path, index, frame)
         index.length += 1
         held += sum(plane.buffer_size for plane in frame.planes)
         if held <= _KEPT:
@@ -159,6 +176,8 @@ def _from_start(path: Path) -> Iterator[av.VideoFrame]:
                     raise
                 continue  # a recording without its beginning starts with its first key frame
             for frame in frames:
+                if frame.is_corrupt:  # patched up by the decoder
+                    raise ValueError("damaged frames")
                 shown = True
                 yield frame
 
@@ -200,12 +219,33 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
         yield packet
 
 
+def _check_size(path: Path, index: _Index, frame: av.VideoFrame) -> None:
+    """Raise UserError if a frame has another size than the first one."""
+    if (frame.width, frame.height) != index.size:
+        was, now = (f"{width} x {height}" for width, height in (index.size, (frame.width, frame.height)))
+        raise UserError(f"the frames of the video {path} change from {was} to {now}; scale it to one size with ffmpeg")
+
+
+def _room(path: Path, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array for frames; raises UserError if it would be larger than any that is meant."""
+    size = count * int(np.prod(shape))
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{count} frames of the video {path} take {size / 2**30:.1f} GiB as pixels, more than "
+            f"{MAX_BYTES / 2**30:g}; cut it or scale it down"
+        )
+    return np.empty((count, *shape), np.uint8)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file, and no other, and find the stream that ffmpeg would take; its decoder has one thread."""
     # The name of the protocol keeps what stands before a colon in a file's name from being taken for one.
     with av.open(f"file:{path.absolute()}", container_options=_OPTIONS) as container:
-        streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        if container.format.name == "matroska,webm" and _is_cut_off(path):
+            raise ValueError("the file is cut off")
+        covers = [stream for stream in container.streams.video if stream.disposition & Disposition.attached_pic]
+        streams = [stream for stream in container.streams.video if stream not in covers and stream.codec_context]
         stream = max(streams, key=_preference)
         if stream.width * stream.height > _MAX_PIXELS:
             raise ValueError(f"frames of {stream.width} x {stream.height}")
@@ -216,6 +256,26 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 def _preference(stream: VideoStream) -> int:
     """Return what ffmpeg chooses a video stream by: the size, and what the file prefers."""
     return stream.width * stream.height + 5_000_000 * bool(stream.disposition & Disposition.default)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Return whether a Matroska file is shorter than it says; its demuxer just ends, as others do not."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    header, start = _ebml_size(head, 4)
+    place = start + header  # of the element after the header, which is the segment: an identifier of 4 bytes, its size
+    if head[place : place + 4] != b"\x18\x53\x80\x67":
+        return False
+    size, start = _ebml_size(head, place + 4)
+    return size >= 0 and start + size > path.stat().st_size
+
+
+def _ebml_size(head: bytes, place: int) -> tuple[int, int]:
+    """Return the size that is coded at a place, or -1 if it is unknown, and the place after it."""
+    length = 9 - head[place].bit_length()  # the first bit that is set tells how many bytes there are
+    bits = 7 * length
+    size = int.from_bytes(head[place : place + length], "big") & ((1 << bits) - 1)
+    return (-1 if size == (1 << bits) - 1 else size), place + length
 
 
 class _Look(NamedTuple):
