@@ -21,9 +21,9 @@ from latte.components.loading import load
 from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, read_cache
 from latte.data.dataset import PixelStore
 from latte.data.demo import draw_if_missing
-from latte.data.index import Index, list_records
+from latte.data.index import Index, Record, list_records
 from latte.data.loader import read_text
-from latte.data.records import write_records
+from latte.data.records import checksums, structure_hash, write_records
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.runtime import device, ranks
@@ -127,7 +127,7 @@ class CacheMaker:
             entry = Entry(number, relative(record.path, self.cfg.data_folder), record.label, record.caption)
             file = folder / f"{WORK if self.cache.has_records else ''}{number:08d}.npy"
             try:
-                frames = self._write(file, decoded)
+                frames = self._write(file, record, decoded)
             except VideoError as error:
                 log.warning("failed: %s", error)
                 yield dataclasses.replace(entry, error=str(error))
@@ -139,13 +139,17 @@ class CacheMaker:
                 write_records(target, [np.load(file, mmap_mode="r") for _, file in whole])
             finally:
                 for _, file in whole:
-                    file.unlink()
-            whole = [(entry, target) for entry, _ in whole]
+                    file.unlink(missing_ok=True)
+            structure = structure_hash(target)
+            whole = [(dataclasses.replace(entry, structure=structure), target) for entry, _ in whole]
         for entry, file in whole:
             yield dataclasses.replace(entry, file=file.name, sha256=file_hash(file))
 
-    def _write(self, file: Path, decoded: Iterator) -> int:
-        """Write the moments of the next video and return its number of frames; raises VideoError if it is broken."""
+    def _write(self, file: Path, record: Record, decoded: Iterator) -> int:
+        """Write the moments of the next video, then their checksums, and return its number of frames.
+
+        Raises VideoError if the video is broken, or its moments are not finite numbers in the type of the cache.
+        """
         length = _checked(next(decoded))
         variants, frame_shape, dtype = 1 + self.cfg.flip, self.cache.frame_shape, self.cache.dtype
         header = {"descr": dtype.str, "fortran_order": False, "shape": (variants, length, *frame_shape)}
@@ -153,20 +157,31 @@ class CacheMaker:
         with atomic_path(file) as temporary, temporary.open("wb") as out:
             np.lib.format.write_array_header_2_0(out, header)
             begin, size = out.tell(), math.prod(frame_shape) * dtype.itemsize
+            sums = np.zeros((variants, length), "<u4")
             done = 0
             while done < length:
                 pixels = _checked(next(decoded))
                 for variant in range(variants):
+                    moments = self._moments(pixels[..., ::-1] if variant else pixels)
+                    if not np.isfinite(moments).all():
+                        raise VideoError(
+                            f"{record.path} has latents that are not finite as {dtype.name}; try cache_dtype fp32, and "
+                            "check the autoencoder"
+                        )
                     out.seek(begin + (variant * length + done) * size)
-                    out.write(self._moments(pixels[..., ::-1] if variant else pixels).tobytes())
+                    out.write(moments.tobytes())
+                    sums[variant, done : done + len(pixels)] = checksums(moments)
                 done += len(pixels)
+            out.seek(begin + variants * length * size)
+            out.write(sums.tobytes())
         return length
 
     def _moments(self, pixels: np.ndarray) -> np.ndarray:
         missing = self.codec.frames_per_slice - len(pixels)  # padding, because another size would be compiled anew
         with self.clock.encoding(len(pixels)):
             moments = self.codec.moments(np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))))
-        return moments[: len(pixels)].astype(self.cache.dtype)
+        with np.errstate(over="ignore"):  # looked at when they are written
+            return moments[: len(pixels)].astype(self.cache.dtype)
 
     def _decoded(self, tickets: ranks.WorkCounter) -> Iterator[int | np.ndarray | VideoError]:
         """Yield the index of a group in `todo`, then for each of its videos the length and the frames in slices.
