@@ -364,11 +364,16 @@ class OldClip:
         return check_frames(latent, None, f"the cached frame {path}")
 
 
+def file_parts(path: Path) -> list[Path]:
+    """Return a file of a cache and, if it is MindRecord's, the index beside it."""
+    return [path, path.with_name(f"{path.name}.db")] if path.suffix == ".mindrecord" else [path]
+
+
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file and of MindRecord's index beside it; raises UserError if they cannot be read."""
-    digest, index = hashlib.sha256(), path.with_name(f"{path.name}.db")
+    digest = hashlib.sha256()
     try:
-        for part in (path, index) if path.suffix == ".mindrecord" else (path,):
+        for part in file_parts(path):
             with part.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)

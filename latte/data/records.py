@@ -68,7 +68,7 @@ def write_records(path: Path, clips: Sequence[np.ndarray]) -> None:
 
 def checksums(frames: np.ndarray) -> np.ndarray:
     """Return the CRC-32 of each of some frames (n, ...), as little-endian uint32 (n,)."""
-    return np.array([zlib.crc32(np.ascontiguousarray(frame)) for frame in frames], "<u4")
+    return np.array([zlib.crc32(np.ascontiguousarray(frame).data) for frame in frames], "<u4")
 
 
 def check_frames(frames: np.ndarray, expected: np.ndarray | None, name: str) -> np.ndarray:

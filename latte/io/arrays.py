@@ -24,7 +24,7 @@ MAGIC = b"\x93NUMPY"
 LENGTHS = {b"\x01\x00": "<H", b"\x02\x00": "<I", b"\x03\x00": "<I"}  # by version of the format
 MAX_HEADER = 2048  # bytes; NumPy writes 128 for an array that is no table
 MAX_AXES = 8
-# What an .npz may unpack to: all of what a small file holds, and no more than padding and repetition explain in a big one.
+# Bytes that an .npz may unpack to: what a small file may hold, and what padding and repetition explain in a big one.
 MIN_UNPACKED, MAX_RATIO = 2**28, 50
 _BLOCK = 2**20
 _VALUE = r"""(?:['"]([<>|=]?[biufU]\d{1,7})['"]|(True|False)|\(([\d\s,]*)\))"""
@@ -51,7 +51,7 @@ def read_header(file: IO[bytes]) -> Header:
 
     Raises ValueError if it is broken, or describes anything but numbers or text.
     """
-    length = LENGTHS.get(file.read(8).removeprefix(MAGIC), None)
+    length = LENGTHS.get(file.read(8).removeprefix(MAGIC))
     if length is None:
         raise ValueError("it is no NumPy array")
     (size,) = struct.unpack(length, file.read(struct.calcsize(length)).ljust(struct.calcsize(length), b"\xff"))
@@ -124,7 +124,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """Return an array; zipfile compares its checksum when the end is read. Raises ValueError and what zipfile raises."""
+    """Return an array, whose checksum zipfile compares at its end; raises ValueError and what zipfile raises."""
     name = info.filename.removesuffix(".npy")
     with archive.open(info) as file:
         try:

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import queue
+import re
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from latte.components.codec import Codec
 from latte.components.loading import load
-from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, read_cache
+from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, file_parts, read_cache
 from latte.data.dataset import PixelStore
 from latte.data.demo import draw_if_missing
 from latte.data.index import Index, Record, list_records
@@ -42,6 +43,8 @@ AHEAD = 4  # slices of frames to decode in advance
 MAX_FILES = 1000  # MindRecord files per cache; MindSpore takes at most 4096
 DEFAULT_SIZE, DEFAULT_DTYPE = 256, "fp16"
 WORK = ".moments-"  # prefix of temporary files
+# Hidden names that a killed process leaves: of `_write`, `write_records` and `atomic_path`. Others are not the cache's.
+_LEFTOVER = re.compile(r"\.(\d{8,}|(\.?moments-)?\d{8,}(-\w{8})?\.npy|(manifest|text_embeddings)-\w{8}\.(json|npz))")
 
 
 class VideoError(UserError):
@@ -49,9 +52,10 @@ class VideoError(UserError):
 
 
 class Clock:
-    """Counts and times the encoded frames after the first slice, whose encoding includes the compilation."""
+    """Counts the encoded frames, and times those after the first slice, whose encoding includes the compilation."""
 
     def __init__(self) -> None:
+        self.encoded = 0  # frames, those of the first slice included
         self.first: float | None = None  # seconds for the first slice
         self.frames, self.inside, self.seconds = 0, 0.0, 0.0
 
@@ -61,6 +65,7 @@ class Clock:
         start = time.perf_counter()
         yield
         end = time.perf_counter()
+        self.encoded += frames
         if self.first is None:
             self.first, self._started = end - start, end
         else:
@@ -243,8 +248,9 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
     or settings.
     """
     folder = cfg.cache_path
+    remove_leftovers(folder)
     if not (folder / MANIFEST).exists():
-        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"cache_folder {folder} holds other files; name a new folder, or that of a cache")
         Cache(folder, settings, index.classes, len(index.records)).save()
         return
@@ -256,17 +262,24 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
             f"the cache {folder} is of other videos than data_folder {cfg.data_folder}; "
             "correct the option, or make another cache"
         )
-    for leftover in folder.glob(".*"):  # from a process that was killed
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        elif leftover.name != LOCK:
-            leftover.unlink()
     cache.entries = {
         number: entry
         for number, entry in cache.entries.items()
-        if not entry.file or (folder / entry.file).exists()  # removed files are made again
+        if not entry.file or all(path.exists() for path in file_parts(folder / entry.file))  # else it is made again
     }
     cache.save()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the hidden files and folders of a process that was killed; raises UserError if one cannot be removed.
+
+    What others hide in the folder, such as .git or .dvc, stays.
+    """
+    try:
+        for path in [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot remove what an interrupted run left in {folder}: {error.strerror}") from error
 
 
 def make_cache(cfg: CacheConfig) -> Report:
@@ -282,7 +295,10 @@ def make_cache(cfg: CacheConfig) -> Report:
     settings = codec.cache_settings(cfg.image_size or DEFAULT_SIZE) | {"cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE}
     settings |= {name: getattr(cfg, name) for name in ("cache_file_type", "transform", "flip")}
     if rank == 0:
-        cfg.cache_path.mkdir(parents=True, exist_ok=True)
+        try:
+            cfg.cache_path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make cache_folder {cfg.cache_path}: {error.strerror}; name another one") from error
         held = lock(cfg.cache_path)
         open_or_create(cfg, index, settings)
         if start.config and start.config.conditioning == "prompt":
@@ -308,11 +324,18 @@ def make_cache(cfg: CacheConfig) -> Report:
         _say(f"Saving Attempts: 1: save {done} videos, failed {len(failed)} videos.")
     clock = maker.clock
     log.info(
-        "%d frames, %.1f frames per second, %.1f %% of the time outside the autoencoder",
-        clock.frames,
+        "%d frames encoded, %.1f per second, %.1f %% of the time outside the autoencoder",
+        clock.encoded,
         clock.frames_per_second,
         100 * clock.outside,
     )
+    if rank == 0 and done:
+        log.info(
+            "the latents of %d videos are in %s; train from them with train.py, the same options and --cache_folder %s",
+            done,
+            cfg.cache_path,
+            cfg.cache_path,
+        )
     return Report(len(failed), clock)
 
 
