@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from latte.models.latte_t2v import LatteT2VConfig
 
 DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16
+
+log = logging.getLogger("latte")
 
 
 @dataclass
@@ -112,6 +115,8 @@ def open_cache(cfg: TrainConfig, folder: str, settings: dict[str, Any]) -> Cache
     """Return the cache in a folder; raises UserError if it was made with other settings or options."""
     cache = read_cache(folder)
     cache.check(settings | {"transform": cfg.transform, "cache_dtype": cfg.cache_dtype})
+    if doubt := cache.reader_doubt():
+        log.warning("%s", doubt)
     if cfg.random_flip:
         cache.check({"flip": True})
     if cfg.frame_list:

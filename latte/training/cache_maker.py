@@ -27,9 +27,10 @@ from latte.data.loader import read_text
 from latte.data.records import checksums, structure_hash, write_records
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+from latte.io.video_file import READER
 from latte.runtime import device, ranks
 from latte.training.captions import store_captions
-from latte.training.run_folder import LOCK, lock
+from latte.training.run_folder import lock
 from latte.training.start import read_start
 
 if TYPE_CHECKING:
@@ -252,10 +253,13 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
     if not (folder / MANIFEST).exists():
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"cache_folder {folder} holds other files; name a new folder, or that of a cache")
-        Cache(folder, settings, index.classes, len(index.records)).save()
+        Cache(folder, settings | {"reader": READER}, index.classes, len(index.records)).save()
         return
     cache = read_cache(folder)
+    if doubt := cache.reader_doubt():  # one cache, one reader
+        raise UserError(doubt)
     cache.check(settings)
+    cache.settings["reader"] = READER
     paths = [relative(record.path, cfg.data_folder) for record in index.records]
     if cache.total != len(paths) or any(paths[number] != entry.path for number, entry in cache.entries.items()):
         raise UserError(
