@@ -212,7 +212,7 @@ def _from_key_frame(path: Path, index: _Index, first: int, last: int) -> Iterato
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
     """Yield the packets of a stream, and an empty one at the end; raises ValueError for a file that is cut off."""
     for number, packet in enumerate(container.demux(stream)):
-        if packet.is_corrupt:
+        if packet.is_corrupt and container.format.name != "mpegts":  # there it says that something is missing before
             raise ValueError(f"packet {number} is cut off")
         if number > _MAX_FRAMES:
             raise ValueError(f"more than {_MAX_FRAMES} frames")
@@ -344,10 +344,10 @@ def _turns(display: bytes | None) -> Sequence[tuple[str, ...]]:
     if angle == 270:
         return [("transpose", "clock_flip" if matrix[3] < 0 else "cclock")]
     if angle == 180:
-        return [("hflip",)] * (matrix[0] < 0) + [("vflip",)] * (matrix[4] < 0)
+        return [("hflip",)] * int(matrix[0] < 0) + [("vflip",)] * int(matrix[4] < 0)
     if angle:
         return [("rotate", f"{angle}*PI/180")]
-    return [("vflip",)] * (matrix[4] < 0)
+    return [("vflip",)] * int(matrix[4] < 0)
 
 
 @contextlib.contextmanager
