@@ -10,7 +10,7 @@ HEIGHT, WIDTH, BITS = 48, 64, 8
 
 
 def numbered_frames(count, height=HEIGHT, width=WIDTH):
-    """Frames (count, H, W, 3) uint8: above, their number as bars, white = 1, the lowest bit first; below, moving waves."""
+    """Frames (count, H, W, 3) uint8: above, their number as bars, white = 1, lowest bit first; below, moving waves."""
     frame, y, x = np.meshgrid(np.arange(count), np.arange(height), np.arange(width), indexing="ij")
     bars = (frame >> x * BITS // width & 1) * 255
     waves = 128 + 100 * np.sin((x + 3 * frame + 2 * y) / 9)
