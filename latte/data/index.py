@@ -221,8 +221,9 @@ def _not_utf8(path: Path) -> str:
 def _below(root: Path, name: str, where: str) -> Path:
     """Return the path of a name in a list; raises UserError if it leads out of the folder of the data."""
     path = Path(name)
-    inside = not path.is_absolute() or any(path.is_relative_to(folder) for folder in _ways(root))
-    if not inside or ".." in path.parts:
+    if path.is_absolute():
+        path = next((path.relative_to(folder) for folder in _ways(root) if path.is_relative_to(folder)), path)
+    if path.is_absolute() or ".." in path.parts:
         raise UserError(
             f"{where}: {_shown.repr(name)} leads out of data_folder {root}; name paths below it, without .., or a "
             "data_folder further up"
