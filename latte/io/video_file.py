@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import numpy as np
@@ -22,6 +22,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
 from latte.errors import UserError
+from latte.io.images import MAX_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,18 +62,30 @@ class VideoFile:
             raise UserError(f"there is no video {path}")
         with _named(path):
             stat = path.stat()
-            self._index = _survey(path, stat.st_mtime_ns, stat.st_size)
+            version = path, stat.st_mtime_ns, stat.st_size
+            self._index = _by_packets(*version) or _by_decoding(*version)
         self._kept, self._index.kept = self._index.kept, []  # the index stays in memory, frames must not
         self.length = self._index.length
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if the file is broken."""
-        wanted, to_rgb, found = set(map(int, indices)), _ToRGB(), {}
+        wanted = np.asarray(indices)
+        to_rgb, out = _ToRGB(), np.empty(0, np.uint8)
+        found: set[int] = set()
         with _named(self.path):
-            for number, frame in self._frames(min(wanted), max(wanted)):
-                if number in wanted:  # turning a frame into RGB takes as long as decoding it
-                    found[number] = to_rgb(frame)
-            return np.stack([found[int(index)] for index in indices])
+            for number, frame in self._frames(int(wanted.min()), int(wanted.max())):
+                _check_size(self.path, self._index, frame)
+                places = np.flatnonzero(wanted == number)
+                if not len(places):  # turning a frame into RGB takes as long as decoding it
+                    continue
+                pixels = to_rgb(frame)
+                if not found:
+                    out = _room(self.path, len(wanted), pixels.shape)
+                out[places] = pixels
+                found.add(number)
+        if found != set(wanted.tolist()):
+            raise UserError(f"the video {self.path} has {len(found)} of the frames {list(indices)}; it is broken")
+        return out
 
     def _frames(self, first: int, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield the frames from `first`, or some before it, to `last`, with their numbers."""
@@ -97,7 +110,8 @@ class VideoFile:
 class _Index:
     """How many frames a file shows, and for jumps their times of presentation, in order."""
 
-    length: int
+    length: int = 0
+    size: tuple[int, int] = (0, 0)  # width and height of the first frame
     times: np.ndarray = dataclasses.field(default_factory=lambda: np.array([], np.int64))
     kept: list[av.VideoFrame] = dataclasses.field(default_factory=list)
 
@@ -106,13 +120,8 @@ class _CannotJumpError(Exception):
     """What comes after a jump is not what the packets promise."""
 
 
-@functools.lru_cache(maxsize=256)
-def _survey(path: Path, mtime_ns: int, size: int) -> _Index:
-    """Return the index of a file; one that was changed is another file."""
-    return _by_packets(path) or _by_decoding(path)
-
-
-def _by_packets(path: Path) -> _Index | None:
+@functools.lru_cache(maxsize=512)
+def _by_packets(path: Path, mtime_ns: int, size: int) -> _Index | None:
     """Return the index of a file without decoding it, or None where its packets cannot be trusted."""
     with _opened(path) as (container, stream):
         containers, codecs = _JUMPS
@@ -120,30 +129,35 @@ def _by_packets(path: Path) -> _Index | None:
         if container.format.name not in containers or codec.name not in codecs or codec.field_order not in _PROGRESSIVE:
             return None
         times: list[int | None] = []
-        shown: list[int | None] = []
+        shown: list[av.VideoFrame] = []
         for packet in _packets(container, stream):
             if packet.size and not packet.is_discard:
                 times.append(packet.pts)
             if len(shown) < _CHECKED:
                 try:
-                    shown += [frame.pts for frame in packet.decode()]
+                    shown += packet.decode()
                 except av.FFmpegError:
                     return None
     in_order = sorted(time for time in times if time is not None)
-    if not times or len(set(in_order)) < len(times) or shown[:_CHECKED] != in_order[:_CHECKED]:
+    if not times or len(set(in_order)) < len(times) or [frame.pts for frame in shown] != in_order[: len(shown)]:
         return None
-    return _Index(len(in_order), np.array(in_order))
+    if len(shown) < min(_CHECKED, len(times)):
+        return None
+    return _Index(len(in_order), (shown[0].width, shown[0].height), np.array(in_order))
 
 
-def _by_decoding(path: Path) -> _Index:
+@functools.lru_cache(maxsize=2**16)
+def _by_decoding(path: Path, mtime_ns: int, size: int) -> _Index:
     """Return the index of a file all of which is decoded, and its frames if they are small."""
-    index, size = _Index(0), 0
+    index, held = _Index(), 0
     for frame in _from_start(path):
+        index.size = index.size if index.length else (frame.width, frame.height)
+        _check_size(path, index, frame)
         index.length += 1
-        size += sum(plane.buffer_size for plane in frame.planes)
-        if size <= _KEPT:
+        held += sum(plane.buffer_size for plane in frame.planes)
+        if held <= _KEPT:
             index.kept.append(frame)
-    if size > _KEPT:
+    if held > _KEPT:
         index.kept = []
     if not index.length:
         raise ValueError("no frames")
@@ -162,6 +176,8 @@ def _from_start(path: Path) -> Iterator[av.VideoFrame]:
                     raise
                 continue  # a recording without its beginning starts with its first key frame
             for frame in frames:
+                if frame.is_corrupt:  # patched up by the decoder
+                    raise ValueError("damaged frames")
                 shown = True
                 yield frame
 
@@ -203,12 +219,33 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Pack
         yield packet
 
 
+def _check_size(path: Path, index: _Index, frame: av.VideoFrame) -> None:
+    """Raise UserError if a frame has another size than the first one."""
+    if (frame.width, frame.height) != index.size:
+        was, now = (f"{width} x {height}" for width, height in (index.size, (frame.width, frame.height)))
+        raise UserError(f"the frames of the video {path} change from {was} to {now}; scale it to one size with ffmpeg")
+
+
+def _room(path: Path, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array for frames; raises UserError if it would be larger than any that is meant."""
+    size = count * int(np.prod(shape))
+    if size > MAX_BYTES:
+        raise UserError(
+            f"{count} frames of the video {path} take {size / 2**30:.1f} GiB as pixels, more than "
+            f"{MAX_BYTES / 2**30:g}; cut it or scale it down"
+        )
+    return np.empty((count, *shape), np.uint8)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file, and no other, and find the stream that ffmpeg would take; its decoder has one thread."""
     # The name of the protocol keeps what stands before a colon in a file's name from being taken for one.
     with av.open(f"file:{path.absolute()}", container_options=_OPTIONS) as container:
-        streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+        if container.format.name == "matroska,webm" and _is_cut_off(path):
+            raise ValueError("the file is cut off")
+        covers = [stream for stream in container.streams.video if stream.disposition & Disposition.attached_pic]
+        streams = [stream for stream in container.streams.video if stream not in covers and stream.codec_context]
         stream = max(streams, key=_preference)
         if stream.width * stream.height > _MAX_PIXELS:
             raise ValueError(f"frames of {stream.width} x {stream.height}")
@@ -219,6 +256,26 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 def _preference(stream: VideoStream) -> int:
     """Return what ffmpeg chooses a video stream by: the size, and what the file prefers."""
     return stream.width * stream.height + 5_000_000 * bool(stream.disposition & Disposition.default)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Return whether a Matroska file is shorter than it says; its demuxer just ends, as others do not."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    header, start = _ebml_size(head, 4)
+    place = start + header  # of the element after the header, which is the segment: an identifier of 4 bytes, its size
+    if head[place : place + 4] != b"\x18\x53\x80\x67":
+        return False
+    size, start = _ebml_size(head, place + 4)
+    return size >= 0 and start + size > path.stat().st_size
+
+
+def _ebml_size(head: bytes, place: int) -> tuple[int, int]:
+    """Return the size that is coded at a place, or -1 if it is unknown, and the place after it."""
+    length = 9 - head[place].bit_length()  # the first bit that is set tells how many bytes there are
+    bits = 7 * length
+    size = int.from_bytes(head[place : place + length], "big") & ((1 << bits) - 1)
+    return (-1 if size == (1 << bits) - 1 else size), place + length
 
 
 class _Look(NamedTuple):
@@ -250,8 +307,9 @@ class _ToRGB:
 
 def _display(frame: av.VideoFrame) -> bytes | None:
     """Return the 3 x 3 numbers by which a frame is turned and mirrored, row by row, if it is."""
+    side_data: Any = frame.side_data  # its type hints know motion vectors only
     try:
-        return bytes(frame.side_data[SideData.DISPLAYMATRIX])
+        return bytes(side_data[SideData.DISPLAYMATRIX])
     except KeyError:
         return None
 

@@ -204,7 +204,7 @@ def test_other_videos_or_a_damaged_manifest_are_refused(videos, tmp_path):
     good = manifest.read_text()
     for text, said in (
         (good[:-9], "is damaged"),
-        (good.replace("cache-1", "cache-9"), "is of the format 'latte-cache-9'"),
+        (good.replace("cache-2", "cache-9"), "is of the format 'latte-cache-9'"),
     ):
         manifest.write_text(text)
         with pytest.raises(UserError, match=said):
