@@ -146,7 +146,7 @@ class VideoDataset:
     def problem(self, number: int) -> str | None:
         """Return why the first window of a video cannot be used, or None if it can."""
         try:
-            self._window(number, 0.0, 1.0)
+            self._window(number, 0.0, 1.0, NONE_BROKEN)
         except UserError as error:
             return str(error)
         return None

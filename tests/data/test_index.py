@@ -96,7 +96,7 @@ def test_tables_as_programs_write_them_are_read(text, tmp_path):
         ),
         ("file;kind;text\na;1;x\n", "must be some of file, kind, text"),
         (
-            "video,class,caption\na,1,x\nb,1,caf\xe9\n".encode("latin-1"),
+            "video,class,caption\na,1,x\nb,1,Z\xfcrich\n".encode("latin-1"),
             "line 3 is not UTF-8; save it as text in UTF-8",
         ),
         ("video,class,caption\na,1,x\n".encode("utf-16-le"), "NUL"),
