@@ -140,7 +140,8 @@ def _rows(path: Path, file: TextIO, columns: dict[str, str]) -> Iterator[tuple[i
     header = [name.strip() for name in next(lines, (1, []))[1]]
     absent = {option: column for option, column in columns.items() if column not in header}
     if absent:
-        there = ", ".join(header) or "the names in its first line, which is empty"
+        names = [name if name.isprintable() and len(name) < 80 else _shown.repr(name) for name in header]
+        there = ", ".join(names[:30]) + ", ..." * (len(names) > 30) or "the names in its first line, which is empty"
         raise UserError(
             f"{path} has no column {', '.join(map(repr, absent.values()))}; {', '.join(absent)} must be "
             f"{'one' if len(absent) == 1 else 'some'} of {there}"
