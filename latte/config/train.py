@@ -167,7 +167,7 @@ class RunOptions(Options):
     sample_videos: int = option(4, "videos sampled at each checkpoint; 0 = none")
     sample_steps: int = option(50, "DDIM steps of the sampled videos")
     guidance_scale: float = option(1.0, "classifier-free guidance of the sampled videos; 1 = no guidance")
-    dry_run: bool = option(False, "check options, files and one sample, print what would be done, and stop")
+    dry_run: bool = option(False, "check options and files, open some videos, print what would be done, and stop")
 
     def __post_init__(self) -> None:
         super().__post_init__()

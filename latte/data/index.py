@@ -140,7 +140,8 @@ def _rows(path: Path, file: TextIO, columns: dict[str, str]) -> Iterator[tuple[i
     header = [name.strip() for name in next(lines, (1, []))[1]]
     absent = {option: column for option, column in columns.items() if column not in header}
     if absent:
-        there = ", ".join(header) or "the names in its first line, which is empty"
+        names = [name if name.isprintable() and len(name) < 80 else _shown.repr(name) for name in header]
+        there = ", ".join(names[:30]) + ", ..." * (len(names) > 30) or "the names in its first line, which is empty"
         raise UserError(
             f"{path} has no column {', '.join(map(repr, absent.values()))}; {', '.join(absent)} must be "
             f"{'one' if len(absent) == 1 else 'some'} of {there}"
@@ -221,8 +222,9 @@ def _not_utf8(path: Path) -> str:
 def _below(root: Path, name: str, where: str) -> Path:
     """Return the path of a name in a list; raises UserError if it leads out of the folder of the data."""
     path = Path(name)
-    inside = not path.is_absolute() or any(path.is_relative_to(folder) for folder in _ways(root))
-    if not inside or ".." in path.parts:
+    if path.is_absolute():
+        path = next((path.relative_to(folder) for folder in _ways(root) if path.is_relative_to(folder)), path)
+    if path.is_absolute() or ".." in path.parts:
         raise UserError(
             f"{where}: {_shown.repr(name)} leads out of data_folder {root}; name paths below it, without .., or a "
             "data_folder further up"

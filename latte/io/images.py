@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_PIXELS = 2**28  # of an image: 16384 x 16384, which takes 2 GB while it is read
-MAX_BYTES = 2**32  # of all frames of an animation
+MAX_BYTES = 2**31  # of all frames of an animation
+_COPIES = 4  # that Pillow makes of an animation's canvas, and of every webp
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # of Pillow's many: no other parser meets a file
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ANIMATED = ("WEBP", "PNG")  # what ffmpeg reads as one image; it reads a gif as a video
@@ -72,13 +73,10 @@ def read_animation(path: str | Path) -> np.ndarray:
 
     Raises UserError if it is missing, broken, or takes more than MAX_BYTES.
     """
-    frames: list[np.ndarray] = []
     with _opened(path) as image:
-        for frame in ImageSequence.Iterator(image):
-            frames.append(to_rgb(frame, path))
-            if len(frames) * frames[0].nbytes > MAX_BYTES:
-                raise UserError(f"{path} takes more than {MAX_BYTES / 2**30:g} GiB as pixels; cut or scale it down")
-        return np.stack(frames)
+        if getattr(image, "n_frames", 1) * image.width * image.height * 3 > MAX_BYTES:
+            raise UserError(f"{path} takes more than {MAX_BYTES / 2**30:g} GiB as pixels; cut or scale it down")
+        return np.stack([to_rgb(frame, path) for frame in ImageSequence.Iterator(image)])
 
 
 def to_rgb(image: Image.Image, name: str | Path) -> np.ndarray:
@@ -119,10 +117,10 @@ def _opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
                     image = Image.open(file, formats=_FORMATS)
                 finally:
                     Image.MAX_IMAGE_PIXELS = before
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; scale it down"
-                )
+            copied = image.format == "WEBP" or (image.format == "PNG" and getattr(image, "is_animated", False))
+            most = MAX_PIXELS // _COPIES if copied else MAX_PIXELS
+            if image.width * image.height > most:
+                raise UserError(f"{path} has {image.width} x {image.height} pixels, more than {most:,}; scale it down")
             yield image
     except _BROKEN as error:
         raise UserError(f"cannot read the {what} {path}; it is broken or not an image") from error
