@@ -48,12 +48,16 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         edits = {
             "flip": lambda: bytes([out[at] ^ 1 << rng.randrange(8)]) + bytes(out[at + 1 : at + size]),
             "noise": lambda: rng.randbytes(size),
-            "number": lambda: struct.pack("<Q", rng.choice((0, 1, 255, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))),
+            "number": lambda: struct.pack(
+                "<Q", rng.choice((0, 1, 255, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
+            ),
             "zeros": lambda: bytes(size),
             "copy": lambda: data[(start := rng.randrange(len(data) or 1)) : start + size],
             "more": lambda: bytes(out[at : at + size]) * rng.choice((2, 30)),
             "less": lambda: b"",
-            "mark": lambda: rng.choice((b"{", b"}", b"'", b'"', b"(", b",", b"\n", b"\0", b"\xff", b"PK\1\2", b"-", b":")),
+            "mark": lambda: rng.choice(
+                (b"{", b"}", b"'", b'"', b"(", b",", b"\n", b"\0", b"\xff", b"PK\1\2", b"-", b":")
+            ),
         }
         if out:
             out[at : at + size] = edits[rng.choice(list(edits))]()
