@@ -29,7 +29,7 @@ from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.runtime import device, ranks
 from latte.training.captions import store_captions
-from latte.training.run_folder import LOCK, lock
+from latte.training.run_folder import lock
 from latte.training.start import read_start
 
 if TYPE_CHECKING:

@@ -45,22 +45,18 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         near = rng.choice((rng.randrange(200), rng.randrange(2000), len(out) - 1 - rng.randrange(200)))
         at = max(0, min(len(out) - 1, near if rng.random() < 0.6 else rng.randrange(len(out) + 1)))
         size = rng.choice((1, 2, 4, 8, 40, 300))
-        edits = {
-            "flip": lambda: bytes([out[at] ^ 1 << rng.randrange(8)]) + bytes(out[at + 1 : at + size]),
-            "noise": lambda: rng.randbytes(size),
-            "number": lambda: struct.pack(
-                "<Q", rng.choice((0, 1, 255, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
-            ),
-            "zeros": lambda: bytes(size),
-            "copy": lambda: data[(start := rng.randrange(len(data) or 1)) : start + size],
-            "more": lambda: bytes(out[at : at + size]) * rng.choice((2, 30)),
-            "less": lambda: b"",
-            "mark": lambda: rng.choice(
-                (b"{", b"}", b"'", b'"', b"(", b",", b"\n", b"\0", b"\xff", b"PK\1\2", b"-", b":")
-            ),
-        }
-        if out:
-            out[at : at + size] = edits[rng.choice(list(edits))]()
+        there, start = bytes(out[at : at + size]), rng.randrange(len(data) or 1)
+        number = rng.choice((0, 1, 255, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
+        edits = (
+            bytes([(there or b"\0")[0] ^ 1 << rng.randrange(8)]) + there[1:],
+            rng.randbytes(size),
+            struct.pack("<Q", number),
+            bytes(size),
+            data[start : start + size],
+            there * rng.choice((0, 2, 30)),
+            rng.choice((b"{", b"}", b"'", b'"', b"(", b",", b"\n", b"\0", b"\xff", b"PK\1\2", b"-", b":")),
+        )
+        out[at : at + size] = rng.choice(edits)
         if rng.random() < 0.1:
             del out[at:]
     return bytes(out)
@@ -119,17 +115,18 @@ def mutate_archive(data: bytes, rng: random.Random) -> bytes:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     place = rng.randrange(len(members))
     name, content = members[place]
+    kind, sides = (b"|O8", b"<f8", b">f2", b"<c8", b"|V2", b"<M8"), (b"(0,", b"(9999999,", b"(-1,", b"[", b"(" * 90)
     changed = rng.choice(
         (
-            lambda: (name, mutate_bytes(content[:300], rng) + content[300:]),
-            lambda: (name, mutate_bytes(content, rng)),
-            lambda: (name, content[: rng.randrange(len(content))]),
-            lambda: (rng.choice(("text", "text.npy", "../text.npy", "", "null.npy", "a.npy")), content),
-            lambda: (name, members[rng.randrange(len(members))][1]),
-            lambda: (name, content.replace(b"<f2", rng.choice((b"|O8", b"<f8", b">f2", b"<c8", b"|V2", b"<M8")))),
-            lambda: (name, content.replace(b"(", rng.choice((b"(0,", b"(9999999,", b"(-1,", b"[", b"(" * 90)), 1)),
+            (name, mutate_bytes(content[:300], rng) + content[300:]),
+            (name, mutate_bytes(content, rng)),
+            (name, content[: rng.randrange(len(content))]),
+            (rng.choice(("text", "text.npy", "../text.npy", "", "null.npy", "a.npy")), content),
+            (name, members[rng.randrange(len(members))][1]),
+            (name, content.replace(b"<f2", rng.choice(kind))),
+            (name, content.replace(b"(", rng.choice(sides), 1)),
         )
-    )()
+    )
     members[place : place + 1] = [changed] * rng.choice((1, 1, 1, 0, 2))
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
