@@ -157,8 +157,8 @@ class Cache:
             if not np.isfinite(frame).all():
                 entry = self._videos[bisect.bisect_right(self._first_rows, row) - 1]
                 raise BrokenVideoError(
-                    f"the cached video {entry.path} in {self.folder / entry.file} is broken: its latents are damaged or "
-                    f"not finite numbers; {REMEDY}",
+                    f"the cached video {entry.path} in {self.folder / entry.file} is broken: its latents are "
+                    f"damaged or not finite numbers; {REMEDY}",
                     Path(entry.path),
                 )
         return out

@@ -2,7 +2,7 @@
 
 PYTHONPATH=. python tests/support/fuzz.py FOLDER FIRST_SEED COUNT [KIND ...]
 
-A mutant depends on its seed and kind alone. A child reads them, with 2 GiB more memory than it begins with and ten seconds
+A mutant depends on its seed and kind alone. A child reads them, with 2 GiB more memory than it begins with and ten s
 for each. An outcome is "accepted", "sentence" (a UserError of one printable line), or one of the failures: the name of
 another exception, "ugly message", "hang", "crash".
 """
