@@ -1,6 +1,6 @@
 """Damage files that training reads, read them as the programs do, and count what happens to each.
 
-PYTHONPATH=. python tests/support/fuzz.py FOLDER FIRST_SEED COUNT [KIND ...]
+PYTHONPATH=tests:. python tests/support/fuzz.py FOLDER FIRST_SEED COUNT [KIND ...]
 
 A mutant depends on its seed and kind alone. A child reads them, with 2 GiB more memory than it begins with and ten s
 for each. An outcome is "accepted", "sentence" (a UserError of one printable line), or one of the failures: the name of
@@ -13,6 +13,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -26,6 +27,8 @@ from pathlib import Path
 
 KINDS = ("manifest", "npy", "mindrecord", "npz_clip", "npz_t5", "csv", "yaml", "ranks", "metrics", "video")
 FINE = ("accepted", "sentence")
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 ODD = [
     *(None, True, False, 0, -1, 1, 7, 2**31, 2**63, 2**70, -(2**63), 0.5, -0.0, float("nan"), float("inf"), 1e308),
     *("", "x", "..", "../x", "/dev/zero", "a\0b", "\ud800", "\x1b[2J\n", "9" * 400, "<f2", "nan"),
@@ -163,11 +166,12 @@ def mutate(whole: Path, to: Path, seed: int) -> str:
 def prepare(kind: str, folder: Path) -> None:
     """Write whole files of a kind into a new folder."""
     import numpy as np
+    from support.cache import write_cache
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     if kind in ("manifest", "npy", "mindrecord"):
-        _prepare_cache(folder, "mindrecord" if kind == "mindrecord" else "numpy", rng)
+        write_cache(folder, "mindrecord" if kind == "mindrecord" else "numpy")
     elif kind == "npz_clip":
         text = rng.normal(size=(2, 77, 768)).astype(np.float16)
         np.savez(folder / "a.npz", captions=np.array(["sun", "moon"]), text=text, null=text[0])
@@ -201,32 +205,6 @@ def prepare(kind: str, folder: Path) -> None:
         (folder / "b").mkdir()
         for number, suffix in enumerate(("png", "jpg", "jpeg")):
             Image.fromarray(frames[number]).save(folder / "b" / f"x_{number}.{suffix}")
-
-
-def _prepare_cache(folder: Path, file_type: str, rng) -> None:
-    """Write a cache of three videos of six frames; the third one is in a journal only."""
-    import numpy as np
-
-    from latte.data.cache import Cache, Entry, file_hash
-    from latte.data.records import checksums, structure_hash, write_records
-
-    settings = {"vae_checkpoint": "f" * 64, "image_size": 16, "transform": "crop_resize", "sd_scale_factor": 0.18215}
-    settings |= {"cache_dtype": "fp16", "cache_file_type": file_type, "flip": True, "frame_shape": [8, 2, 2]}
-    cache = Cache(folder, settings, ["day", "night"], 3)
-    for number in range(3):
-        moments = rng.normal(size=(2, 6, 8, 2, 2)).astype(np.float16)
-        file, structure = folder / f"{number:08d}.{'npy' if file_type == 'numpy' else file_type}", ""
-        if file_type == "numpy":
-            np.save(file, moments)
-            with file.open("ab") as out:
-                out.write(b"".join(checksums(variant).tobytes() for variant in moments))
-        else:
-            write_records(file, [moments])
-            structure = structure_hash(file)
-        entry = Entry(number, f"v{number}", number % 2, "sun", 6, file.name, file_hash(file), structure=structure)
-        cache.note(entry, 0)
-        if number == 1:
-            cache.save()
 
 
 def read(kind: str, folder: Path) -> None:
@@ -406,7 +384,8 @@ def campaign(folder: Path, first: int, count: int, kinds: tuple[str, ...] = KIND
         while seed < first + count:
             command = [sys.executable, __file__, "--child", folder, str(seed), str(first + count - seed), kind]
             limit = 60 + 2 * (first + count - seed)
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+            silent = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            with subprocess.Popen(command, env=ENVIRONMENT, text=True, **silent) as child:
                 try:
                     out, died = child.communicate(timeout=limit)[0], "crash"
                 except subprocess.TimeoutExpired:
