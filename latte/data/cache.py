@@ -155,31 +155,25 @@ class Cache:
         return self.moments(frames, dict(zip(needed, self.read_rows(needed), strict=True)))
 
     def read_rows(self, rows: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the bytes of rows of MindRecord; raises UserError if they cannot be read."""
-        return read_rows(self.files, rows)
+        """Yield the moments (frames, 2 L, h, w) of rows of MindRecord; raises UserError if they cannot be read."""
+        return read_rows(self.files, rows, self.frame_shape, self.dtype)
 
     def moments(self, places: np.ndarray, rows: Mapping[int, np.ndarray]) -> np.ndarray:
         """Return the moments (n, 2 L, h, w) float32 of frames, given by their rows and places in these (n, 2).
 
-        Raises BrokenVideoError if one is damaged or not finite.
+        Raises BrokenVideoError if one is missing, damaged or not finite.
         """
-        return np.concatenate([self._frame(row, place, rows[row]) for row, place in places.tolist()])
-
-    def _frame(self, row: int, place: int, data: np.ndarray) -> np.ndarray:
-        first = bisect.bisect_right(self._first_rows, row) - 1
-        entry = self._videos[first]
-        segments = math.ceil(entry.frames / self.segment)
-        count = min(self.segment, entry.frames - (row - self._first_rows[first]) % segments * self.segment)
-        size = math.prod(self.frame_shape) * self.dtype.itemsize
-        path = Path(entry.path)
-        if data.nbytes not in (count * size, count * (size + 4)):
-            raise BrokenVideoError(f"the cached video {path} in {entry.file} is damaged; {REMEDY}", path)
-        frame = np.frombuffer(data, self.dtype, size // self.dtype.itemsize, place * size)
-        expected = data[count * size :].view("<u4")[place : place + 1] if data.nbytes > count * size else None
-        try:
-            return check_frames(frame.reshape(1, *self.frame_shape), expected, f"the cached video {path}")
-        except UserError as error:
-            raise BrokenVideoError(str(error), path) from error
+        out = np.full((len(places), *self.frame_shape), np.nan, np.float32)
+        for frame, (row, place) in zip(out, places.tolist(), strict=True):
+            frame[:] = rows[row][place] if place < len(rows[row]) else np.nan
+            if not np.isfinite(frame).all():
+                entry = self._videos[bisect.bisect_right(self._first_rows, row) - 1]
+                raise BrokenVideoError(
+                    f"the cached video {entry.path} in {self.folder / entry.file} is broken: its latents are "
+                    f"damaged or not finite numbers; {REMEDY}",
+                    Path(entry.path),
+                )
+        return out
 
     @property
     def has_records(self) -> bool:

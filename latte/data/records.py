@@ -96,10 +96,12 @@ class RecordClip:
         return np.stack((first + indices // self._segment, indices % self._segment), axis=1)
 
 
-def read_rows(files: Sequence[Path], rows: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the bytes of rows, which are counted over all files; not more rows than there are.
+def read_rows(
+    files: Sequence[Path], rows: Sequence[int] | np.ndarray, frame_shape: tuple[int, ...], dtype: np.dtype
+) -> Iterator[np.ndarray]:
+    """Yield the moments (frames, 2 L, h, w) of rows, which are counted over all files; not more rows than there are.
 
-    Raises UserError if a file is missing or damaged.
+    A frame that differs from its checksum is NaN. Raises UserError if a file is missing or MindSpore cannot read it.
     """
     try:
         dataset = ms.dataset.MindDataset(
@@ -108,12 +110,30 @@ def read_rows(files: Sequence[Path], rows: Sequence[int] | np.ndarray) -> Iterat
             sampler=ms.dataset.SubsetSampler(list(map(int, rows))),
             num_parallel_workers=1,
         )
-        for (moments,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
-            yield np.frombuffer(moments.tobytes(), np.uint8)
+        for (stored,) in dataset.create_tuple_iterator(num_epochs=1, output_numpy=True):
+            yield _frames_of(stored.tobytes(), frame_shape, dtype)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot read the records of {files[0].parent}; run tools/embedding_cache.py --verify"
         ) from error
+
+
+def _frames_of(data: bytes, frame_shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return the frames of a row, with NaN in those that differ from their checksums; none if its size is impossible.
+
+    Rows of older caches have no checksums. With tiny frames a size may mean either; then checksums are what fits.
+    """
+    size = math.prod(frame_shape) * dtype.itemsize
+    count, more = divmod(len(data), size + 4)
+    if not more:
+        frames = np.frombuffer(data, dtype, count * math.prod(frame_shape)).reshape(count, *frame_shape)
+        whole = checksums(frames) == np.frombuffer(data, "<u4", count, count * size)
+        if whole.all():
+            return frames
+        if whole.any() or len(data) % size:
+            return np.where(whole.reshape(-1, *[1] * len(frame_shape)), frames, np.nan).astype(dtype)
+    count = 0 if len(data) % size else len(data) // size
+    return np.frombuffer(data, dtype, count * math.prod(frame_shape)).reshape(count, *frame_shape)
 
 
 def structure_hash(path: Path) -> str:

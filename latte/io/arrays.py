@@ -103,8 +103,9 @@ def read_npz(path: str | Path, names: Sequence[str], optional: Sequence[str] = (
     except MemoryError:
         raise UserError(f"{path} does not fit in memory") from None
     except (*_ZIP_ERRORS, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "it is cut off"
-        raise UserError(f"{path} is no .npz file with {', '.join(names)}: {reason.splitlines()[0]}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)[:200] or "it is cut off"
+        shown = "".join(character if character.isprintable() else "?" for character in reason)
+        raise UserError(f"{path} is no .npz file with {', '.join(names)}: {shown}") from error
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

@@ -1,8 +1,10 @@
 """The latent cache: what is stored, both formats, training from it, interruptions, and caches that do not fit."""
 
 import dataclasses
+import errno
 import itertools
 import json
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -145,6 +147,47 @@ def test_going_on_rewrites_nothing_and_ends_with_the_same_files(kind, videos, tm
     assert "Start Video Index: 2.\n" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == when for path, when in there.items())
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_what_is_said_counts_every_frame_and_names_the_folder_and_what_comes_next(videos, tmp_path, caplog, capsys):
+    with caplog.at_level("INFO", "latte"):
+        make_cache(options(videos / "day", tmp_path / "c"))
+    assert "14 frames encoded" in caplog.text  # 5 and 9: the first slice, which is not timed, is counted
+    assert f"the latents of 2 videos are in {tmp_path / 'c'}; train from them with train.py" in caplog.text
+    assert capsys.readouterr().out == "Start Video Index: 0.\nSaving Attempts: 1: save 2 videos, failed 0 videos.\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(videos, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot make cache_folder .*file/c: Not a directory; name another one"):
+        make_cache(options(videos, tmp_path / "file" / "c"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".git").mkdir()  # foreign, and a leftover of a process that was killed before the manifest
+    (tmp_path / "c" / ".manifest-abcdefgh.json").write_bytes(b"{")
+    write = Path.unlink
+
+    def read_only(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(UserError, match=r"cannot remove what an interrupted run left in .*: Read-only file system"):
+        make_cache(options(videos / "day", tmp_path / "c"))
+    monkeypatch.setattr(Path, "unlink", write)
+    assert make_cache(options(videos / "day", tmp_path / "c")).failed == 0
+    assert sorted(path.name for path in (tmp_path / "c").iterdir() if path.name.startswith(".")) == [".git", ".lock"]
+
+
+def test_latents_that_do_not_fit_are_a_failed_video(videos, tmp_path, monkeypatch):
+    moments, calls = Codec.moments, []
+
+    def overflows_first(codec, frames):
+        calls.append(len(frames))
+        return moments(codec, frames) + np.float32(1e6 if len(calls) == 1 else 0)
+
+    monkeypatch.setattr(Codec, "moments", overflows_first)
+    assert make_cache(options(videos / "day", tmp_path / "c")).failed == 1
+    failed = read_cache(tmp_path / "c").entries[0].error
+    assert "day/a has latents that are not finite as float16; try cache_dtype fp32" in failed
 
 
 def test_verify_finds_a_damaged_file_which_is_made_again(videos, tmp_path, capsys):

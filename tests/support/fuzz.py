@@ -1,8 +1,8 @@
 """Damage files that training reads, read them as the programs do, and count what happens to each.
 
-PYTHONPATH=. python tests/support/fuzz.py FOLDER FIRST_SEED COUNT [KIND ...]
+PYTHONPATH=tests:. python tests/support/fuzz.py FOLDER FIRST_SEED COUNT [KIND ...]
 
-A mutant depends on its seed and kind alone. A child reads them, with 2 GiB more memory than it begins with and ten seconds
+A mutant depends on its seed and kind alone. A child reads them, with 2 GiB more memory than it begins with and ten s
 for each. An outcome is "accepted", "sentence" (a UserError of one printable line), or one of the failures: the name of
 another exception, "ugly message", "hang", "crash".
 """
@@ -13,6 +13,7 @@ import contextlib
 import copy
 import io
 import json
+import os
 import random
 import shutil
 import signal
@@ -26,6 +27,8 @@ from pathlib import Path
 
 KINDS = ("manifest", "npy", "mindrecord", "npz_clip", "npz_t5", "csv", "yaml", "ranks", "metrics", "video")
 FINE = ("accepted", "sentence")
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 ODD = [
     *(None, True, False, 0, -1, 1, 7, 2**31, 2**63, 2**70, -(2**63), 0.5, -0.0, float("nan"), float("inf"), 1e308),
     *("", "x", "..", "../x", "/dev/zero", "a\0b", "\ud800", "\x1b[2J\n", "9" * 400, "<f2", "nan"),
@@ -45,18 +48,18 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         near = rng.choice((rng.randrange(200), rng.randrange(2000), len(out) - 1 - rng.randrange(200)))
         at = max(0, min(len(out) - 1, near if rng.random() < 0.6 else rng.randrange(len(out) + 1)))
         size = rng.choice((1, 2, 4, 8, 40, 300))
-        edits = {
-            "flip": lambda: bytes([out[at] ^ 1 << rng.randrange(8)]) + bytes(out[at + 1 : at + size]),
-            "noise": lambda: rng.randbytes(size),
-            "number": lambda: struct.pack("<Q", rng.choice((0, 1, 255, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))),
-            "zeros": lambda: bytes(size),
-            "copy": lambda: data[(start := rng.randrange(len(data) or 1)) : start + size],
-            "more": lambda: bytes(out[at : at + size]) * rng.choice((2, 30)),
-            "less": lambda: b"",
-            "mark": lambda: rng.choice((b"{", b"}", b"'", b'"', b"(", b",", b"\n", b"\0", b"\xff", b"PK\1\2", b"-", b":")),
-        }
-        if out:
-            out[at : at + size] = edits[rng.choice(list(edits))]()
+        there, start = bytes(out[at : at + size]), rng.randrange(len(data) or 1)
+        number = rng.choice((0, 1, 255, 2**16, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1))
+        edits = (
+            bytes([(there or b"\0")[0] ^ 1 << rng.randrange(8)]) + there[1:],
+            rng.randbytes(size),
+            struct.pack("<Q", number),
+            bytes(size),
+            data[start : start + size],
+            there * rng.choice((0, 2, 30)),
+            rng.choice((b"{", b"}", b"'", b'"', b"(", b",", b"\n", b"\0", b"\xff", b"PK\1\2", b"-", b":")),
+        )
+        out[at : at + size] = rng.choice(edits)
         if rng.random() < 0.1:
             del out[at:]
     return bytes(out)
@@ -115,17 +118,18 @@ def mutate_archive(data: bytes, rng: random.Random) -> bytes:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     place = rng.randrange(len(members))
     name, content = members[place]
+    kind, sides = (b"|O8", b"<f8", b">f2", b"<c8", b"|V2", b"<M8"), (b"(0,", b"(9999999,", b"(-1,", b"[", b"(" * 90)
     changed = rng.choice(
         (
-            lambda: (name, mutate_bytes(content[:300], rng) + content[300:]),
-            lambda: (name, mutate_bytes(content, rng)),
-            lambda: (name, content[: rng.randrange(len(content))]),
-            lambda: (rng.choice(("text", "text.npy", "../text.npy", "", "null.npy", "a.npy")), content),
-            lambda: (name, members[rng.randrange(len(members))][1]),
-            lambda: (name, content.replace(b"<f2", rng.choice((b"|O8", b"<f8", b">f2", b"<c8", b"|V2", b"<M8")))),
-            lambda: (name, content.replace(b"(", rng.choice((b"(0,", b"(9999999,", b"(-1,", b"[", b"(" * 90)), 1)),
+            (name, mutate_bytes(content[:300], rng) + content[300:]),
+            (name, mutate_bytes(content, rng)),
+            (name, content[: rng.randrange(len(content))]),
+            (rng.choice(("text", "text.npy", "../text.npy", "", "null.npy", "a.npy")), content),
+            (name, members[rng.randrange(len(members))][1]),
+            (name, content.replace(b"<f2", rng.choice(kind))),
+            (name, content.replace(b"(", rng.choice(sides), 1)),
         )
-    )()
+    )
     members[place : place + 1] = [changed] * rng.choice((1, 1, 1, 0, 2))
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
@@ -162,11 +166,12 @@ def mutate(whole: Path, to: Path, seed: int) -> str:
 def prepare(kind: str, folder: Path) -> None:
     """Write whole files of a kind into a new folder."""
     import numpy as np
+    from support.cache import write_cache
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     if kind in ("manifest", "npy", "mindrecord"):
-        _prepare_cache(folder, "mindrecord" if kind == "mindrecord" else "numpy", rng)
+        write_cache(folder, "mindrecord" if kind == "mindrecord" else "numpy")
     elif kind == "npz_clip":
         text = rng.normal(size=(2, 77, 768)).astype(np.float16)
         np.savez(folder / "a.npz", captions=np.array(["sun", "moon"]), text=text, null=text[0])
@@ -200,32 +205,6 @@ def prepare(kind: str, folder: Path) -> None:
         (folder / "b").mkdir()
         for number, suffix in enumerate(("png", "jpg", "jpeg")):
             Image.fromarray(frames[number]).save(folder / "b" / f"x_{number}.{suffix}")
-
-
-def _prepare_cache(folder: Path, file_type: str, rng) -> None:
-    """Write a cache of three videos of six frames; the third one is in a journal only."""
-    import numpy as np
-
-    from latte.data.cache import Cache, Entry, file_hash
-    from latte.data.records import checksums, structure_hash, write_records
-
-    settings = {"vae_checkpoint": "f" * 64, "image_size": 16, "transform": "crop_resize", "sd_scale_factor": 0.18215}
-    settings |= {"cache_dtype": "fp16", "cache_file_type": file_type, "flip": True, "frame_shape": [8, 2, 2]}
-    cache = Cache(folder, settings, ["day", "night"], 3)
-    for number in range(3):
-        moments = rng.normal(size=(2, 6, 8, 2, 2)).astype(np.float16)
-        file, structure = folder / f"{number:08d}.{'npy' if file_type == 'numpy' else file_type}", ""
-        if file_type == "numpy":
-            np.save(file, moments)
-            with file.open("ab") as out:
-                out.write(b"".join(checksums(variant).tobytes() for variant in moments))
-        else:
-            write_records(file, [moments])
-            structure = structure_hash(file)
-        entry = Entry(number, f"v{number}", number % 2, "sun", 6, file.name, file_hash(file), structure=structure)
-        cache.note(entry, 0)
-        if number == 1:
-            cache.save()
 
 
 def read(kind: str, folder: Path) -> None:
@@ -405,7 +384,8 @@ def campaign(folder: Path, first: int, count: int, kinds: tuple[str, ...] = KIND
         while seed < first + count:
             command = [sys.executable, __file__, "--child", folder, str(seed), str(first + count - seed), kind]
             limit = 60 + 2 * (first + count - seed)
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+            silent = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            with subprocess.Popen(command, env=ENVIRONMENT, text=True, **silent) as child:
                 try:
                     out, died = child.communicate(timeout=limit)[0], "crash"
                 except subprocess.TimeoutExpired:
