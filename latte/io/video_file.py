@@ -40,7 +40,6 @@ _CONTAINERS = (
 )
 _OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
 _JUMPS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}, {"h264", "hevc", "av1", "libdav1d", "vp9"}
-_PROGRESSIVE = (0, 1)  # or unknown; a packet of other streams may be half a frame
 _CHECKED = 16  # frames at the start that must come when the packets say
 _FAR = 48  # frames; so many are decoded in the time of a jump
 _KEPT = 64 * 2**20  # bytes of frames that are kept if all had to be decoded to count them
@@ -125,8 +124,7 @@ def _by_packets(path: Path, mtime_ns: int, size: int) -> _Index | None:
     """Return the index of a file without decoding it, or None where its packets cannot be trusted."""
     with _opened(path) as (container, stream):
         containers, codecs = _JUMPS
-        codec = stream.codec_context
-        if container.format.name not in containers or codec.name not in codecs or codec.field_order not in _PROGRESSIVE:
+        if container.format.name not in containers or stream.codec_context.name not in codecs:
             return None
         times: list[int | None] = []
         shown: list[av.VideoFrame] = []
@@ -141,8 +139,8 @@ def _by_packets(path: Path, mtime_ns: int, size: int) -> _Index | None:
     in_order = sorted(time for time in times if time is not None)
     if not times or len(set(in_order)) < len(times) or [frame.pts for frame in shown] != in_order[: len(shown)]:
         return None
-    if len(shown) < min(_CHECKED, len(times)):
-        return None
+    if len(shown) < min(_CHECKED, len(times)) or any(frame.interlaced_frame for frame in shown):
+        return None  # a packet of an interlaced stream may be half a frame
     return _Index(len(in_order), (shown[0].width, shown[0].height), np.array(in_order))
 
 
