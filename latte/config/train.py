@@ -169,7 +169,7 @@ class RunOptions(Options):
     vae_check: bool = option(
         True, "at the start reconstruct frames of the data, write them to vae.png, and warn if the autoencoder is poor"
     )
-    dry_run: bool = option(False, "check options, files and one sample, print what would be done, and stop")
+    dry_run: bool = option(False, "check options and files, open some videos, print what would be done, and stop")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from latte.data.transforms import to_pixels
 from latte.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from latte.config import DataOptions
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_TRIES = 256  # broken or short videos in a row before the data set is given up
 MAX_SKIPPED = 8  # of them are reported with a sample; and tries for a single image
 _ORDER, _WINDOW = 1, 2  # streams of random numbers
+NONE_BROKEN: Mapping[Path, str] = MappingProxyType({})
 
 
 def stream(seed: int, position: int, kind: int) -> np.random.Generator:
@@ -48,6 +50,9 @@ class Store(Protocol):
     def open(self, record: Record) -> Clip:
         """Return the video of a record; raises UserError if it is missing or broken."""
 
+    def load(self, frames: np.ndarray) -> np.ndarray:
+        """Return the frames that a clip of this store has read; raises UserError if they turn out to be broken."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PixelStore:
@@ -64,6 +69,10 @@ class PixelStore:
     def open(self, record: Record) -> Clip:
         """Return the video of a record; raises UserError if it is missing or broken."""
         return PixelClip(record.path, self)
+
+    def load(self, frames: np.ndarray) -> np.ndarray:
+        """Return the frames as they are."""
+        return frames
 
 
 class PixelClip:
@@ -102,18 +111,19 @@ class VideoDataset:
     def __len__(self) -> int:
         return len(self.index.records)
 
-    def sample(self, position: int) -> Sample:
+    def sample(self, position: int, broken: Mapping[Path, str] = NONE_BROKEN) -> Sample:
         """Return the sample at a position; a broken or short video is skipped for the next one in the order.
 
-        A broken single image is skipped for another one. Raises UserError if too many in a row are.
+        A broken single image is skipped for another one, and so are the records whose paths are in `broken`, which
+        says why. Raises UserError if too many in a row are.
         """
         epoch, place = divmod(position, len(self))
         tries = np.take(self._order(epoch), range(place, place + min(MAX_TRIES, len(self))), mode="wrap")
         rng = stream(self.seed, position, _WINDOW)
         where, mirrored = rng.random(2)
         skipped: list[int] = []
-        record, x = _first_usable(tries, lambda number: self._window(number, where, mirrored), skipped)
-        images = [self._image(rng, skipped) for _ in range(self.options.images_per_video)]
+        record, x = _first_usable(tries, lambda number: self._window(number, where, mirrored, broken), skipped)
+        images = [self._image(rng, skipped, broken) for _ in range(self.options.images_per_video)]
         labels = [self._records[number].label for number in (record, *[number for number, _ in images])]
         if images:
             x = np.concatenate([x, *[image for _, image in images]])
@@ -126,12 +136,20 @@ class VideoDataset:
         try:
             clip = self.store.open(self._records[number])
             for start in range(0, clip.length, self.num_frames):
-                clip.read(np.arange(start, min(start + self.num_frames, clip.length)), False)
+                self.store.load(clip.read(np.arange(start, min(start + self.num_frames, clip.length)), False))
             if number < len(self):
                 self._starts(number, clip.length)
         except UserError as error:
             return str(error)
         return f"{self._records[number].path} could not be read for a while"
+
+    def problem(self, number: int) -> str | None:
+        """Return why the first window of a video cannot be used, or None if it can."""
+        try:
+            self._window(number, 0.0, 1.0, NONE_BROKEN)
+        except UserError as error:
+            return str(error)
+        return None
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return stream(self.seed, epoch, _ORDER).permutation(len(self))
@@ -146,20 +164,28 @@ class VideoDataset:
             )
         return length - self.num_frames * stride + 1
 
-    def _window(self, number: int, where: float, mirrored: float) -> np.ndarray:
+    def _open(self, number: int, broken: Mapping[Path, str]) -> Clip:
+        record = self._records[number]
+        if record.path in broken:
+            raise UserError(broken[record.path])
+        return self.store.open(record)
+
+    def _window(self, number: int, where: float, mirrored: float, broken: Mapping[Path, str]) -> np.ndarray:
         """Return a window whose start, from 0 to 1 of what fits, is `where`."""
-        clip = self.store.open(self._records[number])
+        clip = self._open(number, broken)
         start = int(where * self._starts(number, clip.length))
         return clip.read(start + self.options.sample_stride * np.arange(self.num_frames), self._flips(mirrored))
 
-    def _image(self, rng: np.random.Generator, skipped: list[int]) -> tuple[int, np.ndarray]:
+    def _image(
+        self, rng: np.random.Generator, skipped: list[int], broken: Mapping[Path, str]
+    ) -> tuple[int, np.ndarray]:
         """Return the number of a record, and an image of it as (1, C, H, W)."""
         first, end = (len(self), len(self._records)) if self.index.images else (0, len(self))
         tries = first + rng.choice(end - first, min(MAX_SKIPPED, end - first), replace=False)
         where, mirrored = rng.random(2)
 
         def read(number: int) -> np.ndarray:
-            clip = self.store.open(self._records[number])
+            clip = self._open(number, broken)
             return clip.read(np.array([int(where * clip.length)]), self._flips(mirrored))
 
         return _first_usable(tries, read, skipped)

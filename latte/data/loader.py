@@ -5,25 +5,26 @@ from __future__ import annotations
 import gc
 import math
 import os
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
 
-from latte.data.cache import Cache
+from latte.data.cache import BrokenVideoError, Cache
 from latte.data.dataset import Sample, VideoDataset, stream
-from latte.data.records import read_rows
+from latte.data.text_embeddings import caption_list, check_finite
 from latte.errors import UserError
+from latte.io.arrays import read_npz
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from latte.data.text_embeddings import Captions
 
 _CHUNK = 256  # samples whose MindRecord rows are read in one go
 _NOISE = 3  # a stream of random numbers
+_CLIP_TEXT = (77, 768)  # tokens and width of an embedding
 _MARK = "UserError: "  # how MindSpore quotes ours in an error of its own
 _AHEAD = 256 * 2**20  # bytes that each of MindSpore's queues may hold, at least 2 batches; 16 of 128 frames took 4 GB
 
@@ -116,11 +117,21 @@ class _RecordRows:
         yield from self._read(chunk, wanted)
 
     def _read(self, chunk: list[tuple[int, Sample, np.ndarray]], wanted: list[int]) -> Iterator[tuple[np.ndarray, ...]]:
-        stored = read_rows(self.cache.files, wanted, self.cache.frame_shape, self.cache.dtype)
+        stored = self.cache.read_rows(wanted)
         for position, sample, needed in chunk:
-            rows = {number: next(stored) for number in needed}
-            x = np.stack([rows[number][place] for number, place in sample.x]).astype(np.float32)
-            yield self.rows.source.complete(position, sample._replace(x=x))
+            yield self._complete(position, sample, {number: next(stored) for number in needed})
+
+    def _complete(self, position: int, sample: Sample, rows: Mapping[int, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Return a sample with its moments out of rows; a video whose moments are damaged is skipped for the next."""
+        source, broken = self.rows.source, dict[Path, str]()
+        while True:
+            try:
+                return source.complete(position, sample._replace(x=self.cache.moments(sample.x, rows)))
+            except BrokenVideoError as error:
+                broken[error.path] = str(error)
+            sample = source.dataset.sample(position, broken)
+            needed = np.unique(sample.x[:, 0])
+            rows = dict(zip(needed, self.cache.read_rows(needed), strict=True))
 
 
 def make_loader(
@@ -169,17 +180,19 @@ def read_text(path: str, captions: list[str]) -> tuple[np.ndarray, np.ndarray, n
     caption is missing.
     """
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            known, text, null = file["captions"], file["text"].astype(np.float32), file["null"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"text_embeddings {path} is no .npz with captions, text and null: {error}") from error
-    places = {str(caption): place for place, caption in enumerate(known)}
-    if text.shape != (len(known), 77, 768) or null.shape != (77, 768):
-        raise UserError(
-            f"text_embeddings {path} has text {text.shape} and null {null.shape}, but for its {len(known)} captions "
-            f"these must be ({len(known)}, 77, 768) and (77, 768)"
-        )
+        file = read_npz(path, ("captions", "text", "null"))
+        known, text, null = caption_list(path, file["captions"]), file["text"], file["null"]
+        if text.shape != (len(known), *_CLIP_TEXT) or null.shape != _CLIP_TEXT:
+            raise UserError(
+                f"{path} has text {text.shape} and null {null.shape}, but for its {len(known)} captions "
+                f"these must be {(len(known), *_CLIP_TEXT)} and {_CLIP_TEXT}"
+            )
+        check_finite(path, text=text, null=null)
+    except UserError as error:
+        raise UserError(f"text_embeddings {error}; see docs/sample.md") from error
+    places = {caption: place for place, caption in enumerate(known)}
     missing = [caption for caption in captions if caption not in places]
     if missing:
         raise UserError(f"text_embeddings {path} has no embedding of {len(missing)} captions, such as {missing[0]!r}")
-    return text, np.array([places[caption] for caption in captions]), null
+    places_of = np.array([places[caption] for caption in captions])
+    return text.astype(np.float32), places_of, null.astype(np.float32)

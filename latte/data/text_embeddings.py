@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latte.errors import UserError
+from latte.io.arrays import read_npz
 from latte.io.atomic import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 REMEDY = "make it with tools/embedding_cache.py and the options of this training"
 
@@ -76,20 +76,38 @@ class Captions:
 
 def read_captions(path: str | Path) -> tuple[Captions, str]:
     """Return the embeddings of a file, and the fingerprint of their encoder; raises UserError if it holds none."""
+    names = ("captions", "text", "null", "null_mask", "encoder")
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            if "mask" not in file.files:
-                raise UserError(f"text_embeddings {path} has no mask, so it is not T5's but CLIP's; {REMEDY}")
-            known, text, mask = file["captions"].tolist(), file["text"], file["mask"].astype(np.int32)
-            null, null_mask, encoder = file["null"], file["null_mask"].astype(np.int32), str(file["encoder"])
-    except FileNotFoundError:
-        raise UserError(f"text_embeddings {path} does not exist; {REMEDY}") from None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"text_embeddings {path} is no .npz of T5 embeddings: {error}; {REMEDY}") from error
-    fits = mask.shape == (len(known), *null_mask.shape) and text.ndim == null.ndim == 2 and null_mask.ndim == 1
-    if not fits or len(text) != (mask > 0).sum() or len(null) != (null_mask > 0).sum():
-        raise UserError(f"text_embeddings {path} is damaged: its masks do not fit its embeddings; {REMEDY}")
-    return Captions(known, text, _starts(mask), mask, null, null_mask), encoder
+        file = read_npz(path, names, ("mask",))
+        if "mask" not in file:
+            raise UserError(f"{path} has no mask, so it is not T5's but CLIP's")
+        text, null, mask, null_mask = (file[name] for name in ("text", "null", "mask", "null_mask"))
+        known = caption_list(path, file["captions"])
+        fits = mask.shape == (len(known), *null_mask.shape) and text.ndim == null.ndim == 2 and null_mask.ndim == 1
+        fits = fits and text.shape[1] == null.shape[1] and mask.dtype.kind in "biu" and null_mask.dtype.kind in "biu"
+        if not fits or len(text) != (mask > 0).sum() or len(null) != (null_mask > 0).sum():
+            raise UserError(f"{path} is damaged: its masks do not fit its embeddings")
+        check_finite(path, text=text, null=null)
+    except UserError as error:
+        raise UserError(f"text_embeddings {error}; {REMEDY}") from error
+    mask, null_mask = mask.astype(np.int32), null_mask.astype(np.int32)
+    return Captions(known, text, _starts(mask), mask, null, null_mask), str(file["encoder"])
+
+
+def caption_list(path: str | Path, captions: np.ndarray) -> list[str]:
+    """Return the captions of a file; raises UserError if they are not a list of texts."""
+    if captions.ndim != 1 or captions.dtype.kind != "U":
+        raise UserError(f"{path}: its captions are no list of texts, but {captions.dtype} {captions.shape}")
+    return captions.tolist()
+
+
+def check_finite(path: str | Path, **arrays: np.ndarray) -> None:
+    """Raise UserError unless these embeddings of a file are numbers that are finite as float32."""
+    for name, values in arrays.items():
+        with np.errstate(over="ignore"):
+            finite = values.dtype.kind == "f" and np.isfinite(values.astype(np.float32, copy=False)).all()
+        if not finite:
+            raise UserError(f"{path}: its {name!r} holds values that are not finite numbers")
 
 
 def _starts(mask: np.ndarray) -> np.ndarray:

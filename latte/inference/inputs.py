@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from latte.components.runs import run_of
 from latte.diffusion.scheduler_config import solver_of
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
+from latte.io.arrays import read_npz
 from latte.models.latte import CLIP_TEXT, LatteConfig
 from latte.models.latte_t2v import LatteT2VConfig
 
@@ -212,13 +212,15 @@ def read_text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     Raises UserError if the file cannot be read or its arrays have other shapes or are not floating point.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            text, null = file["text"], file["null"][None] if "null" in file else None
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"text_embeddings {path} is not an .npz file with an array 'text': {error}") from error
+        file = read_npz(path, ("text",), ("null",))
+    except UserError as error:
+        raise UserError(f"text_embeddings {error}; see docs/sample.md") from error
+    text, null = file["text"], file["null"][None] if "null" in file else None
     for name, array in (("text", text), ("null", null)):
-        if array is not None and (array.shape[1:] != CLIP_TEXT or not len(array) or array.dtype.kind != "f"):
-            raise UserError(f"text_embeddings {path}: '{name}' is {array.dtype} {array.shape}; see docs/sample.md")
+        if array is not None and (array.shape[1:] != CLIP_TEXT or array.dtype.kind != "f"):
+            raise UserError(f"text_embeddings {path}: {name!r} is {array.dtype} {array.shape}; see docs/sample.md")
+        if array is not None and not np.isfinite(array).all():
+            raise UserError(f"text_embeddings {path}: {name!r} holds values that are not finite; make it again")
     return text, null
 
 

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import queue
+import re
 import shutil
 import threading
 import time
@@ -18,18 +19,19 @@ from tqdm import tqdm
 
 from latte.components.codec import Codec
 from latte.components.loading import load
-from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, read_cache
+from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, file_parts, read_cache
 from latte.data.dataset import PixelStore
 from latte.data.demo import draw_if_missing
-from latte.data.index import Index, list_records
+from latte.data.index import Index, Record, list_records
 from latte.data.loader import read_text
-from latte.data.records import write_records
+from latte.data.records import checksums, structure_hash, write_records
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+from latte.io.video_file import READER
 from latte.runtime import device, ranks
 from latte.training import reconstruction
 from latte.training.captions import store_captions
-from latte.training.run_folder import LOCK, lock
+from latte.training.run_folder import lock
 from latte.training.start import read_start
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ AHEAD = 4  # slices of frames to decode in advance
 MAX_FILES = 1000  # MindRecord files per cache; MindSpore takes at most 4096
 DEFAULT_SIZE, DEFAULT_DTYPE = 256, "fp16"
 WORK = ".moments-"  # prefix of temporary files
+# Hidden names that a killed process leaves: of `_write`, `write_records` and `atomic_path`. Others are not the cache's.
+_LEFTOVER = re.compile(r"\.(\d{8,}|(\.?moments-)?\d{8,}(-\w{8})?\.npy|(manifest|text_embeddings)-\w{8}\.(json|npz))")
 
 
 class VideoError(UserError):
@@ -50,9 +54,10 @@ class VideoError(UserError):
 
 
 class Clock:
-    """Counts and times the encoded frames after the first slice, whose encoding includes the compilation."""
+    """Counts the encoded frames, and times those after the first slice, whose encoding includes the compilation."""
 
     def __init__(self) -> None:
+        self.encoded = 0  # frames, those of the first slice included
         self.first: float | None = None  # seconds for the first slice
         self.frames, self.inside, self.seconds = 0, 0.0, 0.0
 
@@ -62,6 +67,7 @@ class Clock:
         start = time.perf_counter()
         yield
         end = time.perf_counter()
+        self.encoded += frames
         if self.first is None:
             self.first, self._started = end - start, end
         else:
@@ -128,7 +134,7 @@ class CacheMaker:
             entry = Entry(number, relative(record.path, self.cfg.data_folder), record.label, record.caption)
             file = folder / f"{WORK if self.cache.has_records else ''}{number:08d}.npy"
             try:
-                frames = self._write(file, decoded)
+                frames = self._write(file, record, decoded)
             except VideoError as error:
                 log.warning("failed: %s", error)
                 yield dataclasses.replace(entry, error=str(error))
@@ -140,13 +146,17 @@ class CacheMaker:
                 write_records(target, [np.load(file, mmap_mode="r") for _, file in whole])
             finally:
                 for _, file in whole:
-                    file.unlink()
-            whole = [(entry, target) for entry, _ in whole]
+                    file.unlink(missing_ok=True)
+            structure = structure_hash(target)
+            whole = [(dataclasses.replace(entry, structure=structure), target) for entry, _ in whole]
         for entry, file in whole:
             yield dataclasses.replace(entry, file=file.name, sha256=file_hash(file))
 
-    def _write(self, file: Path, decoded: Iterator) -> int:
-        """Write the moments of the next video and return its number of frames; raises VideoError if it is broken."""
+    def _write(self, file: Path, record: Record, decoded: Iterator) -> int:
+        """Write the moments of the next video, then their checksums, and return its number of frames.
+
+        Raises VideoError if the video is broken, or its moments are not finite numbers in the type of the cache.
+        """
         length = _checked(next(decoded))
         variants, frame_shape, dtype = 1 + self.cfg.flip, self.cache.frame_shape, self.cache.dtype
         header = {"descr": dtype.str, "fortran_order": False, "shape": (variants, length, *frame_shape)}
@@ -154,20 +164,31 @@ class CacheMaker:
         with atomic_path(file) as temporary, temporary.open("wb") as out:
             np.lib.format.write_array_header_2_0(out, header)
             begin, size = out.tell(), math.prod(frame_shape) * dtype.itemsize
+            sums = np.zeros((variants, length), "<u4")
             done = 0
             while done < length:
                 pixels = _checked(next(decoded))
                 for variant in range(variants):
+                    moments = self._moments(pixels[..., ::-1] if variant else pixels)
+                    if not np.isfinite(moments).all():
+                        raise VideoError(
+                            f"{record.path} has latents that are not finite as {dtype.name}; try cache_dtype fp32, and "
+                            "check the autoencoder"
+                        )
                     out.seek(begin + (variant * length + done) * size)
-                    out.write(self._moments(pixels[..., ::-1] if variant else pixels).tobytes())
+                    out.write(moments.tobytes())
+                    sums[variant, done : done + len(pixels)] = checksums(moments)
                 done += len(pixels)
+            out.seek(begin + variants * length * size)
+            out.write(sums.tobytes())
         return length
 
     def _moments(self, pixels: np.ndarray) -> np.ndarray:
         missing = self.codec.frames_per_slice - len(pixels)  # padding, because another size would be compiled anew
         with self.clock.encoding(len(pixels)):
             moments = self.codec.moments(np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))))
-        return moments[: len(pixels)].astype(self.cache.dtype)
+        with np.errstate(over="ignore"):  # looked at when they are written
+            return moments[: len(pixels)].astype(self.cache.dtype)
 
     def _decoded(self, tickets: ranks.WorkCounter) -> Iterator[int | np.ndarray | VideoError]:
         """Yield the index of a group in `todo`, then for each of its videos the length and the frames in slices.
@@ -229,30 +250,41 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
     or settings.
     """
     folder = cfg.cache_path
+    remove_leftovers(folder)
     if not (folder / MANIFEST).exists():
-        if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"cache_folder {folder} holds other files; name a new folder, or that of a cache")
-        Cache(folder, settings, index.classes, len(index.records)).save()
+        Cache(folder, settings | {"reader": READER}, index.classes, len(index.records)).save()
         return
     cache = read_cache(folder)
+    if doubt := cache.reader_doubt():  # one cache, one reader
+        raise UserError(doubt)
     cache.check(settings)
+    cache.settings["reader"] = READER
     paths = [relative(record.path, cfg.data_folder) for record in index.records]
     if cache.total != len(paths) or any(paths[number] != entry.path for number, entry in cache.entries.items()):
         raise UserError(
             f"the cache {folder} is of other videos than data_folder {cfg.data_folder}; "
             "correct the option, or make another cache"
         )
-    for leftover in folder.glob(".*"):  # from a process that was killed
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        elif leftover.name != LOCK:
-            leftover.unlink()
     cache.entries = {
         number: entry
         for number, entry in cache.entries.items()
-        if not entry.file or (folder / entry.file).exists()  # removed files are made again
+        if not entry.file or all(path.exists() for path in file_parts(folder / entry.file))  # else it is made again
     }
     cache.save()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the hidden files and folders of a process that was killed; raises UserError if one cannot be removed.
+
+    What others hide in the folder, such as .git or .dvc, stays.
+    """
+    try:
+        for path in [path for path in folder.iterdir() if _LEFTOVER.fullmatch(path.name)]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot remove what an interrupted run left in {folder}: {error.strerror}") from error
 
 
 def make_cache(cfg: CacheConfig) -> Report:
@@ -268,7 +300,10 @@ def make_cache(cfg: CacheConfig) -> Report:
     settings = codec.cache_settings(cfg.image_size or DEFAULT_SIZE) | {"cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE}
     settings |= {name: getattr(cfg, name) for name in ("cache_file_type", "transform", "flip")}
     if rank == 0:
-        cfg.cache_path.mkdir(parents=True, exist_ok=True)
+        try:
+            cfg.cache_path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make cache_folder {cfg.cache_path}: {error.strerror}; name another one") from error
         held = lock(cfg.cache_path)
         open_or_create(cfg, index, settings)
         if start.config and start.config.conditioning == "prompt":
@@ -295,11 +330,18 @@ def make_cache(cfg: CacheConfig) -> Report:
         _say(f"Saving Attempts: 1: save {done} videos, failed {len(failed)} videos.")
     clock = maker.clock
     log.info(
-        "%d frames, %.1f frames per second, %.1f %% of the time outside the autoencoder",
-        clock.frames,
+        "%d frames encoded, %.1f per second, %.1f %% of the time outside the autoencoder",
+        clock.encoded,
         clock.frames_per_second,
         100 * clock.outside,
     )
+    if rank == 0 and done:
+        log.info(
+            "the latents of %d videos are in %s; train from them with train.py, the same options and --cache_folder %s",
+            done,
+            cfg.cache_path,
+            cfg.cache_path,
+        )
     return Report(len(failed), clock)
 
 

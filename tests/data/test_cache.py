@@ -1,7 +1,10 @@
 """The latent cache: what is stored, both formats, training from it, interruptions, and caches that do not fit."""
 
 import dataclasses
+import errno
 import itertools
+import json
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -16,7 +19,8 @@ from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, make_loader
 from latte.errors import UserError
-from latte.training.build import build
+from latte.io.video_file import READER
+from latte.training.build import build, open_cache
 from latte.training.cache_maker import CacheMaker, ahead, make_cache, verify_cache
 
 NETWORK = {"hidden_size": 32, "depth": 1, "num_heads": 2, "patch_size": 2, "num_frames": 4, "train_batch_size": 2}
@@ -145,6 +149,47 @@ def test_going_on_rewrites_nothing_and_ends_with_the_same_files(kind, videos, tm
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
+def test_what_is_said_counts_every_frame_and_names_the_folder_and_what_comes_next(videos, tmp_path, caplog, capsys):
+    with caplog.at_level("INFO", "latte"):
+        make_cache(options(videos / "day", tmp_path / "c"))
+    assert "14 frames encoded" in caplog.text  # 5 and 9: the first slice, which is not timed, is counted
+    assert f"the latents of 2 videos are in {tmp_path / 'c'}; train from them with train.py" in caplog.text
+    assert capsys.readouterr().out == "Start Video Index: 0.\nSaving Attempts: 1: save 2 videos, failed 0 videos.\n"
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(videos, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot make cache_folder .*file/c: Not a directory; name another one"):
+        make_cache(options(videos, tmp_path / "file" / "c"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".git").mkdir()  # foreign, and a leftover of a process that was killed before the manifest
+    (tmp_path / "c" / ".manifest-abcdefgh.json").write_bytes(b"{")
+    write = Path.unlink
+
+    def read_only(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(UserError, match=r"cannot remove what an interrupted run left in .*: Read-only file system"):
+        make_cache(options(videos / "day", tmp_path / "c"))
+    monkeypatch.setattr(Path, "unlink", write)
+    assert make_cache(options(videos / "day", tmp_path / "c")).failed == 0
+    assert sorted(path.name for path in (tmp_path / "c").iterdir() if path.name.startswith(".")) == [".git", ".lock"]
+
+
+def test_latents_that_do_not_fit_are_a_failed_video(videos, tmp_path, monkeypatch):
+    moments, calls = Codec.moments, []
+
+    def overflows_first(codec, frames):
+        calls.append(len(frames))
+        return moments(codec, frames) + np.float32(1e6 if len(calls) == 1 else 0)
+
+    monkeypatch.setattr(Codec, "moments", overflows_first)
+    assert make_cache(options(videos / "day", tmp_path / "c")).failed == 1
+    failed = read_cache(tmp_path / "c").entries[0].error
+    assert "day/a has latents that are not finite as float16; try cache_dtype fp32" in failed
+
+
 def test_verify_finds_a_damaged_file_which_is_made_again(videos, tmp_path, capsys):
     cfg = options(videos, tmp_path / "c")
     make_cache(cfg)
@@ -193,6 +238,24 @@ def test_a_cache_that_does_not_fit_is_refused(others, said, videos, tmp_path):
             make_cache(options(videos, tmp_path / "c", **others))
 
 
+def test_a_cache_of_video_files_by_an_earlier_reader_is_told_and_not_gone_on_with(videos, tmp_path, caplog):
+    cfg = options(videos, tmp_path / "c", resume_cache_index=4)
+    make_cache(cfg)
+    manifest = tmp_path / "c" / MANIFEST
+    made = json.loads(manifest.read_text())
+    assert made["settings"].pop("reader") == READER
+    manifest.write_text(json.dumps(made))
+    open_cache(training := TrainConfig(**SMALL), str(tmp_path / "c"), {})
+    assert not caplog.records  # frames in folders are what they were
+    made["videos"][0]["path"] = "day/a.AVI"
+    manifest.write_text(json.dumps(made))
+    open_cache(training, str(tmp_path / "c"), {})
+    said = "by another reader of video files, which may have taken other frames of day/a.AVI"
+    assert said in caplog.text and "make it again in a new folder" in caplog.text
+    with pytest.raises(UserError, match=said):
+        make_cache(cfg)
+
+
 def test_other_videos_or_a_damaged_manifest_are_refused(videos, tmp_path):
     cfg = options(videos / "day", tmp_path / "c")
     make_cache(cfg)
@@ -204,7 +267,7 @@ def test_other_videos_or_a_damaged_manifest_are_refused(videos, tmp_path):
     good = manifest.read_text()
     for text, said in (
         (good[:-9], "is damaged"),
-        (good.replace("cache-1", "cache-9"), "is of the format 'latte-cache-9'"),
+        (good.replace("cache-2", "cache-9"), "is of the format 'latte-cache-9'"),
     ):
         manifest.write_text(text)
         with pytest.raises(UserError, match=said):

@@ -168,6 +168,13 @@ def test_bad_input_is_one_sentence(options, said, folders, tmp_path, monkeypatch
     assert said in line and not list((tmp_path / "out").glob("*/ckpt/*"))
 
 
+def test_classes_are_not_all_0_because_a_table_has_none(folders, tmp_path, monkeypatch, capsys):
+    (tmp_path / "t.csv").write_text("video\nday/a\nnight/c\n")
+    options = {"data_layout": "csv", "csv_path": tmp_path / "t.csv", "condition": "class", "num_classes": 2}
+    said = "condition is class, but the data has no classes: data_layout is csv; set"
+    test_bad_input_is_one_sentence(options, said, folders, tmp_path, monkeypatch, capsys)
+
+
 @pytest.mark.slow
 def test_bad_videos_are_named_and_too_many_stop_the_run(folders, tmp_path):
     root = tmp_path / "data"
