@@ -20,6 +20,13 @@ def first_line(error: Exception) -> str:
     return next((line for line in lines if line and not line.startswith("-")), type(error).__name__)
 
 
+def quoted(text: object, limit: int = 100) -> str:
+    """Return text from a file as a message can show it: on one line, control characters escaped, cut at `limit`."""
+    whole = str(text)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole[:limit])
+    return shown[:limit] + "..." if len(whole) > limit or len(shown) > limit else shown
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Call `main` with its log on the console; print a UserError as one line and exit with 2, an interrupt with 130."""
     log, handler = logging.getLogger("latte"), logging.StreamHandler()

@@ -16,7 +16,7 @@ from mindspore import nn
 
 from latte.components.quantize import check_int8, check_kind, is_quantized, load_int8
 from latte.errors import UserError
-from latte.models import autoencoder, latte_t2v, t5
+from latte.models import autoencoder, latte, latte_t2v, t5
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.models.latte import Latte, LatteConfig
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
@@ -27,6 +27,7 @@ from latte.runtime import device
 from latte.weights.files import StateFile, read_state_dict
 from latte.weights.lora import is_low_rank
 from latte.weights.match import check_state, load_state
+from latte.weights.names import foreign, has_adapters, without_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -79,6 +80,7 @@ KINDS: dict[str, Kind] = {
             config=LatteConfig,
             network=Latte,
             converter="tools/latte_converter.py",
+            own_names=latte.own_names,
             adapt=LatteConfig.adapt,
             fresh=("temp_embed", "y_embedder.", "text_embedding_projection."),
             takes=DENOISER,
@@ -144,7 +146,11 @@ Source = str | Path | StateFile  # a file, a folder, or what was read from one b
 def kind_of(names: Iterable[str]) -> Kind | None:
     """Return the kind of network that has weights of these names, or None if it is not known here."""
     names = list(names)
-    return next((kind for kind in KINDS.values() if any(fnmatchcase(name, kind.sign) for name in names)), None)
+    for sign in ("{}", "*.{}"):  # the network by itself, or inside something that has a name for it
+        for kind in KINDS.values():
+            if any(fnmatchcase(name, sign.format(kind.sign)) for name in names):
+                return kind
+    return None
 
 
 def read(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Weights:
@@ -248,7 +254,8 @@ def open_weights(path: Source, kind: str | None = None, weights: str | None = No
         raise ValueError("which of two sets of weights to take must be said when the file is read")
     state = path if isinstance(path, StateFile) else read_state_dict(path, weights)
     found = _as_asked(state.tensors, kind, state.path)
-    return StateFile(found.own_names(state.tensors), state.metadata, state.path), found
+    tensors = without_prefix(state.tensors, found.sign, state.path)
+    return StateFile(found.own_names(tensors), state.metadata, state.path), found
 
 
 def _as_asked(tensors: Mapping[str, np.ndarray], asked: str | None, source: str) -> Kind:
@@ -256,9 +263,9 @@ def _as_asked(tensors: Mapping[str, np.ndarray], asked: str | None, source: str)
     if is_low_rank(tensors):
         raise UserError(f"{source} holds LoRA adapters without their network; tools/t2v_export.py merges them into it")
     found, wanted = kind_of(tensors), KINDS[asked] if asked else None
-    if found is None:
-        what = f"{wanted.description}: it has no weight {wanted.sign}" if wanted else "a network that is known here"
-        raise UserError(f"{source} is not {what}; name another file")
+    if found is None or has_adapters(tensors):
+        what = wanted.description if wanted else "a network that is known here"
+        raise UserError(f"{source} is not {what}, it holds {foreign(tensors)}; name another file")
     if wanted and not issubclass(found.network, wanted.network):
         raise UserError(f"{source} holds {found.description}, not {wanted.description}; {found.converter} converts it")
     return found

@@ -19,6 +19,7 @@ from latte.io.atomic import atomic_folder, check_new_folder, sync
 from latte.weights import lora
 from latte.weights.files import StateFile, read_state_dict
 from latte.weights.fingerprint import base_fingerprint
+from latte.weights.mapped import verified
 from latte.weights.safetensors_file import write_safetensors
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _merged(state: StateFile, original: Weights, base: str) -> dict[str, np.ndar
         raise UserError(f"{source} is of another configuration than {base}; name the one it started from")
     tensors = {}
     for name, values in original.tensors.items():
-        tensors[name] = whole.tensors[name].astype(values.dtype)
+        tensors[name] = verified(whole.tensors[name]).astype(values.dtype)
         if not np.isfinite(tensors[name].astype(np.float32)).all():
             raise UserError(f"{source}: {name} does not fit {values.dtype.name}, the dtype of {base}")
     return tensors

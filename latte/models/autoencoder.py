@@ -41,6 +41,8 @@ VAE_RULES = tuple(
         (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
         (r"\.nin_shortcut\.", ".conv_shortcut."),
         (r"coder\.norm_out\.", "coder.conv_norm_out."),
+        (r"(norm\w*)\.gamma$", r"\1.weight"),  # MindSpore's names
+        (r"(norm\w*)\.beta$", r"\1.bias"),
         (r"(\.attentions\.0)\.norm\.", r"\1.group_norm."),
         (r"(\.attentions\.0)\.(query|q)\.", r"\1.to_q."),
         (r"(\.attentions\.0)\.(key|k)\.", r"\1.to_k."),

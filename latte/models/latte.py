@@ -63,8 +63,10 @@ class LatteConfig:
             raise UserError(f"condition {self.condition!r} is not known; choose null, class or text")
         if self.condition == "class" and not self.num_classes:
             raise UserError("condition class needs num_classes")
-        if self.hidden_size % (2 * self.num_heads) or self.hidden_size % 4:
-            raise UserError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of even width")
+        if self.hidden_size % self.num_heads:
+            raise UserError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads")
+        if self.hidden_size % 4:
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of 4, as position embeddings need it")
         if any(size % self.patch_size for size in self.latent_size):
             raise UserError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
 
@@ -186,6 +188,12 @@ class LatteConfig:
             f"depth {self.depth}, width {self.hidden_size}, {self.num_heads} heads, patch {self.patch_size}, "
             f"condition {self.conditioning}"
         )
+
+
+def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the weights under their official names: MindSpore's embedding calls its table `embedding_table`."""
+    old, new = "y_embedder.embedding_table.embedding_table", "y_embedder.embedding_table.weight"
+    return {new if name == old else name: values for name, values in tensors.items()}
 
 
 def _stored(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
-from latte.weights.mapped import map_file, not_a_checkpoint, sniff
+from latte.weights.mapped import map_file, not_a_checkpoint, read_text, sniff
 from latte.weights.mindspore_file import read_mindspore, write_mindspore
 from latte.weights.names import unnest
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
@@ -131,6 +131,6 @@ def _config_beside(path: Path) -> str | None:
     if path.stem.partition(".")[0] == "diffusion_pytorch_model":
         beside = path.with_name("config.json")
     try:
-        return beside.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        return read_text(beside).strip()
+    except (OSError, ValueError):
         return None

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latte.weights.mapped import verified
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,7 +18,7 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name], np.float32).data)
+        digest.update(np.ascontiguousarray(verified(tensors[name]), np.float32).data)
     return digest.hexdigest()
 
 
@@ -28,5 +30,5 @@ def base_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(name for name, values in tensors.items() if values.ndim == 1):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name].astype(np.float16)).data)
+        digest.update(np.ascontiguousarray(verified(tensors[name]).astype(np.float16)).data)
     return digest.hexdigest()

@@ -10,16 +10,17 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte.errors import UserError
-from latte.weights.dtypes import numpy_dtype
+from latte.errors import UserError, quoted
+from latte.weights.dtypes import dtype_name, numpy_dtype
 from latte.weights.files import CONFIG
-from latte.weights.mapped import release_pages
+from latte.weights.mapped import release_pages, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 SHOWN = 5  # names of each kind in an error
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int8")  # of weights; int8 beside their scales
 
 
 def load_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> None:
@@ -33,22 +34,25 @@ def load_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> 
 
 
 def set_values(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, np.ndarray]) -> None:
-    """Set parameters, each in its own dtype, from the tensors of the same names."""
+    """Set parameters, each in its own dtype, from the tensors of the same names.
+
+    Raises UserError if the checksum of a record in their file is wrong.
+    """
     for name, parameter in parameters.items():
         dtype = numpy_dtype(str(parameter.dtype).lower())
         # A copy, as the file's pages are read-only and may not be aligned.
-        parameter.set_data(ms.Tensor.from_numpy(np.array(tensors[name], dtype, order="C")))
+        parameter.set_data(ms.Tensor.from_numpy(np.array(verified(tensors[name]), dtype, order="C")))
         release_pages(tensors[name])
 
 
 def check_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> None:
-    """Compare names and shapes with those of a network; raises UserError that lists what differs."""
+    """Compare names, shapes and dtypes with those of a network; raises UserError that lists what differs."""
     wanted = {name: tuple(parameter.shape) for name, parameter in net.parameters_and_names()}
     lists = {
         "missing": [name for name in wanted if name not in tensors],
         "unexpected": [name for name in tensors if name not in wanted],
         "mis-shaped": [
-            f"{name} {tensors[name].shape} for {shape}"
+            f"{name} {quoted(tensors[name].shape)} for {shape}"
             for name, shape in wanted.items()
             if name in tensors and tensors[name].shape != shape
         ],
@@ -58,10 +62,15 @@ def check_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) ->
         raise UserError(
             f"{source} does not fit the network: {'; '.join(found)}; check the options that size the network"
         )
+    for name in wanted:
+        if dtype_name(tensors[name]) not in DTYPES:
+            raise UserError(
+                f"{source}: {name} has dtype {dtype_name(tensors[name])}, which no network here has; save it as float32"
+            )
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(quoted(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def read_config(metadata: Mapping[str, str], source: str | Path) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def read_config(metadata: Mapping[str, str], source: str | Path) -> dict[str, An
         raise UserError(f"{source} has no config.json beside its weights; download the whole folder")
     try:
         config = json.loads(metadata[CONFIG])
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise UserError(f"the config.json of {source} is not valid; download it again")
@@ -108,7 +117,7 @@ def sizes_beside(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the numbers and lists of metadata["config"] that can be sizes; nothing if it is not a JSON object."""
     try:
         config = json.loads(metadata.get(CONFIG, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     values = config.items() if isinstance(config, dict) else ()
     return {

@@ -149,7 +149,6 @@ def test_nesting_does_not_exhaust_the_stack(tmp_path):
         {"offset": 3, "shape": (2,), "strides": (-1,)},
         {"offset": -1, "shape": (2,), "strides": (1,)},
         {"offset": 0, "shape": (-2,), "strides": (1,)},
-        {"offset": 0, "shape": (10**12,), "strides": (0,)},
         {"offset": 0, "shape": (2**40, 2**40), "strides": (0, 0)},
         {"offset": 0, "shape": (2, 2), "strides": (1,)},
         {"offset": 0, "shape": (1,) * 40, "strides": (1,) * 40},
@@ -159,7 +158,7 @@ def test_nesting_does_not_exhaust_the_stack(tmp_path):
         {"offset": 0, "shape": (4,), "strides": (1,), "count": 5},
         {"offset": 0, "shape": (1,), "strides": (1,), "count": -1},
         {"offset": 0, "shape": (1,), "strides": (1,), "count": 2**70},
-        {"offset": 0, "shape": (1,), "strides": (1,), "storage": "QInt8Storage"},
+        {"offset": 0, "shape": (5,), "strides": (1,), "storage": "QInt32Storage"},
     ],
 )
 def test_tensors_outside_their_storage(tmp_path, tensor):
@@ -241,7 +240,7 @@ def test_files_of_another_kind(tmp_path, content, said):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_torch_file(tmp_path / "x.pt")
-    with pytest.raises(UserError, match="directory"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         read_torch_file(tmp_path)
 
 
