@@ -276,7 +276,12 @@ def _interpret(path: Source, kind: str | None, weights: str | None, asked: Mappi
     state, found = open_weights(path, kind, weights)
     if isinstance(path, Weights) and not asked:
         return path
-    config = found.config.from_weights(state.tensors, state.metadata, state.path, **asked)
+    try:
+        config = found.config.from_weights(state.tensors, state.metadata, state.path, **asked)
+    except UserError as error:
+        if state.path in str(error):
+            raise
+        raise UserError(f"{state.path}: {error}") from error
     tensors = state.tensors
     if found.adapt:
         tensors = found.adapt(config, tensors, state.metadata, state.path)

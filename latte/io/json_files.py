@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
+import numbers
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 LIMIT = 1 << 20  # bytes of a configuration; those of diffusers and transformers have thousands
 DEPTH = 64  # objects and lists inside each other
@@ -84,11 +84,28 @@ def check_regular(path: str | Path, remedy: str = REMEDY) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
     except ValueError:  # a NUL in the name
-        raise UserError(f"{str(path)!r} is no name that a file can have; {remedy}") from None
+        raise UserError(f"{quoted(path)} is no name that a file can have; {remedy}") from None
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise UserError(f"{path} is {what}, not a file; {remedy}")
     return path
+
+
+def check_numbers(values: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]], where: str = "") -> None:
+    """Raise UserError, naming `where` and the key, unless each value is a number within its bounds, or null.
+
+    Bounds are inclusive; those that are whole numbers ask for a whole number.
+    """
+    for key, (low, high) in bounds.items():
+        value, whole = values.get(key), isinstance(low, int)
+        if value is None:
+            continue
+        of_kind = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
+        if not of_kind or not low <= value <= high:  # NaN is within no bounds
+            what = f"a whole number from {low:,} to {high:,}" if whole else f"a number from {low:g} to {high:g}"
+            many = isinstance(value, int) and abs(value) >= 10**DIGITS  # which Python may refuse to print
+            shown = f"a number of more than {DIGITS} digits" if many else quoted(repr(value), 60)
+            raise UserError(f"{where}{': ' if where else ''}{key} must be {what}, but is {shown}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -96,7 +113,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {reprlib.repr(next(key for key in keys if keys.count(key) > 1))} is there twice")
+        raise ValueError(f"the key {_name(next(key for key in keys if keys.count(key) > 1))} is there twice")
     return found
 
 
@@ -114,9 +131,9 @@ def _check_values(root: Any, infinite: Collection[str]) -> None:
             elif isinstance(value, str):
                 _check_texts([value])
             elif isinstance(value, float) and not math.isfinite(value) and (key not in infinite or math.isnan(value)):
-                raise ValueError(f"{reprlib.repr(key)} is {value}, not a finite number")
+                raise ValueError(f"{_name(key)} is {value}, not a finite number")
             elif isinstance(value, int) and abs(value) >= 10**DIGITS:
-                raise ValueError(f"{reprlib.repr(key)} is a number of more than {DIGITS} digits")
+                raise ValueError(f"{_name(key)} is a number of more than {DIGITS} digits")
         level = inner
         if not level:
             return
@@ -130,7 +147,11 @@ def _check_texts(texts: Collection[str]) -> None:
             try:
                 text.encode()
             except UnicodeEncodeError:
-                raise ValueError(f"{reprlib.repr(text)} is no text") from None
+                raise ValueError(f"{_name(text)} is no text") from None
+
+
+def _name(key: str) -> str:
+    return f'"{quoted(key, 60)}"'
 
 
 def _kind(value: Any) -> str:
