@@ -6,6 +6,7 @@ for as long as it is open.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import numbers
@@ -89,6 +90,16 @@ def check_regular(path: str | Path, remedy: str = REMEDY) -> Path:
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise UserError(f"{path} is {what}, not a file; {remedy}")
     return path
+
+
+def exists(path: str | Path) -> bool:
+    """Return whether there is something at a path; what cannot be a name is nothing, trouble of a disk is something."""
+    try:
+        return Path(path).exists()
+    except ValueError:  # a NUL
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
 
 
 def check_numbers(values: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]], where: str = "") -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latte.errors import UserError, quoted
-from latte.io.json_files import read_json
+from latte.io.json_files import exists, read_json
 
 FORMS = ("safetensors", "bin", "ckpt", "pt", "pth")  # in the order of preference
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of weights; other files are a training's, maybe
@@ -70,8 +70,6 @@ def files_of(path: str | Path) -> list[Path]:
         return _chosen(path).files()
     if INDEX.fullmatch(path.name):
         return indexed(path)
-    if path.exists() and (match := FILE.fullmatch(path.name)) and (numbers := _numbers(match)) and numbers[1] > 1:
-        raise UserError(f"{path} is part {numbers[0]} of {numbers[1]} of a set of weights; name its folder")
     return [path]
 
 
@@ -85,7 +83,7 @@ def indexed(index: Path) -> list[Path]:
         if "\0" in name or "\\" in name or Path(name).name != name or not FILE.fullmatch(name):
             raise UserError(f"{index} names {quoted(name)}, which is no file of weights in its folder; {REMEDY}")
     files = [index.with_name(name) for name in sorted(set(names))]
-    if missing := [file.name for file in files if not _is_there(file)]:
+    if missing := [file.name for file in files if not exists(file)]:
         first = ", ".join(quoted(name) for name in missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
         raise UserError(f"{index} names {len(missing)} of {len(files)} files that are missing: {first}; {REMEDY}")
     return files
@@ -95,14 +93,6 @@ def has_config_beside(file: Path) -> bool:
     """Return whether a file of weights is one of a folder whose configuration is its config.json."""
     match = FILE.fullmatch(file.name) or INDEX.fullmatch(file.name)
     return match is not None and match["stem"] in STEMS
-
-
-def _is_there(file: Path) -> bool:
-    """Return whether a file exists; names that are too long do not."""
-    try:
-        return file.exists()
-    except OSError:
-        return False
 
 
 def _numbers(match: re.Match[str]) -> tuple[int, int] | None:
