@@ -129,7 +129,7 @@ def _chosen(folder: Path) -> _Set:
         raise UserError(
             f"{folder} is a folder without {_listed([f'.{form}' for form in FORMS])} files; name one that holds weights"
         )
-    sets = [each for each in sets if each.stem in STEMS] or sets
+    sets = [each for each in sets if each.stem in STEMS or each.index] or sets  # an index is always of weights
     variants = {each.variant for each in sets}
     variant = next((full for full in FULL if full in variants), None)
     if variant is None and len(variants) > 1:

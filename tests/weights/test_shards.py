@@ -88,6 +88,12 @@ def test_several_variants_without_full_precision_are_named(tmp_path):
         UserError, match=r"holds its weights as bf16 and fp16 and not in full precision; .*name its file"
     ):
         read_state_dict(tmp_path)
+    write_index(tmp_path, "x.safetensors.index.fp16.json")
+    write(tmp_path, "model.safetensors")
+    assert files_of(tmp_path) == [tmp_path / "model.safetensors"]
+    write_index(tmp_path, "x.safetensors.index.json")
+    with pytest.raises(UserError, match=r"name one: model.safetensors, x.safetensors.index.json"):
+        read_state_dict(tmp_path)
     write(tmp_path / "other", "a.fp16.safetensors", "b.fp16.safetensors")
     with pytest.raises(UserError, match=r"several files of weights; name one: a.fp16.safetensors, b.fp16.safetensors"):
         read_state_dict(tmp_path / "other")
