@@ -272,9 +272,11 @@ def _as_asked(tensors: Mapping[str, np.ndarray], asked: str | None, source: str)
     if is_low_rank(tensors):
         raise UserError(f"{source} holds LoRA adapters without their network; tools/t2v_export.py merges them into it")
     found, wanted = kind_of(tensors), KINDS[asked] if asked else None
-    if found is None or has_adapters(tensors):
-        what = wanted.description if wanted else "a network that is known here"
-        raise UserError(f"{source} is not {what}, it holds {foreign(tensors)}; name another file")
+    if has_adapters(tensors):
+        raise UserError(f"{source} holds {foreign(tensors)}; name another file")
+    if found is None:
+        what = f"{wanted.description}: it has no weight {wanted.sign}" if wanted else "a network that is known here"
+        raise UserError(f"{source} is not {what}, but holds {foreign(tensors)}; name another file")
     if wanted and not issubclass(found.network, wanted.network):
         raise UserError(f"{source} holds {found.description}, not {wanted.description}; {found.instead}")
     return found

@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 from latte.models.block import Block
 from latte.models.layers import Linear, set_int8
 from latte.models.t5 import Weight
@@ -124,7 +124,9 @@ def check_int8(net: Net, tensors: Mapping[str, np.ndarray], source: str | Path) 
     wrong = [name for name in layers if tensors[f"{name}.weight"].dtype != np.int8]
     wide = [key for key, values in tensors.items() if values.dtype == np.int8 and key[: -len(".weight")] not in layers]
     if wrong or wide:
-        raise UserError(f"{source} has {(wrong or wide)[0]} in another type than int8 networks do; convert it again")
+        raise UserError(
+            f"{source} has {quoted((wrong or wide)[0])} in another type than int8 networks do; convert it again"
+        )
     return net
 
 

@@ -80,8 +80,9 @@ def load_tokenizer(folder: str | Path) -> Any:
 def _check_tokenizer(folder: Path) -> None:
     """Raise UserError for files on which transformers would hang or fill the memory."""
     remedy = "download the folder again"
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".json", ".model", ".jinja", ".txt") and check_regular(path, remedy).stat().st_size > LARGEST:
+    read = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".model", ".jinja", ".txt")]
+    for path in read:
+        if check_regular(path, remedy).stat().st_size > LARGEST:
             raise UserError(f"{path} is larger than {LARGEST >> 20} MiB, as no file of a tokenizer is; {remedy}")
     settings = folder / "tokenizer_config.json"
     if settings.exists():

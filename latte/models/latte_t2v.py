@@ -100,7 +100,7 @@ class LatteT2VConfig:
             f"{key} {quoted(repr(values[key]))}" for key, value in FIXED.items() if values.get(key, value) != value
         ]
         if other:
-            raise UserError(f"{where} asks for {', '.join(other)}, which no Latte has and is not supported")
+            raise UserError(f"{where} asks for {quoted(', '.join(other))}, which no Latte has and is not supported")
         sizes = {
             field.name: values[field.name] for field in dataclasses.fields(cls) if values.get(field.name) is not None
         }

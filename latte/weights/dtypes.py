@@ -48,8 +48,13 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def odd_dtype(name: str, size: int) -> np.dtype:
-    """Return a dtype for elements of `size` bytes that nothing here computes with, of which only the name is known."""
-    return np.dtype([(quoted(name, 40), f"V{size}")])
+    """Return a dtype for elements of `size` bytes that nothing here computes with, of which only the name is known.
+
+    Raises ValueError if no library could give a dtype that name.
+    """
+    if not name.isidentifier() or len(name) > 40:
+        raise ValueError("a dtype whose name is damaged")
+    return np.dtype([(name, f"V{size}")])
 
 
 def dtype_name(array: np.ndarray) -> str:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError, quoted
 from latte.io.atomic import atomic_path
-from latte.io.json_files import LIMIT, parse_json, read_bytes
-from latte.weights.mapped import map_file, not_a_checkpoint, sniff
+from latte.io.json_files import LIMIT, exists, parse_json, read_bytes
+from latte.weights.mapped import REMEDY, is_unicode, map_file, not_a_checkpoint, sniff
 from latte.weights.mindspore_file import read_mindspore, write_mindspore
 from latte.weights.names import unnest
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
-from latte.weights.shards import REMEDY, files_of, has_config_beside
+from latte.weights.shards import files_of, has_config_beside
 from latte.weights.torch_file import read_torch_file, write_torch_file
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
         obj = read_torch_file(path)
         metadata = obj.get("metadata") if isinstance(obj, dict) else None
         if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
+            if not all(is_unicode(text) for item in metadata.items() for text in item):
+                raise UserError(f"{path} has metadata that is not text; {REMEDY}")
             return obj, metadata
         return obj, {}
     if kind == "safetensors":
@@ -114,7 +116,7 @@ def _config_beside(path: Path) -> str | None:
     beside = [path / "config.json"] if path.is_dir() else [path.with_suffix(".json")]
     if has_config_beside(path):
         beside.append(path.with_name("config.json"))
-    found = next((file for file in beside if file != path and file.exists()), None)
+    found = next((file for file in beside if file != path and exists(file)), None)
     if found is None:
         return None
     remedy = "download it again, or move it away from the weights"

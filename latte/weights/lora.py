@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 from latte.weights.dtypes import names_of
 from latte.weights.mapped import verified
 
@@ -52,7 +52,7 @@ def merged(
         if name not in base or base[name].shape != (up.shape[0], down.shape[1]):
             there = base[name].shape if name in base else "no such weight"
             raise UserError(
-                f"{source} adds a matrix of {up.shape[0]} x {down.shape[1]} to {name}, but the base has {there}; "
+                f"{source} adds {up.shape[0]} x {down.shape[1]} elements to {quoted(name)}, but the base has {there}; "
                 "name the base that it was trained on"
             )
         weight = verified(base[name])

@@ -6,6 +6,7 @@ import bisect
 import codecs
 import math
 import mmap
+import re
 import stat
 import sys
 import zipfile
@@ -26,6 +27,7 @@ MAX_TENSORS = 100_000  # in one file; the state of the largest network here has 
 MAX_AXES = 32
 CHUNK = 64 << 20  # bytes of a checksum's steps
 LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the number 0x1950a86a20f9469cfc6c that begins PyTorch's older files
+MINDIR = re.compile(rb"\x0a.[\d.]{5,12}\x12.MindSpore", re.DOTALL)  # version and producer
 FOREIGN = (  # offset, bytes there, what such a file is
     (0, b"\x89PNG", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
@@ -96,6 +98,11 @@ def map_file(path: str | Path) -> Mapped:
     return data
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written: JSON and pickles can have halves of surrogate pairs, which cannot."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def check_count(path: str | Path, count: int) -> None:
     """Raise UserError if a file names more tensors than any network here has."""
     if count > MAX_TENSORS:
@@ -123,7 +130,7 @@ def sniff(data: Mapped) -> str | None:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= min(len(data) - 8, MAX_HEADER):
         return "safetensors"
     # A MindSpore file is protobuf: field 1 holds a message (0x0a, its length), that begins with its field 1, a name.
-    if head.startswith(b"\x0a") and b"\x0a" in head[2:12]:
+    if head.startswith(b"\x0a") and b"\x0a" in head[2:12] and not MINDIR.match(head):
         return "mindspore"
     return None
 
@@ -144,6 +151,8 @@ def not_a_checkpoint(path: str | Path, data: Mapped) -> UserError:
         return UserError(f"{path} is a zip file that is cut off; {REMEDY}")
     if data[:1] == b"\x80" and data[1:2] <= b"\5":
         return UserError(f"{path} is a pickle that torch.save did not write; save its tensors with torch.save")
+    if MINDIR.match(data):
+        return UserError(f"{path} is a MindIR graph, not a checkpoint; name the file that holds the weights")
     if data[:1] == b"\x08" and b"\x12" in data[2:4]:
         return UserError(f"{path} is an ONNX graph, not a checkpoint; name the file that holds the weights")
     try:

@@ -60,8 +60,6 @@ def read_mindspore(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, s
             else:
                 tensors[key] = _array(data, kind, dims, spans)
     except (ValueError, LookupError, TypeError, OverflowError, MemoryError):
-        if b"MindSpore" in data[:64]:
-            raise UserError(f"{path} is a MindIR graph, not a checkpoint; name the file that holds weights") from None
         raise UserError(f"{path} is a MindSpore checkpoint that is cut off, damaged or encrypted; {REMEDY}") from None
     return tensors, texts
 

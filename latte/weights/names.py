@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from latte.errors import UserError, quoted
+from latte.weights.mapped import REMEDY, is_unicode
 from latte.weights.pickle_data import Opaque, Unread
 
 SETS = ("ema", "model")  # EMA weights first: they are what one samples with
@@ -82,7 +83,9 @@ def _chosen(sets: list[_Set], which: str | None, source: str) -> _Set:
     named = [each for each in found if each.keys[-1:] in [(name,) for name in SETS]]
     candidates = named if len(named) == 1 else found
     if any(each.items is not candidates[0].items for each in candidates):
-        raise UserError(f"{source} has several sets of weights, {there}; save the one that is meant in a file by itself")
+        raise UserError(
+            f"{source} has several sets of weights, {there}; save the one that is meant in a file by itself"
+        )
     return candidates[0]
 
 
@@ -98,8 +101,8 @@ def _without_wrappers(items: Mapping[str, Any], source: str) -> dict[str, np.nda
             raise UserError(f"{source}: {quoted(name)} is {quoted(what, 200)}")
         if name in found:
             raise UserError(f"{source} has {quoted(name)} twice, with and without the name of a wrapper; keep one")
-        if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise UserError(f"{source} has a weight whose name is damaged: {quoted(name)}; download or copy it again")
+        if not is_unicode(name):
+            raise UserError(f"{source} has a weight whose name is damaged: {quoted(name)}; {REMEDY}")
         found[name] = value
     if found and not any(value.size for value in found.values()):
         raise UserError(
@@ -117,7 +120,7 @@ def plain_name(key: str) -> str:
 
 
 def without_prefix(tensors: Mapping[str, np.ndarray], sign: str, source: str) -> dict[str, np.ndarray]:
-    """Return the weights of the network that has one called `sign` (maybe with *), without what all its names begin with.
+    """Return the weights of the network that has one called `sign` (maybe with *), without what its names begin with.
 
     Raises UserError if there are several such networks.
     """
@@ -154,7 +157,7 @@ def _sets(obj: Any) -> list[_Set]:
 
 def _found(obj: Any) -> list[_Set]:
     """Return every dict that holds tensors, however often it is there, in a checkpoint that may contain itself."""
-    queue: list[tuple[tuple[str, ...], Any]] = [((), obj)]
+    queue: list[tuple[tuple[str, ...], Any]] = [((), obj)] if isinstance(obj, Mapping | list | tuple) else []
     seen: dict[int, _Set | None] = {}
     found = []
     for keys, here in queue:  # which grows

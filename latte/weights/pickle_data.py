@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 32 << 20  # of one pickle; that of the largest known checkpoint has one
 
-MAX_STEPS = 4_000_000  # opcodes of one pickle, and elements that its calls return: a few seconds, and 1 GiB
+MAX_STEPS = 2_000_000  # opcodes of one pickle, and elements that its calls return; a tensor takes 25
 _VALUES = (
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
@@ -90,7 +90,7 @@ class _Machine:
         """Execute one opcode; raises PickleError for one that checkpoints do not use."""
         self.left -= 1
         if self.left < 0:
-            raise PickleError(f"its pickle has more than {MAX_STEPS:,} parts")
+            raise PickleError(f"it describes more than {MAX_STEPS:,} objects, which no weights need")
         if name in _PUSHED:
             self.stack.append(argument)
         elif name in _MAKERS:

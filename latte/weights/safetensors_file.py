@@ -9,16 +9,26 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
-from latte.weights.mapped import MAX_AXES, REMEDY, Mapped, check_count, map_file, view
+from latte.weights.mapped import (
+    MAX_AXES,
+    MAX_HEADER,
+    MAX_TENSORS,
+    REMEDY,
+    Mapped,
+    check_count,
+    is_unicode,
+    map_file,
+    view,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    import numpy as np
 
 _NUMPY = {names.safetensors: names.numpy for names in TABLE}
 _METADATA = "__metadata__"
@@ -34,11 +44,18 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
     data = map_file(path)
     start = 8 + int.from_bytes(data[:8], "little")
     try:
-        header = json.loads(data[8:start], object_pairs_hook=_without_doubles, parse_constant=_no_constant)
-        metadata = header.pop(_METADATA, {})
+        if start > 8 + MAX_HEADER:
+            raise ValueError("a header that is too long")
+        text = data[8:start]
+        check_count(path, text.count(b"{") // 2)  # before they are made
+        if text.count(b"[") > 4 * MAX_TENSORS:
+            raise ValueError("lists within lists")
+        header = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+        metadata = header.pop(_METADATA, None)
+        metadata = {} if metadata is None else metadata
         check_count(path, len(header))
-        if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("metadata that is not text")
+        if not all(isinstance(text, str) and is_unicode(text) for text in (*header, *metadata, *metadata.values())):
+            raise ValueError("names or metadata that are not text")
         tensors, spans = {}, []
         for key, entry in header.items():
             begin, end = entry["data_offsets"]
@@ -46,7 +63,6 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
                 raise ValueError("offsets that are no whole numbers, or a dtype that is no text")
             tensors[key] = _tensor(data, entry["dtype"], entry["shape"], start + begin, start + end)
             spans.append((begin, end))
-            key.encode()  # half a surrogate pair is no name
         position = 0
         for begin, end in sorted(spans):
             if begin != position:

@@ -76,7 +76,7 @@ def test_an_autoencoder_may_have_either_decoder_but_a_temporal_one_is_temporal()
 def test_what_is_no_network_is_said():
     with pytest.raises(UserError, match=r"bare.pt is not a network that is known here"):
         read(WEIGHTS / "bare.pt")
-    with pytest.raises(UserError, match=r"bare.pt is not a Latte network: it has no weight x_embedder.proj.weight"):
+    with pytest.raises(UserError, match=r"not a Latte network: it has no weight x_embedder.proj.weight, but holds"):
         check(WEIGHTS / "bare.pt", "latte")
 
 
