@@ -146,7 +146,7 @@ def _check_space(target: Path, needed: int) -> None:
     there = next(folder for folder in target.parents if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{there} has {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB are needed; make room there")
+        raise UserError(f"{there} has {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB are needed; make room there")
 
 
 def _write(component: Component, folder: Path, form: str, bar: tqdm) -> None:

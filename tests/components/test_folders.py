@@ -96,7 +96,11 @@ def test_links_to_what_lies_elsewhere_are_not_copied(folder, tmp_path):
         merging._files_beside(folder)
     (folder / "vae" / "notes").unlink()
     (folder / "vae" / "again.json").symlink_to("config.json")  # its own
-    assert folder / "vae" / "again.json" in merging._files_beside(folder)
+    for old in ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "x.safetensors.index.fp16.json", "x.ckpt"):
+        (folder / "transformer" / old).touch()
+    beside = [path.relative_to(folder).as_posix() for path in merging._files_beside(folder)]
+    assert "vae/again.json" in beside and "vae/diffusion_pytorch_model.safetensors" in beside
+    assert [name for name in beside if name.startswith("transformer")] == ["transformer/config.json"]
     assert not (tmp_path / "out").exists()
 
 
