@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latte.components.folders import INDEX
+from latte.components.folders import INDEX, LATTE, LATTE_1, check_there
 from latte.components.loading import read
 from latte.components.runs import run_of
 from latte.diffusion.scheduler_config import solver_of
@@ -131,11 +131,11 @@ def check_options(cfg: SampleConfig, text: bool) -> None:
     """Raise UserError for options that do not fit the checkpoint; `text`: it is a text-to-video folder."""
     checkpoint = Path(cfg.require_checkpoint())
     if not text:
-        if not checkpoint.exists():
-            raise UserError(f"{checkpoint} does not exist; check the name of the checkpoint")
+        check_there(checkpoint, LATTE, LATTE_1)
         for name in ("prompts", "height", "width", "quantize", "enable_vae_temporal_decoder", "negative_prompt"):
             if getattr(cfg, name):
-                raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
+                hint = "" if checkpoint.is_dir() else "; tools/t2v_export.py makes a folder of a checkpoint of train.py"
+                raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}{hint}")
         if not cfg.vae_checkpoint and not checkpoint.is_dir() and run_of(checkpoint) is None:
             raise UserError("vae_checkpoint is not set; name a file in the YAML or with --vae_checkpoint")
         return

@@ -8,6 +8,7 @@ import math
 import mmap
 import re
 import stat
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -95,14 +96,6 @@ def map_file(path: str | Path) -> Mapped:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     data.path = path
     return data
-
-
-def read_text(path: Path, limit: int = 4 << 20) -> str:
-    """Return the text of a regular file of at most `limit` bytes; raises OSError or ValueError otherwise."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-        raise ValueError(f"{path} is no regular file of at most {limit} bytes")
-    return path.read_text(encoding="utf-8")
 
 
 def is_unicode(text: str) -> bool:
@@ -209,6 +202,16 @@ def release_pages(array: np.ndarray) -> None:
         start = _position(array, data)
         first = start - start % mmap.PAGESIZE
         data.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)
+
+
+def stored_elements(arrays: Iterable[np.ndarray]) -> int:
+    """Return how many elements arrays hold together, of a file no more than it has bytes: views may overlap."""
+    held: dict[int, list[int]] = {}  # elements and bytes, by the map
+    for array in arrays:
+        data = _map_of(array)
+        of_map = held.setdefault(id(data), [0, sys.maxsize if data is None else len(data)])
+        of_map[0] += array.size
+    return sum(min(counts) for counts in held.values())
 
 
 def _map_of(array: np.ndarray) -> Mapped | None:

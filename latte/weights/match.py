@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +10,17 @@ import numpy as np
 from mindspore import nn
 
 from latte.errors import UserError, quoted
+from latte.io.json_files import check_numbers, parse_json
 from latte.weights.dtypes import dtype_name, numpy_dtype
 from latte.weights.files import CONFIG
-from latte.weights.mapped import release_pages, verified
+from latte.weights.mapped import release_pages, stored_elements, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 SHOWN = 5  # names of each kind in an error
+ELEMENTS, FACTOR = 1 << 26, 4  # by which a network that is built may be larger than the weights for it
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int8")  # of weights; int8 beside their scales
 
 
@@ -77,13 +78,36 @@ def read_config(metadata: Mapping[str, str], source: str | Path) -> dict[str, An
     """Return the network's configuration that lies beside weights; raises UserError if there is none, or no JSON."""
     if CONFIG not in metadata:
         raise UserError(f"{source} has no config.json beside its weights; download the whole folder")
-    try:
-        config = json.loads(metadata[CONFIG])
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"the config.json of {source} is not valid; download it again")
-    return config
+    return parse_json(metadata[CONFIG], f"the config.json of {source}")
+
+
+def sizes_beside(
+    metadata: Mapping[str, str], bounds: Mapping[str, tuple[float, float]], source: str | Path
+) -> dict[str, Any]:
+    """Return the configuration that lies beside weights or in their file, if there is one.
+
+    Raises UserError if it is no JSON object, or a number in it is not within its bounds.
+    """
+    if CONFIG not in metadata:
+        return {}
+    where = f"the configuration of {source}"
+    found = parse_json(metadata[CONFIG], where)
+    check_numbers(found, bounds, where)
+    return found
+
+
+def check_elements(count: int, tensors: Mapping[str, np.ndarray], source: str | Path) -> None:
+    """Raise UserError if a network of `count` elements is far larger than the weights that shall fill it.
+
+    What a configuration, or the shape of an empty tensor, says about sizes is so compared with what is there before
+    memory of these sizes is asked for; names and shapes are compared later.
+    """
+    held = stored_elements(tensors.values())
+    if count > ELEMENTS + FACTOR * held:
+        raise UserError(
+            f"{source} holds {held:,} elements, but a network of the sizes that it tells has {quoted(f'{count:,}')}; "
+            "its configuration is another network's, or weights are missing: download it again"
+        )
 
 
 def shapes_of(
@@ -113,20 +137,3 @@ def check_asked(found: Mapping[str, Any], asked: Mapping[str, Any], source: str)
 def count_of(keys: Iterable[str], pattern: str) -> int:
     """Return how many different numbers the group of a pattern matches at the beginning of names."""
     return len({match[1] for key in keys if (match := re.match(pattern, key))})
-
-
-def sizes_beside(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the numbers and lists of metadata["config"] that can be sizes; nothing if it is not a JSON object."""
-    try:
-        config = json.loads(metadata.get(CONFIG, "{}"))
-    except (ValueError, RecursionError):
-        return {}
-    values = config.items() if isinstance(config, dict) else ()
-    return {
-        key: value
-        for key, value in values
-        if all(
-            (type(size) is int or (type(size) is float and key == "scaling_factor")) and size > 0
-            for size in (value if isinstance(value, list) else [value])
-        )
-    }

@@ -59,7 +59,7 @@ def test_every_network_is_recognised_checked_and_loaded(kind, opened):
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_network_is_refused_by_name(kind):
     other = "t5" if kind == "latte" else "latte"
-    words = f"holds {KINDS[other].description}, not {KINDS[kind].description}; {KINDS[other].converter} converts it"
+    words = f"holds {KINDS[other].description}, not {KINDS[kind].description}; {KINDS[other].instead}"
     for function in (read, check, load):
         with pytest.raises(UserError, match=words):
             function(FILES[other], kind)
