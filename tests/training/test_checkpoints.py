@@ -126,7 +126,7 @@ def test_a_disk_that_is_too_small_is_said_before_writing(tmp_path, monkeypatch):
     made = save(tmp_path, 1, keep_last=1)
     before = names(tmp_path)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 100))
-    with pytest.raises(UserError, match=r"0\.00 GiB free, but a checkpoint needs 0\.00; free some space"):
+    with pytest.raises(UserError, match=r"0\.00 MiB free, but a checkpoint needs 0\.00 MiB; free some space"):
         save(tmp_path, 2, keep_last=1)
     assert names(tmp_path) == before and made.newest() == 1
 
