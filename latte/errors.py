@@ -14,7 +14,7 @@ class UserError(Exception):
     """One sentence for the person at the keyboard: what is wrong, where, and the remedy."""
 
 
-class Unreadable(UserError):
+class UnreadableError(UserError):
     """The system does not let a file be read, perhaps only now; what is in it may be whole."""
 
 

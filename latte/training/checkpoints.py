@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from latte.errors import Unreadable, UserError
+from latte.errors import UnreadableError, UserError
 from latte.io.atomic import sync_folder
 from latte.training.health import unsound
 from latte.weights.files import write_state_dict
@@ -40,17 +39,17 @@ class Checkpoints:
         self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
 
     def steps(self) -> list[int]:
-        """Return the steps of all checkpoints in ascending order; raises Unreadable if the folder cannot be read."""
+        """Return the steps of all checkpoints in ascending order; raises UnreadableError if it cannot tell."""
         return self._steps_of(_STATE)
 
     def _steps_of(self, pattern: re.Pattern[str]) -> list[int]:
         """Return the steps in the names that match a pattern, in ascending order."""
         try:
-            names = os.listdir(self.folder)  # `glob` takes a folder that it may not read for an empty one
+            names = [path.name for path in self.folder.iterdir()]  # `glob` finds nothing where it may not read
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise Unreadable(f"cannot read {self.folder}: {error.strerror}") from error
+            raise UnreadableError(f"cannot read {self.folder}: {error.strerror}") from error
         return sorted(int(match[1]) for match in map(pattern.fullmatch, names) if match)
 
     def save(
@@ -61,18 +60,20 @@ class Checkpoints:
         metadata: Mapping[str, str],
         kind: str = "ema",
         progress: Callable[[int], Any] = lambda count: None,
+        of_state: Mapping[str, str] | None = None,
     ) -> Path:
         """Write a checkpoint, remove old ones, and return the file of the weights.
 
-        The metadata of the state get its checksum. `progress` gets the number of bytes of each tensor that has been
-        written.
+        The state also gets the metadata `of_state` and its checksum. `progress` gets the number of bytes of each tensor
+        that has been written.
         Raises UserError if the disk is too full or a file cannot be written; earlier checkpoints stay as they are.
         """
+        full = {**metadata, **(of_state or {})}
         weights_file = self.folder / f"{kind}-{step:08d}.ckpt"
         try:
             self._make_room(sum(array.nbytes for arrays in (state, weights) for array in arrays.values()))
             write_state_dict(weights_file, weights, metadata, progress)
-            write_safetensors(self._state_file(step), state, _with_checksum(state, metadata), progress)
+            write_safetensors(self._state_file(step), state, _with_checksum(state, full), progress)
             sync_folder(self.folder)  # before old ones go: after a power cut, one of them must be complete
             self.prune(step)
         except OSError as error:
@@ -86,7 +87,8 @@ class Checkpoints:
     def check(self, step: int) -> None:
         """Raise UserError if a state is damaged: malformed, altered since it was saved, of another step, not finite.
 
-        Raises Unreadable if the file cannot be read, which is no damage. States of older versions have no checksum.
+        Raises UnreadableError if the file cannot be read, which is no damage. States of older versions have no
+        checksum.
         """
         file = self._state_file(step)
         read_through(file)
@@ -102,19 +104,21 @@ class Checkpoints:
     def newest(self) -> int | None:
         """Return the step of the newest checkpoint that is not damaged, or None without any; warns about damaged ones.
 
-        Raises UserError if all are damaged, and Unreadable if a file cannot be read, which may well be whole.
+        Raises UserError if all are damaged, and UnreadableError if a file cannot be read, which may well be whole.
         """
         steps, damage = self.steps(), []
         for step in reversed(steps):
             try:
                 self.check(step)
-            except Unreadable as error:
-                raise Unreadable(f"{error}; the run stays as it is, so resume it when the file can be read") from error
+            except UnreadableError as error:
+                raise UnreadableError(
+                    f"{error}; the run stays as it is: resume it when its files can be read"
+                ) from error
             except UserError as error:
                 damage.append(error)
                 continue
-            for error in damage:
-                log.warning("%s; the checkpoint before it is taken", error)
+            for each in damage:
+                log.warning("%s; the checkpoint before it is taken", each)
             return step
         if damage:
             raise UserError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latte.errors import Unreadable, UserError
+from latte.errors import UnreadableError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,24 +42,24 @@ FOREIGN = (  # offset, bytes there, what such a file is
 def map_file(path: str | Path) -> mmap.mmap:
     """Return a read-only map of a file; its pages come into memory when they are used, and can leave it again.
 
-    Raises Unreadable if the file is missing, a folder or unreadable, and UserError if it is empty.
+    Raises UnreadableError if the file is missing, a folder or unreadable, and UserError if it is empty.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise Unreadable(f"{path} does not exist; check the name") from None
+        raise UnreadableError(f"{path} does not exist; check the name") from None
     except ValueError:
         raise UserError(f"{path} is empty; {REMEDY}") from None
     except OSError as error:
-        raise Unreadable(f"cannot read {path}: {error.strerror}") from None
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from None
 
 
 def read_through(path: str | Path) -> None:
     """Read a whole file, and keep nothing: an error of its disk is raised here, and would end the process in a map.
 
-    Raises Unreadable if the file cannot be read.
+    Raises UnreadableError if the file cannot be read.
     """
     block = bytearray(1 << 20)
     try:
@@ -67,7 +67,7 @@ def read_through(path: str | Path) -> None:
             while file.readinto(block):
                 pass
     except OSError as error:
-        raise Unreadable(f"cannot read {path}: {error.strerror}") from None
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from None
 
 
 def sniff(data: mmap.mmap) -> str | None:
