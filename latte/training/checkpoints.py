@@ -127,12 +127,6 @@ class Checkpoints:
             )
         return None
 
-    def remove_leftovers(self) -> None:
-        """Remove the temporary files of killed processes."""
-        for path in self.folder.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
-                path.unlink(missing_ok=True)
-
     def prune(self, step: int) -> None:
         """Remove old checkpoints, and weights as old that have no state.
 
@@ -147,12 +141,14 @@ class Checkpoints:
                 self._state_file(old).unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> None:
-        """Remove leftovers; raises UserError if `needed` bytes are not free.
+        """Remove the temporary files of killed processes; raises UserError if `needed` bytes are not free.
 
         The check comes first, because an incomplete file would fill the disk for everyone else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.remove_leftovers()
+        for path in self.folder.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(

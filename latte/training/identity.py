@@ -64,7 +64,7 @@ def identity(cfg: TrainConfig, training: Training) -> dict[str, str]:
     index = training.source.dataset.index
     named = {name: getattr(cfg, name) for name in OPTIONS} | {
         "data": f"{len(index.records)} videos ({_names(index, cfg.data_folder)})",
-        "cache_folder": _cache(training),
+        "latent cache": _cache(training),
         "steps of the schedule": None if cfg.scheduler == "constant" else training.total_steps,
     }
     return {FIXED: json.dumps(fixed), NAMED: json.dumps(named)}
@@ -116,10 +116,10 @@ def _names(index: Index, folder: str | None) -> str:
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
-def _cache(training: Training) -> str | None:
-    """Return what identifies the files of the latent cache, or None without one."""
+def _cache(training: Training) -> str:
+    """Return what identifies the files of the latent cache, or "none" without one."""
     entries = getattr(training.source.dataset.store, "entries", None)
     if entries is None:
-        return None
+        return "none"
     sums = [entries[number].sha256 for number in sorted(entries)]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:8]

@@ -23,7 +23,8 @@ _STATE = re.compile(r"state-\d{8}\.safetensors")
 _STAMP = re.compile(r".*-\d{8}-\d{6}(-\d+)?")
 _LATER = re.compile(r"config-from-step-(\d{8})\.yaml")
 _LEFTOVER = re.compile(  # the temporary names of `atomic_path` for the files of a run
-    r"\.(config(-from-step-\d{8})?|metrics(-before-step-\d{8})?|loss|step-\d{8})-[a-z0-9_]{8}\.(yaml|csv|png|gif)"
+    r"\.(config|config-from-step-\d{8}|metrics|metrics-before-step-\d{8}|loss|(step|ema|model|state)-\d{8})"
+    r"-[a-z0-9_]{8}\.(yaml|csv|png|gif|ckpt|safetensors)"
 )
 
 
@@ -32,12 +33,16 @@ def find_run(output_path: str, resume: str | None, name: str) -> Path:
 
     resume: None for a new run; "auto" for the newest run of output_path, or a new one if there is none; else a run's
     folder, its folder `ckpt`, or its newest state file. Only one rank may call this function, because it makes folders.
-    Raises UserError if there is no such run, or the folder cannot be made.
+    Raises UserError if there is no such run, or the folder cannot be made, and UnreadableError if it cannot tell.
     """
-    folder = newest_run(output_path) if resume == "auto" else _named_run(Path(resume)) if resume else None
+    try:
+        folder = newest_run(output_path) if resume == "auto" else _named_run(Path(resume)) if resume else None
+        has_checkpoints = folder is not None and (folder / "ckpt").is_dir()
+    except OSError as error:
+        raise UnreadableError(f"cannot read {error.filename}: {error.strerror}; resume when it can be read") from error
     if folder is None:
         return create_run(output_path, name)
-    if not (folder / "ckpt").is_dir():  # it may lie on a disk that is away; its metrics must not be begun anew
+    if not has_checkpoints:  # they may lie on a disk that is away; the run's metrics must not be begun anew
         raise UserError(f"{folder} has no folder ckpt; bring it back, or leave resume out to start a new run")
     return folder
 
@@ -68,22 +73,21 @@ def newest_run(output_path: str) -> Path | None:
     """Return the run of output_path that was started or resumed last, or None.
 
     It need not have a checkpoint: a run that died before its first one starts again in its own folder. An older run,
-    which may have other options, must not take its place. Raises UnreadableError if a folder cannot be read.
+    which may have other options, must not take its place. Raises OSError if a folder cannot be read.
     """
     started = {}
     try:
-        for folder in Path(output_path).iterdir():  # `glob` passes over what it may not read
-            try:
-                started[folder] = (folder / CONFIG_FILE).stat().st_mtime_ns
-            except (FileNotFoundError, NotADirectoryError):
-                continue  # no run
-            except OSError:
-                if _STAMP.fullmatch(folder.name):  # and no lost+found
-                    raise
+        folders = list(Path(output_path).iterdir())  # `glob` passes over what it may not read
     except (FileNotFoundError, NotADirectoryError):
         return None  # `create_run` makes it, or tells why not
-    except OSError as error:
-        raise UnreadableError(f"cannot read {error.filename}: {error.strerror}; no run is chosen without it") from error
+    for folder in folders:
+        try:
+            started[folder] = (folder / CONFIG_FILE).stat().st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # no run
+        except OSError:
+            if _STAMP.fullmatch(folder.name):  # and no lost+found
+                raise
     return max(started, key=lambda folder: started[folder], default=None)
 
 
@@ -138,11 +142,14 @@ def save_options(cfg: TrainConfig, folder: Path, step: int) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a run, but for those of checkpoints."""
-    for place in (folder, folder / "samples"):
-        for path in place.iterdir() if place.is_dir() else ():
-            if _LEFTOVER.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+    """Remove the temporary files that a killed process left in a run; raises UserError if one cannot be removed."""
+    try:
+        for place in (folder, folder / "ckpt", folder / "samples"):
+            for path in place.iterdir() if place.is_dir() else ():
+                if _LEFTOVER.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove what a killed process left in {folder}: {error.strerror}") from error
 
 
 def log_to(folder: Path) -> None:

@@ -62,7 +62,6 @@ class Trainer:
         self.save_interval = cfg.ckpt_save_interval * (1 if cfg.step_mode else per_epoch)
         if self.is_first:
             run_folder.remove_leftovers(self.folder)
-            self.checkpoints.remove_leftovers()
         if self.is_first and not self.at_end:
             run_folder.save_options(cfg, self.folder, self.step)
             run_folder.log_to(self.folder)
