@@ -14,6 +14,10 @@ class UserError(Exception):
     """One sentence for the person at the keyboard: what is wrong, where, and the remedy."""
 
 
+class UnreadableError(UserError):
+    """The system does not let a file be read, perhaps only now; what is in it may be whole."""
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of a message that is neither a rule nor a heading, as MindSpore puts before it."""
     lines = [line.strip() for line in str(error).splitlines()]

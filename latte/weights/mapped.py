@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latte.errors import UserError, quoted
+from latte.errors import UnreadableError, UserError, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -79,7 +79,8 @@ class Mapped(mmap.mmap):
 def map_file(path: str | Path) -> Mapped:
     """Return a read-only map of a file; its pages come into memory when they are used, and can leave it again.
 
-    Raises UserError if the file is missing, empty, unreadable, or no regular file: a folder, a pipe, a device.
+    Raises UnreadableError if the file is missing or unreadable, and UserError if it is empty or no regular file: a folder,
+    a pipe, a device.
     """
     path = Path(path)
     try:
@@ -89,13 +90,27 @@ def map_file(path: str | Path) -> Mapped:
         with path.open("rb") as file:
             data = Mapped(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the name") from None
+        raise UnreadableError(f"{path} does not exist; check the name") from None
     except ValueError:
         raise UserError(f"{path} is empty; {REMEDY}") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
     data.path = path
     return data
+
+
+def read_through(path: str | Path) -> None:
+    """Read a whole file, and keep nothing: an error of its disk is raised here, and would end the process in a map.
+
+    Raises UnreadableError if the file cannot be read.
+    """
+    block = bytearray(1 << 20)
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            while file.readinto(block):
+                pass
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from None
 
 
 def is_unicode(text: str) -> bool:
