@@ -8,12 +8,15 @@ import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
+# Objects of libraries that would hang or crash when they are destroyed; with one of them a program ends by `leave`.
+ABANDONED: list[object] = []
 # By which a program is asked to end, and how it says so; Python itself answers the first with a KeyboardInterrupt.
 ENDINGS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 
@@ -42,29 +45,53 @@ def reason(error: Exception) -> str:
 def run_main(main: Callable[[], None]) -> None:
     """Call `main` with its log on the console; print a UserError as one line and exit with 2.
 
-    After a signal of ENDINGS one word is printed, and the code is 128 and its number: 130 after Ctrl-C.
+    After a signal of ENDINGS one word is printed, and the code is 128 and its number: 130 after Ctrl-C. If something
+    is ABANDONED, the process ends at once.
     """
     log, handler = logging.getLogger("latte"), logging.StreamHandler()
     log.setLevel(logging.INFO)
     log.addHandler(handler)
+    code = 1
     try:
-        with _raising() as received:
-            try:
-                main()
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                raise SystemExit(2) from None
-            except KeyboardInterrupt:
-                end_by(received[0] if received else signal.SIGINT)
-            except Exception:
-                if received:  # what a library made of it
-                    end_by(received[0])
-                raise
+        _run(main)
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
+    except Exception:
+        if ABANDONED:
+            traceback.print_exc()
+        raise
     finally:
         log.removeHandler(handler)
+        if ABANDONED:
+            leave(code)
 
 
-def end_by(number: int) -> None:
+def _run(main: Callable[[], None]) -> None:
+    with _raising() as received:
+        try:
+            main()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            end_by(received[0] if received else signal.SIGINT)
+        except Exception:
+            if received:  # what a library made of it
+                end_by(received[0])
+            raise
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, without the end of any library; what was printed is written."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def end_by(number: int) -> NoReturn:
     """Exit as a program that a signal ends; raises SystemExit."""
     with contextlib.suppress(OSError):  # a terminal that is gone
         print(ENDINGS[signal.Signals(number).name], file=sys.stderr, flush=True)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LOCK = ".writing"  # in a working folder
 _NAME = re.compile(r"\..*-[0-9a-f]{8}")  # of a working folder
 _NO_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)  # of file systems that cannot sync a folder
+_UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _working: dict[Path, BaseFileLock] = {}  # the working folders of this process
 _swept: set[Path] = set()  # folders in which this process has looked for leftovers
 
@@ -134,6 +135,20 @@ def check_new_folder(path: str | Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
         raise UserError(f"cannot write {path}: {reason(error)}") from error
     return path
+
+
+def check_room(folder: Path, needed: int, remedy: str) -> None:
+    """Raise UserError, with a remedy, if the disk of a folder has not so many bytes free; folders may be missing."""
+    there = next((each for each in (folder, *folder.parents) if each.exists()), Path())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(f"{there} has {describe_bytes(free)} free, but {describe_bytes(needed)} are needed; {remedy}")
+
+
+def describe_bytes(count: int) -> str:
+    """Return a number of bytes in the largest unit of which it has one, such as 3.1 MB."""
+    unit = next((unit for unit in ("TB", "GB", "MB", "kB") if count >= _UNITS[unit]), None)
+    return f"{count / _UNITS[unit]:,.1f} {unit}" if unit else f"{count} bytes"
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError
-from latte.io.atomic import sync_folder
+from latte.io.atomic import check_room, sync_folder
 from latte.weights.files import write_state_dict
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger("latte")
-GIB = 2**30
 _STATE = re.compile(r"state-(\d{8})\.safetensors")
 _LEFTOVER = re.compile(r"\.\w+-\d{8}-.+\.(ckpt|safetensors)")  # the temporary names of `atomic_path`
 
@@ -86,12 +84,7 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise UserError(
-                f"{self.folder} has {free / GIB:.2f} GiB free, but a checkpoint needs {needed / GIB:.2f}; free some "
-                "space and go on with --resume auto, or lower ckpt_max_keep"
-            )
+        check_room(self.folder, needed, "free some space and go on with --resume auto, or lower ckpt_max_keep")
 
     def _prune(self, step: int) -> None:
         """Remove old checkpoints. Checkpoints after `step`, from before a run went back, do not count."""

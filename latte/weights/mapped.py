@@ -123,7 +123,7 @@ def release_pages(array: np.ndarray) -> None:
     They would leave when memory is short, but until then a loaded network seems to be in memory twice.
     """
     data: Any = array.base
-    if isinstance(data, mmap.mmap) and array.flags.c_contiguous and array.nbytes:
+    if hasattr(mmap, "MADV_DONTNEED") and isinstance(data, mmap.mmap) and array.flags.c_contiguous and array.nbytes:
         start = array.ctypes.data - np.frombuffer(data, np.uint8, 1).ctypes.data
         first = start - start % mmap.PAGESIZE
         data.madvise(mmap.MADV_DONTNEED, first, start + array.nbytes - first)

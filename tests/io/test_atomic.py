@@ -96,7 +96,8 @@ def test_an_interrupt_at_any_moment_leaves_nothing(step, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(home, step, interrupted)
-        pytest.raises(KeyboardInterrupt, write)
+        with pytest.raises(KeyboardInterrupt):
+            write()
     atomic._remove_all()  # the end of the program
     assert hidden(tmp_path) == [] and not atomic._working
 
