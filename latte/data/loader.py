@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import multiprocessing
@@ -235,6 +236,19 @@ def fetch(dataset: ms.dataset.Dataset, rescue: Callable[[], str] = str) -> Itera
         watch.stopped.set()
         if watch.lost:
             ABANDONED.append(batches)
+
+
+@contextlib.contextmanager
+def watching(rescue: Callable[[], str]) -> Iterator[None]:
+    """Watch as `fetch` does over a loader that a device fetches from by itself, and is stuck without."""
+    ms.dataset.config.set_enable_watchdog(False)
+    watch = _Watch(rescue)
+    watch.waiting = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.stopped.set()
 
 
 class _Watch(threading.Thread):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from latte.config import TrainConfig, save_config
-from latte.data.loader import WorkerLostError, fetch, make_loader, unwrapped
+from latte.data.loader import WorkerLostError, fetch, make_loader, unwrapped, watching
 from latte.errors import UserError
 from latte.io.video import grid, save_video
 from latte.runtime import device, graphs
@@ -127,9 +127,10 @@ class Trainer:
                 "sink_size is %d, so that it divides the steps between two reports and between two saves",
                 size,
             )
-        sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
-        for _ in range(batches // size):
-            yield float(sink())
+        with watching(lambda: "continue with --resume auto"):
+            sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
+            for _ in range(batches // size):
+                yield float(sink())
 
     def _rescue(self) -> str:
         """Save the last step, if this process alone can, and return what was saved; there is no next batch."""
