@@ -138,10 +138,13 @@ def check_new_folder(path: str | Path) -> Path:
 
 
 def check_room(folder: Path, needed: int, remedy: str) -> None:
-    """Raise UserError, with a remedy, if the disk of a folder has not so many bytes free; folders may be missing."""
+    """Raise UserError, with a remedy, if the disk of a folder has not so many bytes free; folders may be missing.
+
+    Of a folder that cannot be written at all the write itself says why.
+    """
     there = next((each for each in (folder, *folder.parents) if each.exists()), Path())
     free = shutil.disk_usage(there).free
-    if free < needed:
+    if free < needed and os.access(there, os.W_OK):
         raise UserError(f"{there} has {describe_bytes(free)} free, but {describe_bytes(needed)} are needed; {remedy}")
 
 

@@ -210,6 +210,23 @@ def test_the_sentence_has_the_right_reason(error, free, said, tmp_path, monkeypa
         raise error
 
 
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_disk_that_is_too_small_is_told_in_units_that_show_it(writable, tmp_path, monkeypatch):
+    """A disk that cannot be written may have nothing free either, which is not the reason."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=2500)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr(os, "access", lambda folder, mode: writable)
+    atomic.check_room(tmp_path, 2500, "make room")
+    said = f"^{tmp_path} has 2.5 kB free, but 3.1 MB are needed; make room$"
+    with pytest.raises(UserError, match=said) if writable else contextlib.nullcontext():
+        atomic.check_room(tmp_path / "new" / "deep", 3_100_000, "make room")
+
+
+def test_sizes_have_the_largest_unit_that_fits():
+    sizes = (0, 999, 1000, 25_000_000_000, 3 * 10**15)
+    assert [*map(atomic.describe_bytes, sizes)] == ["0 bytes", "999 bytes", "1.0 kB", "25.0 GB", "3,000.0 TB"]
+
+
 def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path):
     name = "é" * 120 + ".ckpt"
     with atomic_path(tmp_path / name) as temporary:
