@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if here.rank == 0:
         print(describe(cfg, training))
     if cfg.dry_run:
+        from latte.training.estimate import estimate
+
+        if here.rank == 0:
+            print(estimate(cfg, training))
         return
 
     from latte.training.trainer import Trainer

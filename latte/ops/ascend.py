@@ -55,7 +55,8 @@ def gelu(x: ms.Tensor) -> ms.Tensor:
 
 def embedding(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
     """Return the rows of a table (N, D) that integer `index` of any shape names, as (*index.shape, D)."""
-    return mint.nn.functional.embedding(index, table)
+    # Not mint's embedding: as it may change its table, everything behind it reads all weights anew, and each is copied.
+    return mint.index_select(table, 0, index.reshape(-1)).reshape(*index.shape, table.shape[1])
 
 
 def adam(

@@ -4,10 +4,13 @@ import pytest
 from ascend import standin
 from ascend.kernels import chosen, others
 
-FEW = ("class fp16 flash",)
+FEW, STEP, ALL = ("class fp16 flash",), ("train fp16",), ()
 
 
-@pytest.mark.parametrize("names", [FEW, pytest.param((), marks=[pytest.mark.slow, pytest.mark.long])])
+@pytest.mark.parametrize(
+    "names",
+    [FEW, pytest.param(STEP, marks=pytest.mark.slow), pytest.param(ALL, marks=[pytest.mark.slow, pytest.mark.long])],
+)
 def test_every_operation_has_a_kernel(names):
     found = chosen(*names, environment=standin.environment("plan"))
     assert all(found.values()) and others(found) == {}

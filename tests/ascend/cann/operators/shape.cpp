@@ -272,42 +272,22 @@ ACLNN(InplaceFillTensor, "ops-math conversion/fill/docs/aclnnInplaceFillTensor.m
   });
 }
 
-ACLNN(Embedding, "ops-nn index/embedding/docs/aclnnEmbedding.md", const Tensor *weight, const Tensor *index, Tensor *out) {
-  LAUNCH({weight, index}, {out});
-  NEED(weight->dims.size() == 2, "weight has 2 axes");
-  NEED(is_one_of(index, {I32, I64}), "indices are int32 or int64");
-  NEED(weight->dtype == out->dtype, "out has the dtype of weight");
-  Dims expected = index->dims;
-  expected.push_back(weight->dims[1]);
-  NEED(out->dims == expected, "out has the shape of indices and a row of weight");
-  return READY([=] {
-    const std::vector<int64_t> rows = integers(index);
-    const std::vector<float> table = floats(weight);
-    const size_t width = size_t(weight->dims[1]);
-    std::vector<float> result(rows.size() * width, NAN);  // what lies outside is not said; here it is seen
-    for (size_t i = 0; i < rows.size(); i++)
-      if (rows[i] >= 0 && rows[i] < weight->dims[0])
-        std::copy_n(table.begin() + rows[i] * int64_t(width), width, result.begin() + int64_t(i * width));
-    store(out, result);
-  });
-}
-
-ACLNN(EmbeddingDenseBackward, "ops-nn index/embedding_dense_grad/docs/aclnnEmbeddingDenseBackward.md", const Tensor *d,
-      const Tensor *index, uint64_t rows, int64_t padding, bool scale_by_frequency, Tensor *out) {
-  LAUNCH({d, index}, {out});
-  NEED(is_floating(d) && d->dtype == out->dtype, "out has the dtype of grad, a float");
-  NEED(is_one_of(index, {I32, I64}), "indices are int32 or int64");
-  NEED(!scale_by_frequency, "the stand-in does not scale by frequency");
-  NEED(out->dims == Dims({int64_t(rows), d->dims.back()}), "out is (numWeights, width of grad)");
-  NEED(elements(d->dims) == elements(index->dims) * d->dims.back(), "grad has a row per index");
+ACLNN(IndexAdd, "ops-nn index/inplace_scatter_add/docs/aclnnIndexAdd.md", const Tensor *a, int64_t dim, const Tensor *index,
+      const Tensor *source, const Scalar *alpha, Tensor *out) {
+  LAUNCH({a, index, source}, {out});
+  NEED(is_floating(a) && a->dtype == out->dtype && a->dtype == source->dtype, "all tensors have one dtype of floats");
+  NEED(same_dims(a, out), "out has the shape of self");
+  NEED(has_axis(dim, a) && axis_of(dim, a) == 0, "the stand-in adds along axis 0 only");
+  NEED(is_one_of(index, {I32, I64}) && index->dims.size() <= 1, "index is int32 or int64 with at most one axis");
+  NEED(source->dims == with(a->dims, 0, elements(index->dims)), "source has the shape of self with the length of index");
+  const double factor = alpha->number;
   return READY([=] {
     const std::vector<int64_t> chosen = integers(index);
-    const std::vector<float> rows_of_d = floats(d);
-    const size_t width = size_t(out->dims[1]);
-    std::vector<float> result(size_t(elements(out->dims)), 0);
+    const std::vector<float> added = floats(source);
+    std::vector<float> result = floats(a);
+    const size_t width = result.size() / size_t(a->dims[0]);
     for (size_t i = 0; i < chosen.size(); i++)
-      if (chosen[i] != padding)
-        for (size_t k = 0; k < width; k++) result[size_t(chosen[i]) * width + k] += rows_of_d[i * width + k];
+      for (size_t k = 0; k < width; k++) result.at(size_t(chosen[i]) * width + k) += float(factor) * added[i * width + k];
     store(out, result);
   });
 }
