@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from latte import errors
 from latte.errors import ENDINGS, Interrupted, UserError, reason, run_main
 from latte.io.atomic import atomic_path
 
@@ -58,6 +59,25 @@ def test_other_ends_are_as_ever(error, capsys):
         run_main(main)
     if isinstance(error, UserError):
         assert ended.value.code == 2 and capsys.readouterr().err == "error: no data\n"
+
+
+def test_with_something_abandoned_a_program_ends_at_once_with_its_code(monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr(errors, "ABANDONED", [object()])
+    monkeypatch.setattr(errors, "leave", left.append)
+    for error, ended in ((UserError("lost"), SystemExit), (ZeroDivisionError(), ZeroDivisionError)):
+        main = raising(error)
+        with pytest.raises(ended):
+            run_main(main)
+    run_main(lambda: None)
+    assert left == [2, 1, 0] and "ZeroDivisionError" in capsys.readouterr().err
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
 
 
 @pytest.mark.parametrize(
