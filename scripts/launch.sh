@@ -8,19 +8,21 @@ fail() {
 }
 
 [[ $# -ge 2 ]] || fail "usage: $0 CONFIG N [options of train.py]"
-[[ "$2" =~ ^[1-9][0-9]*$ ]] || fail "N is '$2', but must be a number of devices from 1 on"
+[[ "$2" =~ ^[1-9][0-9]{0,3}$ ]] || fail "N is '$2', but must be a number of devices from 1 on"
 # shellcheck disable=SC2034 # most of these are for the scripts that source this one
 config=$1 count=$2 options=("${@:3}") python=${PYTHON:-python} logs=${LOG_DIR:-outputs/logs/$(date +%Y%m%d-%H%M%S)}
 [[ -f "$config" ]] && config=$(cd "$(dirname "$config")" && pwd)/$(basename "$config")
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 [[ -f "$config" ]] || fail "there is no config file $config"
-mkdir -p "$logs"
+command -v "$python" >/dev/null || fail "there is no program $python; set PYTHON to an interpreter with MindSpore"
+mkdir -p "$logs" 2>/dev/null && [[ -w "$logs" ]] || fail "the folder $logs cannot be written; set LOG_DIR"
 # shellcheck source=scripts/ascend_env.sh
 source scripts/ascend_env.sh
 
 # launch COMMAND...: run it in a session of its own, so that Ctrl-C reaches the ranks only once, from here.
 launch() {
     local launcher code=0
+    command -v "$1" >/dev/null || fail "there is no $1 on PATH; see docs/distributed.md"
     setsid "$@" </dev/null &
     launcher=$!
     # On a signal the launchers kill the ranks before they have saved; so the ranks, their children, get the signal directly.

@@ -2,7 +2,8 @@
 # Train on several Ascend devices of one or more machines with a rank table (tools/make_rank_table.py makes one):
 #     scripts/run_distributed.sh CONFIG RANK_TABLE START N [options of train.py]
 # START is the first device of this machine, N the number of its devices to use. Every machine needs the same table, in which
-# it finds itself by its addresses, or by SERVER_ID. One log per rank is written to outputs/logs/<time>/ (LOG_DIR). If a
+# it finds itself by its addresses, or by SERVER_ID, and the same START and N: of a table with more devices, those of every
+# machine that are left out are taken out. One log per rank is written to outputs/logs/<time>/ (LOG_DIR). If a
 # rank dies, all ranks are stopped. PYTHON chooses the interpreter; BIND_CORES=1 gives each device of this machine in the
 # table an equal share of the cores that this process may use. HCCL_CONNECT_TIMEOUT and HCCL_EXEC_TIMEOUT are the seconds
 # that ranks wait for each other, at the start and in a sum over all ranks. MASTER_PORT is the port at which the ranks meet
@@ -17,14 +18,16 @@ fail() {
 [[ $# -ge 4 ]] || fail "usage: $0 CONFIG RANK_TABLE START N [options of train.py]"
 config=$1 table=$2 start=$3 count=$4
 shift 4
-[[ "$start" =~ ^[0-9]+$ ]] || fail "START is '$start', but must be the number of a device, such as 0"
-[[ "$count" =~ ^[1-9][0-9]*$ ]] || fail "N is '$count', but must be a number of devices from 1 on"
+[[ "$start" =~ ^[0-9]{1,5}$ ]] || fail "START is '$start', but must be the number of a device, such as 0"
+[[ "$count" =~ ^0*[1-9][0-9]{0,4}$ ]] || fail "N is '$count', but must be a number of devices from 1 on"
+start=$((10#$start)) count=$((10#$count)) # 08 is not octal
 [[ -f "$table" ]] || fail "there is no rank table $table; tools/make_rank_table.py makes one"
 table=$(cd "$(dirname "$table")" && pwd)/$(basename "$table")
 [[ -f "$config" ]] && config=$(cd "$(dirname "$config")" && pwd)/$(basename "$config")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -f "$config" ]] || fail "there is no config file $config"
 python=${PYTHON:-python}
+command -v "$python" >/dev/null || fail "there is no program $python; set PYTHON to an interpreter with MindSpore"
 
 # One line per device of this machine: device, rank, number of ranks.
 lines=$("$python" tools/make_rank_table.py --show "$table" --server_id "${SERVER_ID:-}") || exit 2
@@ -38,12 +41,21 @@ for ((device = start; device < start + count; device++)); do
 done
 
 logs=${LOG_DIR:-outputs/logs/$(date +%Y%m%d-%H%M%S)}
-mkdir -p "$logs"
+mkdir -p "$logs" 2>/dev/null && [[ -w "$logs" ]] || fail "the folder $logs cannot be written; set LOG_DIR"
+if ((count < ${#rank_of[@]})); then
+    # Of the whole table HCCL would wait for every device, 20 minutes long.
+    "$python" tools/make_rank_table.py --merge "$table" --select "$start-$((start + count - 1))" \
+        --target "$logs/rank_table.json" || exit 2
+    table=$(cd "$logs" && pwd)/rank_table.json
+    lines=$("$python" tools/make_rank_table.py --show "$table" --server_id "${SERVER_ID:-}") || exit 2
+    while read -r device rank ranks; do rank_of[$device]=$rank size=$ranks; done <<<"$lines"
+fi
 # shellcheck source=scripts/ascend_env.sh
 source scripts/ascend_env.sh
 if ((count == size)); then
     export MASTER_PORT=${MASTER_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 fi
+[[ "${MASTER_PORT:-1}" =~ ^[1-9][0-9]{0,4}$ ]] || fail "MASTER_PORT is '$MASTER_PORT', but must be the number of a free port"
 pids=() started=()
 
 # The numbers of the cores that this process may use; empty without BIND_CORES=1.

@@ -8,6 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 free_port='import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 port=${MASTER_PORT:-$("$python" -c "$free_port")}
+[[ "$port" =~ ^[1-9][0-9]{0,4}$ ]] || fail "MASTER_PORT is '$port', but must be the number of a free port"
 [[ "$python" == */* ]] && export PATH=${python%/*}:$PATH # msrun itself starts a plain `python`
 launch msrun --worker_num="$count" --local_worker_num="$count" --master_port="$port" --join=True --log_dir="$logs" \
     --worker_log_name=rank --tail_worker_log=0 "${python##*/}" train.py -c "$config" --use_parallel True "${options[@]}"

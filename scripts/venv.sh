@@ -26,7 +26,7 @@ find_python() {
             return
         fi
     done
-    fail "no Python 3.10, 3.11 or 3.12 found; install one, or name it: PYTHON=/path/to/python $0"
+    fail "no Python 3.10, 3.11 or 3.12 found, and MindSpore has no wheels for others; install one (apt install python3.12 python3.12-venv, or uv python install 3.12), or name it: PYTHON=/path/to/python $0"
 }
 
 make_venv() {

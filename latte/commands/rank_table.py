@@ -5,6 +5,7 @@ Run the first command on each machine and, if there are several machines, then t
     python tools/make_rank_table.py --devices 0-7 --target this.json
     python tools/make_rank_table.py --merge first.json second.json --target all.json
 
+With --select 0-3, --merge keeps only these devices of each machine, and numbers their ranks anew.
 The addresses of the devices come from /etc/hccn.conf or hccn_tool, unless --device_ips gives them.
 """
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from latte.config.parser import Options, option, parse_config
-from latte.errors import UserError
+from latte.errors import UserError, reason
 from latte.io.atomic import atomic_path
 from latte.runtime.ranks import own_address
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HCCN = Path("/etc/hccn.conf")
+NUMBER = r"[0-9]{1,5}"  # of a device or a rank
+LARGEST = 2**24  # bytes of a table; one of a thousand devices has 100 kB
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -43,6 +46,7 @@ class Settings(Options):
     )
     server_id: str | None = option(None, "IP address of this machine; null = the one by which other machines reach it")
     merge: list[str] | None = option(None, "tables of single machines to merge, in the order of their ranks")
+    select: str | None = option(None, "devices of each merged machine to keep, such as 0-3; null = all")
     target: str | None = option(None, "file to write")
     show: str | None = option(None, "table to show: one line `device rank ranks` per device of this machine")
 
@@ -58,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--target is not given; name the file to write")
     if options.merge:
         servers = [server for path in options.merge for server in read_table(path)["server_list"]]
+        if options.select:
+            servers = [selected(server, parse_devices(options.select, "select")) for server in servers]
     else:
         servers = [this_server(parse_devices(options.devices), options.device_ips, options.server_id)]
     table = numbered(servers)
@@ -66,15 +72,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{options.target}: {table['server_count']} servers, {sum(len(s['device']) for s in servers)} ranks")
 
 
-def parse_devices(text: str) -> list[int]:
+def parse_devices(text: str, name: str = "devices") -> list[int]:
     """Return the device numbers of a text such as `0-7` or `0,2,3`; raises UserError for other texts."""
-    if match := re.fullmatch(r"(\d+)-(\d+)", text):
+    if match := re.fullmatch(f"({NUMBER})-({NUMBER})", text):
         numbers = list(range(int(match[1]), int(match[2]) + 1))
     else:
-        numbers = [int(part) for part in text.split(",")] if re.fullmatch(r"\d+(,\d+)*", text) else []
+        numbers = [int(part) for part in text.split(",")] if re.fullmatch(f"{NUMBER}(,{NUMBER})*", text) else []
     if not numbers or len(set(numbers)) < len(numbers):
-        raise UserError(f"--devices is {text!r}, but must be like 0-7 or 0,2,3")
+        raise UserError(f"--{name} is {text!r}, but must be like 0-7 or 0,2,3")
     return numbers
+
+
+def selected(server: dict[str, Any], devices: list[int]) -> dict[str, Any]:
+    """Return the entry of a machine with some of its devices; raises UserError if it lacks one."""
+    kept = [device for device in server["device"] if int(device["device_id"]) in devices]
+    if len(kept) < len(devices):
+        there = ", ".join(device["device_id"] for device in server["device"])
+        raise UserError(f"the server {server['server_id']} has the devices {there}, not all of {devices}; name others")
+    return server | {"device": kept}
 
 
 def this_server(devices: list[int], device_ips: str | None, server_id: str | None) -> dict[str, Any]:
@@ -130,21 +145,50 @@ def numbered(servers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def read_table(path: str) -> dict[str, Any]:
-    """Read a rank table from a JSON file; raises UserError if it is missing or malformed."""
+    """Read a rank table from a JSON file, with its numbers as texts without leading zeros.
+
+    Raises UserError if it is missing or malformed, or a server, a device of one or a rank stands in it twice.
+    """
     try:
+        if not Path(path).is_file():
+            raise UserError(f"there is no rank table {path}; tools/make_rank_table.py makes one")
+        if Path(path).stat().st_size > LARGEST:
+            raise UserError(f"{path} is too large for a rank table; tools/make_rank_table.py makes one")
         table = json.loads(Path(path).read_text(encoding="utf-8"))
+        for server in table["server_list"]:
+            _check_server(server)
+        servers = [server["server_id"] for server in table["server_list"]]
         ranks = [int(device["rank_id"]) for server in table["server_list"] for device in server["device"]]
-        [int(device["device_id"]) for server in table["server_list"] for device in server["device"]]
-        [server["server_id"] for server in table["server_list"]]
     except OSError as error:
-        raise UserError(f"cannot read the rank table {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read the rank table {path}: {reason(error)}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a rank table (version 1.0): {error!r}; tools/make_rank_table.py makes one"
+            f"{path} is not a rank table (version 1.0): {error!r:.200}; tools/make_rank_table.py makes one"
         ) from None
+    if twice := _twice(servers):
+        raise UserError(f"{path}: the server {twice} stands in it twice; make the table again")
     if sorted(ranks) != list(range(len(ranks))) or not ranks:
-        raise UserError(f"{path}: the ranks are not 0 to {len(ranks) - 1}, each once")
+        raise UserError(f"{path}: the ranks are not 0 to {len(ranks) - 1}, each once; make the table again")
     return table
+
+
+def _check_server(server: dict[str, Any]) -> None:
+    """Give the numbers of a machine's entry one form; raises ValueError or what a malformed entry raises."""
+    if not isinstance(server["server_id"], str) or not server["server_id"].isprintable():
+        raise ValueError(f"server_id is {server['server_id']!r:.40}, but must be a text")
+    for device in server["device"]:
+        for key in ("device_id", "rank_id"):
+            value = device[key]
+            number = str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+            if not re.fullmatch(NUMBER, number):
+                raise ValueError(f"{key} is {value!r:.40}, but must be a number from 0 on")
+            device[key] = str(int(number))
+    if twice := _twice([device["device_id"] for device in server["device"]]):
+        raise ValueError(f"device {twice} of {server['server_id']} stands in it twice")
+
+
+def _twice(names: list[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def local_ranks(table: dict[str, Any], server_id: str | None, path: str) -> list[tuple[str, str, int]]:

@@ -22,10 +22,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = parse_config(TrainConfig, argv, __doc__)
 
     from latte.runtime import device  # after the options: MindSpore takes seconds to import
+    from latte.training.agreement import check_options, check_training
     from latte.training.build import build, describe
 
     here = device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel, connect=True)
+    check_options(cfg)
     training = build(cfg)
+    check_training(training)
     if here.rank == 0:
         print(describe(cfg, training))
     if cfg.dry_run:

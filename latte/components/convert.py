@@ -16,7 +16,7 @@ from latte.components.loading import KINDS, Weights, read
 from latte.components.quantize import check_kind, matrices, quantized_state
 from latte.components.text_encoder import VOCABULARIES
 from latte.errors import UserError
-from latte.io.atomic import atomic_folder, check_new_folder, sync
+from latte.io.atomic import atomic_folder, check_new_folder, check_room, sync
 from latte.io.json_files import read_json
 from latte.weights.files import CONFIG, check_suffix, read_state_dict, write_state_dict
 from latte.weights.match import read_config
@@ -85,7 +85,7 @@ def convert_folder(
     index = _read_index(source)
     found = [_component(source, name, as_int8 and name in QUANTIZABLE) for name in _names(source, components)]
     total = sum(component.size() for component in found) + index.stat().st_size
-    _check_space(target, total + SPARE)
+    check_room(target.parent, total + SPARE, "make room there")
     if not dry_run:
         with atomic_folder(target) as folder, tqdm(total=total, unit="B", unit_scale=True, desc=target.name) as bar:
             _copy(index, folder)
@@ -139,14 +139,6 @@ def _component(source: Path, name: str, as_int8: bool) -> Component:
         raise UserError(f"{folder} holds {found.kind.description}, not {COMPONENTS[name].description}")
     layers = list(matrices(found.kind.build(found.config))) if as_int8 else ()
     return Component(name, found.tensors, [check_own(folder / "config.json", source)], layers)
-
-
-def _check_space(target: Path, needed: int) -> None:
-    """Raise UserError if a disk has less than the bytes that are needed."""
-    there = next(folder for folder in target.parents if folder.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise UserError(f"{there} has {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB are needed; make room there")
 
 
 def _write(component: Component, folder: Path, form: str, bar: tqdm) -> None:

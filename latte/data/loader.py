@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
+import multiprocessing
 import os
+import shutil
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
+import psutil
 
 from latte.data.cache import BrokenVideoError, Cache
 from latte.data.dataset import Sample, VideoDataset, stream
 from latte.data.text_embeddings import caption_list, check_finite
-from latte.errors import UserError
+from latte.errors import ABANDONED, UserError, leave, reason
 from latte.io.arrays import read_npz
+from latte.io.atomic import describe_bytes
+from latte.runtime import device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from latte.data.text_embeddings import Captions
 
+_PATIENCE = 10  # seconds for the next batch after a process of the loader has died
 _CHUNK = 256  # samples whose MindRecord rows are read in one go
 _NOISE = 3  # a stream of random numbers
 _CLIP_TEXT = (77, 768)  # tokens and width of an embedding
 _MARK = "UserError: "  # how MindSpore quotes ours in an error of its own
+_SHARED = Path("/dev/shm")  # noqa: S108, where Linux has the memory that processes share; nothing is written by us
+_SEMAPHORES = 2**20  # bytes there without which not even the locks of several processes are sure of their place
+_SPARE = 2  # rows that MindSpore's queue between two processes holds beside its length
 _AHEAD = 256 * 2**20  # bytes that each of MindSpore's queues may hold, at least 2 batches; 16 of 128 frames took 4 GB
+
+
+class WorkerLostError(UserError):
+    """A process of the loader is gone, and no further batch will come."""
 
 
 class TrainingSource:
@@ -55,6 +72,15 @@ class TrainingSource:
 
     def __getitem__(self, position: int) -> tuple[np.ndarray, ...]:
         return self.complete(int(position), self.dataset.sample(int(position)))
+
+    def row_bytes(self) -> int:
+        """Return about how many bytes a sample has."""
+        images = self.dataset.num_frames + self.dataset.options.images_per_video
+        numbers = images * math.prod(self.dataset.store.frame_shape) + 2 * math.prod(self.latent_shape)
+        texts: tuple[np.ndarray, ...] = self.captions.padded(None) if self.captions else ()
+        if self.text:
+            texts = (self.text[2],)
+        return 4 * numbers + sum(array.nbytes for array in texts)
 
     def complete(self, position: int, sample: Sample) -> tuple[np.ndarray, ...]:
         """Return the sample of a position with its random numbers."""
@@ -141,20 +167,21 @@ def make_loader(
 
     Row j of batch b of rank r is the sample at position (b * world_size + r) * batch_size + j: N ranks see together
     what one rank with N times the batch size sees. The number of workers, which MindSpore limits to that of the
-    processors, changes nothing but the speed.
+    processors, changes nothing but the speed, and neither does the way by which they hand over their rows.
     """
     plain = _Rows(source, batch_size, first, last, rank, world_size)
     rows: _Rows | _RecordRows = plain
     num_workers = min(num_workers, os.cpu_count() or 1)
     if isinstance(source.dataset.store, Cache) and source.dataset.store.has_records:
         rows, num_workers = _RecordRows(plain, source.dataset.store), 1  # MindRecord's threads read ahead themselves
-    images = source.dataset.num_frames + source.dataset.options.images_per_video
-    batch_bytes = batch_size * images * math.prod(source.dataset.store.frame_shape) * 4
+    row_bytes = source.row_bytes()
     # A loader that failed may leave its iterator in the cycle of its exception. Collected in a forked worker instead of
     # here, it would end that worker, and with it this process.
     gc.collect()
-    ms.dataset.config.set_prefetch_size(min(max(_AHEAD // batch_bytes, 2), 16))
-    ms.dataset.config.set_enable_shared_mem(num_workers > 1)
+    ahead = min(max(_AHEAD // (batch_size * row_bytes), 2), 16)
+    shares, num_workers = _hand_over(num_workers, (ahead + _SPARE) * row_bytes, world_size)
+    ms.dataset.config.set_prefetch_size(ahead)
+    ms.dataset.config.set_enable_shared_mem(shares)
     dataset = ms.dataset.GeneratorDataset(
         rows,
         source.columns,
@@ -164,6 +191,120 @@ def make_loader(
         max_rowsize=-1,
     )
     return dataset.batch(batch_size)
+
+
+def _hand_over(num_workers: int, queue_bytes: int, world_size: int) -> tuple[bool, int]:
+    """Return whether workers hand over rows in shared memory, and their number; 1 is a thread of this process.
+
+    A worker that finds no room in shared memory dies of a bus error, so what is short there goes through pipes, and
+    without room for the locks of pipes one thread decodes. It is said once.
+    """
+    if num_workers == 1 or not sys.platform.startswith("linux"):
+        return num_workers > 1, num_workers
+    try:
+        free = shutil.disk_usage(_SHARED).free
+    except OSError:
+        free = 0
+    needed = num_workers * queue_bytes * world_size  # all ranks may be on this machine
+    if needed + _SEMAPHORES <= free:
+        return True, num_workers
+    what = f"{_SHARED} has {describe_bytes(free)} free, but {num_workers} workers need {describe_bytes(needed)}"
+    remedy = "a larger one (docker run --shm-size 8g) is faster; the results are the same"
+    if free < _SEMAPHORES:
+        device.warn_once(f"num_workers: {what}: one thread decodes instead; {remedy}")
+        return False, 1
+    device.warn_once(f"num_workers: {what}: they hand over their rows through pipes; {remedy}")
+    return False, num_workers
+
+
+def fetch(dataset: ms.dataset.Dataset, rescue: Callable[[], str] = str) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield the batches of a loader as tuples of arrays, one column each.
+
+    When a process of the loader is gone, MindSpore waits for its row for ever. What it then does with its own watchdog
+    is a SIGTERM to this process, which looks like a user's; so that one is off, and a thread watches.
+    Raises WorkerLostError at the next batch after such a process was killed, and RuntimeError if a row cannot be made;
+    see `unwrapped`. If this thread is stuck in MindSpore by then, the other one calls `rescue`, prints what that
+    returns behind the sentence, and ends the program with the code of a UserError.
+    """
+    ms.dataset.config.set_enable_watchdog(False)
+    watch = _Watch(rescue)
+    batches = dataset.create_tuple_iterator(num_epochs=1, output_numpy=True)
+    watch.start()
+    try:
+        while True:
+            watch.check()
+            watch.waiting = True
+            batch = next(batches, None)
+            watch.waiting = False
+            if batch is None:
+                return
+            watch.begun = True
+            yield batch
+    except RuntimeError:
+        watch.check()
+        raise
+    finally:
+        watch.stopped.set()
+        if watch.lost:
+            ABANDONED.append(batches)
+
+
+@contextlib.contextmanager
+def watching(rescue: Callable[[], str]) -> Iterator[None]:
+    """Watch as `fetch` does over a loader that a device fetches from by itself, and is stuck without."""
+    ms.dataset.config.set_enable_watchdog(False)
+    watch = _Watch(rescue)
+    watch.waiting = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.stopped.set()
+
+
+class _Watch(threading.Thread):
+    """Watches over the processes that start after it was made; `waiting` is whether its user waits for a batch."""
+
+    def __init__(self, rescue: Callable[[], str]):
+        super().__init__(daemon=True)
+        self.rescue, self.lost, self.stopped = rescue, "", threading.Event()
+        self.begun = self.waiting = False
+        self.others = set(multiprocessing.active_children())
+
+    def check(self) -> None:
+        """Raise WorkerLostError if one of the processes is gone."""
+        if self.lost:
+            raise WorkerLostError(self.lost)
+
+    def run(self) -> None:
+        """Look every second until `stopped`."""
+        workers: set[multiprocessing.process.BaseProcess] = set()
+        while not self.lost:
+            # Often until there is a first batch, as one may die of its first row, and then nothing tells of it.
+            if self.stopped.wait(1 if self.begun else 0.02):
+                return
+            workers |= {*multiprocessing.active_children()} - self.others
+            self.lost = next(filter(None, map(_describe_end, workers)), "")
+        if not self.stopped.wait(_PATIENCE) and self.waiting:
+            try:
+                end = self.rescue()
+            except Exception as error:
+                end = reason(error)
+            sys.stderr.write(f"error: {'; '.join(filter(None, (self.lost, end)))}\n")
+            leave(2)
+
+
+def _describe_end(worker: multiprocessing.process.BaseProcess) -> str:
+    """Return of what a worker has died, or "" if it lives; the system kills one when memory is short."""
+    code, how = worker.exitcode, "was killed"
+    if code is None and worker.pid and psutil.pid_exists(worker.pid):
+        return ""
+    if code is not None:  # else MindSpore was told of its death before Python
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"has ended with code {code}"
+    why = "the system does that when memory is short: lower num_workers or train_batch_size"
+    if code == -getattr(signal, "SIGBUS", 0):
+        why = f"{_SHARED} was full: make it larger (docker run --shm-size 8g), or set num_workers to 1"
+    return f"a process that decodes videos {how}; {why}"
 
 
 def unwrapped(error: RuntimeError) -> Exception:

@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import re
-import resource
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -370,8 +370,16 @@ def use_flash_attention(requested: bool, dtype: ms.Type, training: bool = False)
 def peak_memory() -> int:
     """Return the peak memory so far in bytes: of the accelerator, or on CPU of the whole process."""
     if current().target == "CPU":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return _peak_of_process()
     return ms.runtime.max_memory_allocated()
+
+
+def _peak_of_process() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset  # type: ignore[attr-defined, unused-ignore]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def free_memory() -> int | None:

@@ -323,7 +323,7 @@ def make_cache(cfg: CacheConfig) -> Report:
     ranks.wait_for_all(world_size)
     if rank == 0:
         cache.save()
-        held.close()
+        held.release()
         for entry in failed:
             _say(f"failed: {entry.error}")
         done = len(cache.entries) - len(failed)

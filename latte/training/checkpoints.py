@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from latte.errors import UnreadableError, UserError
-from latte.io.atomic import sync_folder
+from latte.io.atomic import check_room, sync_folder
 from latte.training.health import unsound
 from latte.weights.files import write_state_dict
 from latte.weights.fingerprint import checksum
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger("latte")
-MIB, GIB = 2**20, 2**30
 CHECKSUM, KIND = "checksum", "checksum_kind"  # of the metadata; two keys, so that damage to one is no missing checksum
 _STATE = re.compile(r"state-(\d{8})\.safetensors")
 _WEIGHTS = re.compile(r"\w+-(\d{8})\.ckpt")
@@ -149,12 +147,7 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise UserError(
-                f"{self.folder} has {_size(free)} free, but a checkpoint needs {_size(needed)}; free some space and go "
-                "on with --resume auto, or lower ckpt_max_keep"
-            )
+        check_room(self.folder, needed, "free some space and go on with --resume auto, or lower ckpt_max_keep")
 
     def _state_file(self, step: int) -> Path:
         return self.folder / f"state-{step:08d}.safetensors"
@@ -163,7 +156,3 @@ class Checkpoints:
 def _with_checksum(state: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> dict[str, str]:
     full = {"format": "pt", **metadata, KIND: "names, shapes and CRC-32 of tensors, and metadata"}
     return {**full, CHECKSUM: checksum(state, full)}
-
-
-def _size(count: int) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / MIB:.2f} MiB"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import logging
 import re
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from latte.config.parser import save_config
-from latte.errors import UnreadableError, UserError
+from latte.errors import UnreadableError, UserError, reason
 from latte.io.atomic import sync_folder
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from latte.config import TrainConfig
 
 log = logging.getLogger("latte")
@@ -58,14 +61,14 @@ def create_run(output_path: str, name: str) -> Path:
         folder = root / (f"{stamp}-{number}" if number else stamp)
         try:
             (folder / "ckpt").mkdir(parents=True)
-            sync_folder(folder)
-            sync_folder(root)
+            for made in (folder, root):
+                sync_folder(made)
             return folder
         except FileExistsError:
             if not folder.is_dir():
                 raise UserError(f"output_path {root} is or lies in a file; name a folder") from None
         except OSError as error:
-            raise UserError(f"output_path {root} cannot be written: {error.strerror}; name another folder") from error
+            raise UserError(f"output_path {root} cannot be written: {reason(error)}; name another folder") from error
     raise UserError(f"output_path {root} has a thousand runs that started this second; start again")
 
 
@@ -104,17 +107,20 @@ def _named_run(named: Path) -> Path:
     return folder
 
 
-def lock(folder: Path) -> IO[str]:
-    """Lock a run until the returned file is closed; raises UserError if another process has locked it."""
+def lock(folder: Path) -> BaseFileLock:
+    """Lock a run until `release`, or the end of this process; raises UserError if another process has locked it.
+
+    A loader's processes do not keep the lock, as they outlive a killed run for a moment. What a link points to is
+    neither locked nor changed.
+    """
+    held = FileLock(folder / LOCK, blocking=False)
     try:
-        file = (folder / LOCK).open("w")
-        # Not flock: a loader's processes would inherit that lock, and they outlive a killed run for a moment.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        held.acquire()
+    except Timeout:
         raise UserError(f"{folder} is in use by another process; stop it, or name another folder") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be locked: {error.strerror}; make it writable, or start a new run") from error
-    return file
+        raise UserError(f"{folder} cannot be locked: {reason(error)}; make it writable, or start a new run") from error
+    return held
 
 
 def save_options(cfg: TrainConfig, folder: Path, step: int) -> None:
@@ -157,6 +163,6 @@ def log_to(folder: Path) -> None:
     try:
         handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write {folder / 'log.txt'}: {error.strerror}") from error
+        raise UserError(f"cannot write {folder / 'log.txt'}: {reason(error)}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)

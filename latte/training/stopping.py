@@ -2,61 +2,61 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING, Any
 
+from latte.errors import ENDINGS, handled, restore
+
 if TYPE_CHECKING:
     from types import FrameType
 
-log = logging.getLogger("latte")
 _entered: list[StopSignal] = []
 
 
 class StopSignal:
-    """A context in which SIGTERM and SIGINT only set `requested`; a second signal raises KeyboardInterrupt.
+    """A context in which a signal of `latte.errors.ENDINGS` only sets `requested` to its name.
 
+    A second one raises KeyboardInterrupt. Outside the main thread, which alone gets signals, nothing is ever requested.
     Processes forked in the context, such as a loader's, get the handlers from before and a process group of their own.
-    Raises ValueError if it is entered outside the main thread.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = ""
         self._before: dict[int, Any] = {}  # the handlers
+        self._context = contextlib.ExitStack()
 
     def __enter__(self) -> StopSignal:
-        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._before = self._context.enter_context(handled(self._handle, *ENDINGS))
         _entered.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         _entered.remove(self)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._context.close()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
-        log.warning("%s: stopping after this step, then saving", signal.Signals(number).name)
+        self.requested = signal.Signals(number).name
+        # Not by the log or a stream: the signal may have come in the middle of a write to it.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self.requested}: stopping after this step, then saving\n".encode())
 
 
 def _release_child() -> None:
     """Let a forked process end when it is terminated itself, and only then.
 
     With our handler it would outlive `terminate()`. In our process group it would get the SIGTERM that `timeout` and
-    others send to the whole group; MindSpore answers the end of a loader's process with a second signal to this
-    process, and the checkpoint would be lost.
+    others send to the whole group, and a step would wait for its batch for ever.
     """
     for entered in reversed(_entered):
-        entered._restore()
+        restore(entered._before)
     if _entered:
         os.setpgid(0, 0)
         _entered.clear()
 
 
-os.register_at_fork(after_in_child=_release_child)
+if hasattr(os, "register_at_fork"):  # elsewhere no process is forked
+    os.register_at_fork(after_in_child=_release_child)

@@ -14,14 +14,14 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from latte.data.loader import make_loader, unwrapped
+from latte.data.loader import WorkerLostError, fetch, make_loader, unwrapped, watching
 from latte.errors import UserError
 from latte.io.video import grid, save_video
 from latte.runtime import device, graphs
 from latte.runtime.tensors import assign
 from latte.training import reconstruction, run_folder
 from latte.training.checkpoints import Checkpoints
-from latte.training.collective import agree_on, sum_over_ranks
+from latte.training.collective import agree_on, any_rank, sum_over_ranks
 from latte.training.health import MAX_SKIPPED, REMEDY, SkippedSteps, unsound
 from latte.training.identity import compare, identity
 from latte.training.metrics import Metrics, describe
@@ -113,14 +113,15 @@ class Trainer:
                 self._check_skipped(skipped, done)
                 self.step = done
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                stop = agree_on("stop" if signal.requested else "") != "" if here.world_size > 1 else signal.requested
+                stop = any_rank(bool(signal.requested))
                 ends = stop or self.step == training.total_steps
                 if self.step % cfg.log_interval == 0 or self.step == training.total_steps:
                     self._report()
                 if self.step % self.save_interval == 0 or ends:
                     self._save()
                 if stop:
-                    log.info("stopped at step %d; continue with --resume auto", self.step)
+                    by = f" by {signal.requested}" if signal.requested else ""
+                    log.info("stopped%s at step %d; continue with --resume auto", by, self.step)
                     break
         if self.is_first:
             self.metrics.close()
@@ -130,7 +131,7 @@ class Trainer:
         """Yield the loss of each batch."""
         training = self.training
         try:
-            for batch in loader.create_tuple_iterator(num_epochs=1, output_numpy=True):
+            for batch in fetch(loader, self._rescue):
                 x, posterior_noise, t, noise, skipped, *condition = batch
                 self._note_bad(skipped)
                 if training.encodes:
@@ -139,6 +140,8 @@ class Trainer:
                 with graphs.first_call("the training step", self.called):
                     loss = float(training.call(*tensors))
                 yield loss
+        except WorkerLostError as error:
+            raise UserError(f"{error}; {self._rescue()}") from None
         except RuntimeError as error:
             raise unwrapped(error) from error
 
@@ -152,11 +155,12 @@ class Trainer:
                 "sink_size is %d, so that it divides the steps between two reports and between two saves",
                 size,
             )
-        sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
-        for _ in range(batches // size):
-            with graphs.first_call("the training step", self.called):
-                loss = float(sink())
-            yield loss
+        with watching(lambda: "continue with --resume auto"):
+            sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
+            for _ in range(batches // size):
+                with graphs.first_call("the training step", self.called):
+                    loss = float(sink())
+                yield loss
 
     def _check_skipped(self, skipped: SkippedSteps, done: int) -> None:
         """Raise UserError, on all ranks alike, if there were too many skipped steps in a row up to step `done`."""
@@ -167,6 +171,15 @@ class Trainer:
                 f"the last {skipped.in_a_row} steps up to step {done} (at least {MAX_SKIPPED} in a row) had gradients "
                 f"that are not finite, so that nothing is learned; {self.folder} keeps its checkpoints; {REMEDY}"
             )
+
+    def _rescue(self) -> str:
+        """Save the last step, if this process alone can, and return what was saved; there is no next batch."""
+        begun = int(self.training.step.batch.asnumpy())  # gradients are being accumulated, which no checkpoint has
+        if device.current().world_size == 1 and not begun and self.step not in (0, *self.checkpoints.steps()):
+            self._save(samples=False)
+        self.metrics.close()
+        newest = max(self.checkpoints.steps(), default=None)
+        return "nothing was saved yet" if newest is None else f"step {newest} is saved: continue with --resume auto"
 
     def _note_bad(self, skipped: np.ndarray) -> None:
         """Warn about the videos that were skipped, each once; raises UserError if there are too many."""
@@ -216,8 +229,8 @@ class Trainer:
             self.metrics.write(values, others)
         log.info(describe(values, others))
 
-    def _save(self) -> None:
-        """Write a checkpoint, loss.png and samples.
+    def _save(self, samples: bool = True) -> None:
+        """Write a checkpoint, loss.png and, if asked for, samples.
 
         Raises UserError, on all ranks alike, and writes nothing if an element of the state is not finite.
         """
@@ -239,7 +252,7 @@ class Trainer:
         file = self.checkpoints.save(self.step, state, weights, metadata, kind, of_state=self.identity)
         log.info("saved %s", file)
         self.metrics.plot()
-        if self.cfg.sample_videos:
+        if samples and self.cfg.sample_videos:
             self._sample()
         self.seen = time.perf_counter(), self.step  # the time to save does not count as training time
 

@@ -79,8 +79,8 @@ class Mapped(mmap.mmap):
 def map_file(path: str | Path) -> Mapped:
     """Return a read-only map of a file; its pages come into memory when they are used, and can leave it again.
 
-    Raises UnreadableError if the file is missing or unreadable, and UserError if it is empty or no regular file: a folder,
-    a pipe, a device.
+    Raises UnreadableError if the file is missing or unreadable, and UserError if it is empty or no regular file: a
+    folder, a pipe, a device.
     """
     path = Path(path)
     try:

@@ -1,5 +1,8 @@
 """From files to batches: windows, transforms, broken videos, ranks, a start in the middle."""
 
+import shutil
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 import psutil
@@ -9,12 +12,14 @@ from support.golden_values import error, recorded
 
 from latte.config import DataConfig
 from latte.data import clips
+from latte.data import loader as loading
 from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
-from latte.data.loader import TrainingSource, make_loader, read_text, unwrapped
+from latte.data.loader import TrainingSource, fetch, make_loader, read_text, unwrapped
 from latte.data.transforms import to_pixels
 from latte.errors import UserError
 from latte.io.video import save_gif, save_mp4
+from latte.runtime import device
 
 
 def numbered(count, height=16, width=24):
@@ -169,7 +174,7 @@ def source(folders, **options):
 
 def batches(folders, batch_size, first, last, rank=0, world=1, workers=1):
     loader = make_loader(source(folders, num_classes=3), batch_size, first, last, rank, world, workers)
-    return list(loader.create_tuple_iterator(num_epochs=1, output_numpy=True))
+    return list(fetch(loader))
 
 
 def same(one, other):
@@ -191,6 +196,39 @@ def test_a_start_in_the_middle_goes_on_with_the_same_batches_from_any_number_of_
     assert same(whole, batches(folders, 2, 0, 6, workers=2))
 
 
+@pytest.mark.parametrize(
+    "free, said",
+    [
+        (2 * 2**20, "2 workers need 1.7 MB: they hand over their rows through pipes"),
+        (2**17, "has 131.1 kB free, but 2 workers need 1.7 MB: one thread decodes instead"),
+        (None, "has 0 bytes free"),
+        (2**30, ""),
+    ],
+)
+def test_short_shared_memory_changes_the_way_and_not_the_batches(free, said, folders, monkeypatch, caplog):
+    """Docker gives 64 MB: a worker that finds no room there would die of a bus error, and the run hang."""
+    expected, made = batches(folders, 2, 0, 3), []
+    real = ms.dataset.config.set_enable_shared_mem
+    monkeypatch.setattr(ms.dataset.config, "set_enable_shared_mem", lambda shared: (made.append(shared), real(shared)))
+    device.warn_once.cache_clear()
+    monkeypatch.setattr(loading.sys, "platform", "linux")
+    monkeypatch.setattr(loading, "_SHARED", tmp := Path("/dev/shm" if free is not None else "/none/shm"))
+    usage = shutil.disk_usage("/")
+    if free is not None:
+        monkeypatch.setattr(loading.shutil, "disk_usage", lambda folder: usage._replace(free=free))
+    monkeypatch.setattr(TrainingSource, "row_bytes", lambda source: 48_000)
+    assert same(batches(folders, 2, 0, 3, workers=2), expected)
+    assert made == [not said] and said in caplog.text and (str(tmp) in caplog.text) is bool(said)
+
+
+def test_what_a_row_takes_in_shared_memory_is_known_before_one_is_made(folders):
+    plain = source(folders)
+    assert 0 <= sum(array.nbytes for array in plain[0]) - plain.row_bytes() < 100
+    text = (np.zeros((5, 77, 768), np.float32), np.arange(5), np.zeros((77, 768), np.float32))
+    captioned = source(folders, text=text)
+    assert 0 <= sum(array.nbytes for array in captioned[0]) - captioned.row_bytes() < 100
+
+
 @pytest.mark.slow
 def test_workers_start_after_a_computation_and_leave_nothing_behind(folders):
     assert float(ms.ops.ones((4, 4)).sum().asnumpy()) == 16
@@ -210,7 +248,7 @@ def test_what_is_wrong_reaches_the_training_as_one_sentence(workers, tmp_path):
     (tmp_path / "b.mp4").write_bytes(b"no video")
     broken = TrainingSource(dataset(tmp_path, data_layout="video_files"), (4, 2, 8, 8), seed=3)
     with pytest.raises(RuntimeError) as caught:
-        list(make_loader(broken, 1, 0, 4, 0, 1, workers).create_tuple_iterator(num_epochs=1, output_numpy=True))
+        list(fetch(make_loader(broken, 1, 0, 4, 0, 1, workers)))
     found = unwrapped(caught.value)
     assert isinstance(found, UserError)
     assert str(found).startswith("1 videos in a row cannot be used; of the last one: cannot read the video")

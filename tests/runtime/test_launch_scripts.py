@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from support.golden_values import ROOT
 
+from latte.commands import rank_table
+from latte.errors import UserError
+
 CONFIG = "configs/training/sky_video.yaml"
 LAUNCHERS = ("run_distributed.sh", "run_mpirun.sh", pytest.param("run_msrun.sh", marks=pytest.mark.slow))
 NAMES = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ASCEND_CHECK_OVERFLOW_MODE")
@@ -64,7 +67,7 @@ def launch(tmp_path):
 
     def start(*arguments, script="run_distributed.sh", root=ROOT, **environment):
         environment = {"PYTHON": str(stand_in), "RECORD": str(tmp_path / "record"), "GRACE": "1", **environment}
-        environment |= {"LOG_DIR": str(tmp_path / "logs")}
+        environment = {"LOG_DIR": str(tmp_path / "logs")} | environment
         path = environment.get("PATH", os.environ["PATH"])
         environment |= {"PATH": f"{Path(sys.executable).parent}:{path}"}  # mpirun is beside Python
         command = ["bash", root / "scripts" / script, *map(str, arguments)]
@@ -116,11 +119,11 @@ CORES = ["0", "1", "2", "3", *map(str, range(8, 19)), "20"]
 @pytest.mark.parametrize(
     "servers, start, server, expected",
     [
-        ({"10.0.0.1": range(8)}, 0, "", {0: 0, 1: 1, 2: 2, 3: 3}),
-        ({"10.0.0.1": range(8)}, 4, "", {4: 4, 5: 5, 6: 6, 7: 7}),
+        ({"10.0.0.1": range(8)}, "00", "", {0: 0, 1: 1, 2: 2, 3: 3}),
+        ({"10.0.0.1": range(8)}, 4, "", {0: 4, 1: 5, 2: 6, 3: 7}),
         ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 0, "10.0.0.1", {0: 0, 1: 1, 2: 2, 3: 3}),
-        ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 0, "10.0.0.2", {8: 0, 9: 1, 10: 2, 11: 3}),
-        ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 4, "10.0.0.2", {12: 4, 13: 5, 14: 6, 15: 7}),
+        ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 0, "10.0.0.2", {4: 0, 5: 1, 6: 2, 7: 3}),
+        ({"10.0.0.1": range(8), "10.0.0.2": range(8)}, 4, "10.0.0.2", {4: 4, 5: 5, 6: 6, 7: 7}),
         ({"10.0.0.1": range(4, 8), "10.0.0.2": range(4, 8)}, 4, "10.0.0.1", {0: 4, 1: 5, 2: 6, 3: 7}),
     ],
 )
@@ -134,8 +137,14 @@ def test_what_each_rank_is_given(servers, start, server, expected, launch, table
         print(f"| {len(servers)} | {start} | {rank} |", " | ".join(str(given[name]) for name in NAMES), "|", *arguments)
     assert {rank: int(given["DEVICE_ID"]) for rank, (given, _) in found.items()} == expected
     for rank, (given, arguments) in found.items():
-        assert given["RANK_TABLE_FILE"] == str(path) and int(given["RANK_ID"]) == rank
-        assert int(given["RANK_SIZE"]) == sum(len(devices) for devices in servers.values())
+        assert int(given["RANK_ID"]) == rank and int(given["RANK_SIZE"]) == 4 * len(servers)
+        # HCCL waits for all that are in the table, so it has nobody else.
+        whole = places == [4, 5, 6, 7]
+        assert given["RANK_TABLE_FILE"] == str(path if whole else tmp_path / "logs" / "rank_table.json")
+        used = json.loads(Path(given["RANK_TABLE_FILE"]).read_text())["server_list"]
+        first = int(start)
+        assert [int(d["device_id"]) for s in used for d in s["device"]] == [*range(first, first + 4)] * len(servers)
+        assert [int(d["rank_id"]) for s in used for d in s["device"]] == [*range(4 * len(servers))]
         assert given["MS_ASCEND_CHECK_OVERFLOW_MODE"] == "INFNAN_MODE"
         assert (given["HCCL_CONNECT_TIMEOUT"], given["HCCL_EXEC_TIMEOUT"]) == ("1200", "7200")
         share, place = len(CORES) // len(places), places.index(expected[rank])
@@ -146,7 +155,7 @@ def test_what_each_rank_is_given(servers, start, server, expected, launch, table
 
 
 @pytest.mark.parametrize("todo, code", [("die", 7), ("kill", 137)])
-@pytest.mark.parametrize("servers, start, first", [(1, 0, 0), (1, 4, 4), (2, 0, 8), (2, 4, 12)])
+@pytest.mark.parametrize("servers, start, first", [(1, 0, 0), (1, 4, 0), (2, 0, 3), (2, 4, 3)])
 def test_when_one_rank_dies_all_of_its_machine_are_stopped(servers, start, first, todo, code, launch, table, tmp_path):
     path = table({f"10.0.0.{k + 1}": range(8) for k in range(servers)})
     todos = {f"RANK_{first}": "wait", f"RANK_{first + 1}": todo, f"RANK_{first + 2}": "wait"}
@@ -232,9 +241,9 @@ def test_the_command_of_the_tutorial(launch, table, tmp_path):
     _, error = process.communicate(timeout=20)
     assert process.returncode == 0, error
     found = recorded(tmp_path)
-    assert sorted(found) == [4, 5]
-    assert found[4][1] == ["train.py", "-c", found[4][1][2], "--use_parallel", "True", "--epochs", "1"]
-    assert found[4][1][2].endswith("configs/training/sky_numpy_video.yaml")
+    assert sorted(found) == [0, 1]
+    assert found[0][1] == ["train.py", "-c", found[0][1][2], "--use_parallel", "True", "--epochs", "1"]
+    assert found[0][1][2].endswith("configs/training/sky_numpy_video.yaml")
 
 
 def wait_for_ranks(tmp_path, count):
@@ -256,12 +265,18 @@ def wait_for_ranks(tmp_path, count):
         ((CONFIG, "table.json", "x", 4), "START is 'x', but must be"),
         ((CONFIG, "table.json", 0, 0), "N is '0', but must be"),
         (("missing.yaml", "table.json", 0, 4), "there is no config file missing.yaml"),
+        ((CONFIG, "table.json", "1e9", 4), "START is '1e9', but must be"),
+        ((CONFIG, "table.json", "9" * 30, 4), "but must be the number of a device"),
+        ((CONFIG, "table.json", 0, "9" * 30), "but must be a number of devices"),
+        ((CONFIG, "table.json", "08", "01"), "device 8 of this machine is not in"),
+        ((CONFIG, "again.json", 0, 4), "device 0 of 10.0.0.1 stands in it twice"),
         ((CONFIG,), "usage:"),
     ],
 )
 def test_bad_launches_are_one_sentence(arguments, said, launch, table, tmp_path):
     text = table({"10.0.0.1": range(8)}).read_text()
     (tmp_path / "twice.json").write_text(text.replace('"rank_id": "7"', '"rank_id": "6"'))
+    (tmp_path / "again.json").write_text(text.replace('"device_id": "1"', '"device_id": "00"'))
     (tmp_path / "text.json").write_text("rank table")
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "broken.json").write_text('{"server_list": [{}]}')
@@ -313,9 +328,64 @@ def test_tables_are_made_and_merged(tmp_path):
         (("--devices", "7-5"), "must be like 0-7 or 0,2,3"),
         (("--devices", "0,1", "--device_ips", "1.2.3.4"), "gives 1 addresses for 2 devices"),
         (("--devices", "0", "--device_ips", "here"), "'here' is not an IP address"),
-        (("--merge", "none.json"), "cannot read the rank table none.json"),
+        (("--devices", "0-99999999999"), "must be like 0-7 or 0,2,3"),
+        (("--merge", "none.json"), "there is no rank table none.json"),
     ],
 )
 def test_bad_tables_are_one_sentence(arguments, said, tmp_path):
     done = make_table(*arguments, "--target", tmp_path / "t.json")
     assert done.returncode == 2 and said in done.stderr and not (tmp_path / "t.json").exists()
+
+
+DEVICE = '{"device_id": "0", "rank_id": "0"}'
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"server_list": [{"server_id": [1], "device": [DEVICE]}]}', "server_id is [1], but must be a text"),
+        ('{"server_list": [{"server_id": 1, "device": [DEVICE]}]}', "server_id is 1, but must be a text"),
+        ('{"server_list": [{"server_id": "a\\u001b[2J", "device": [DEVICE]}]}', "but must be a text"),
+        ('{"server_list": [{"server_id": "a", "device": [DEVICE, DEVICE]}]}', "device 0 of a stands"),
+        (
+            '{"server_list": [{"server_id": "a", "device": [DEVICE]}, {"server_id": "a", "device": []}]}',
+            "server a",
+        ),
+        ('{"server_list": [{"server_id": "a", "device": [{"device_id": 0, "rank_id": Infinity}]}]}', "rank_id is inf"),
+        ('{"server_list": [{"server_id": "a", "device": [{"device_id": true, "rank_id": 0}]}]}', "device_id is True"),
+        ('{"server_list": [{"server_id": "a", "device": [{"device_id": 0.5, "rank_id": 0}]}]}', "device_id is 0.5"),
+        ('{"server_list": [{"server_id": "a", "device": [{"device_id": "\u0663", "rank_id": 0}]}]}', "device_id is"),
+        (
+            '{"server_list": [{"server_id": "a", "device": [{"device_id": "0", "rank_id": ' + "9" * 5000 + "}]}]}",
+            "Error",
+        ),
+        ('{"server_list": ' + "[" * 100_000, "RecursionError"),
+        ('{"server_list": [{"server_id": "a", "device": {"device_id": "0"}}]}', "TypeError"),
+        ('{"server_list": []}', "the ranks are not 0 to -1"),
+        ("[]", "TypeError"),
+        ("\u00e9".encode("latin-1").decode("latin-1"), "is not a rank table"),
+    ],
+)
+def test_tables_that_are_not_well_formed_are_refused_in_one_sentence(text, said, tmp_path):
+    (tmp_path / "t.json").write_text(text.replace("DEVICE", DEVICE))
+    with pytest.raises(UserError) as caught:
+        rank_table.local_ranks(rank_table.read_table(str(tmp_path / "t.json")), "10.0.0.1", "t.json")
+    assert said in str(caught.value) and len(str(caught.value)) < 500 and str(caught.value).isprintable()
+
+
+def test_numbers_of_a_table_have_one_form(tmp_path):
+    device = {"device_id": 8, "rank_id": "00"}
+    (tmp_path / "t.json").write_text(json.dumps({"server_list": [{"server_id": "a", "device": [device]}]}))
+    assert rank_table.local_ranks(rank_table.read_table(str(tmp_path / "t.json")), "a", "t") == [("8", "0", 1)]
+
+
+@pytest.mark.parametrize("script", LAUNCHERS[:2])
+@pytest.mark.parametrize(
+    "variables, said",
+    [({"PYTHON": "/none/python"}, "there is no program /none/python"), ({"LOG_DIR": "/proc/x"}, "cannot be written")],
+)
+def test_surroundings_that_do_not_fit_are_one_sentence(script, variables, said, launch, table):
+    arguments = (table({"10.0.0.1": range(2)}), 0, 2) if script == "run_distributed.sh" else (2,)
+    process = launch(CONFIG, *arguments, script=script, **variables)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 2 and error.startswith("error: ") and len(error.splitlines()) == 1 and said in error

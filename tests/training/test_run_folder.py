@@ -103,16 +103,19 @@ def test_only_one_process_is_in_a_run_and_its_children_do_not_count(tmp_path):
         process.kill()
         process.wait()
         os.kill(child, 0)  # still there
-        run_folder.lock(tmp_path).close()
+        run_folder.lock(tmp_path).release()
     finally:
         process.kill()
         os.kill(child, signal.SIGKILL)
         process.stdout.close()
 
 
-def test_a_run_that_cannot_be_locked_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="cannot be locked: No such file"):
-        run_folder.lock(tmp_path / "gone")
+def test_a_run_that_cannot_be_locked_is_an_error_and_what_a_link_points_to_stays(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / run_folder.LOCK).symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(UserError, match="cannot be locked"):
+        run_folder.lock(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_the_log_goes_on_after_what_is_there(tmp_path):

@@ -1,21 +1,24 @@
 """A run stops in order at a signal, also with MindSpore at work and a loader's processes in its group."""
 
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import psutil
 import pytest
 
 from latte.training.stopping import StopSignal
 
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 WORK = """
 import sys, time
 import mindspore as ms
 import numpy as np
+from latte.data.loader import fetch
+from latte.errors import run_main
 from latte.runtime import device
 from latte.training.stopping import StopSignal
 
@@ -29,23 +32,27 @@ class Rows:
 def double(x):
     return x * 2
 
-device.init_device("CPU")
-workers = int(sys.argv[1])
-call = ms.jit(double)
-with StopSignal() as stop:
-    ms.dataset.config.set_enable_shared_mem(workers > 1)
-    rows = ms.dataset.GeneratorDataset(
-        Rows(), ["x"], shuffle=False, num_parallel_workers=workers, python_multiprocessing=workers > 1, max_rowsize=-1
-    )
-    left = 10  # batches that are still fetched: a step may take several
-    for number, (x,) in enumerate(rows.batch(2).create_tuple_iterator(num_epochs=1, output_numpy=True)):
-        call(ms.Tensor(x)).asnumpy()
-        if number == 3:
-            print("ready", flush=True)
-        left -= stop.requested
-        if not left:
-            break
-    print("saved", flush=True)
+
+def main():
+    device.init_device("CPU")
+    workers = int(sys.argv[1])
+    call = ms.jit(double)
+    with StopSignal() as stop:
+        ms.dataset.config.set_enable_shared_mem(workers > 1)
+        options = {"num_parallel_workers": workers, "python_multiprocessing": workers > 1, "max_rowsize": -1}
+        rows = ms.dataset.GeneratorDataset(Rows(), ["x"], shuffle=False, **options)
+        left = 10  # batches that are still fetched: a step may take several
+        for number, (x,) in enumerate(fetch(rows.batch(2))):
+            call(ms.Tensor(x)).asnumpy()
+            if number == 3:
+                print("ready", flush=True)
+            left -= bool(stop.requested)
+            if not left:
+                break
+        print("saved", flush=True)
+
+
+run_main(main)
 """
 
 
@@ -57,7 +64,7 @@ def program(tmp_path):
     def start(workers):
         command = [sys.executable, tmp_path / "work.py", str(workers)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         started.append(process)
         assert process.stdout.readline() == "ready\n"
@@ -68,25 +75,48 @@ def program(tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
+        process.stderr.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks_and_the_second_interrupts(number, caplog):
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_first_signal_asks_and_the_second_interrupts(number, capfd):
     before = signal.getsignal(number)
-    with caplog.at_level(logging.WARNING, "latte"), StopSignal() as stop:
+    with StopSignal() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
-        assert stop.requested and f"{number.name}: stopping after this step, then saving" in caplog.text
+        assert stop.requested == number.name
+        assert f"{number.name}: stopping after this step, then saving" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 
 
+def test_a_signal_in_the_middle_of_a_write_to_the_log_is_no_second_write(monkeypatch, capfd):
+    """A stream that is written to by the handler, too, raises "reentrant call"."""
+    stream = types.SimpleNamespace(
+        write=lambda text: pytest.fail("the handler wrote to the stream"), flush=lambda: None
+    )
+    monkeypatch.setattr(sys, "stderr", stream)
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested and "stopping" in capfd.readouterr().err
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_handlers_come_back_after_an_error():
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in NUMBERS]
     with pytest.raises(ZeroDivisionError), StopSignal():
         _ = 1 / 0
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert [signal.getsignal(number) for number in NUMBERS] == before
 
 
 @pytest.mark.parametrize("entered", [True, False])
@@ -113,12 +143,25 @@ def test_a_forked_process_ends_when_told_to_and_not_with_the_group(entered):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("workers, whole_group", [(1, False), (2, True)])
+@pytest.mark.parametrize(
+    "number, workers, whole_group", [("SIGINT", 1, False), ("SIGTERM", 2, True), ("SIGHUP", 2, False)]
+)
 def test_mindspore_at_work_leaves_the_signals_to_us(number, workers, whole_group, program):
     process = program(workers)
-    (os.killpg if whole_group else os.kill)(process.pid, number)
+    (os.killpg if whole_group else os.kill)(process.pid, getattr(signal, number))
     assert process.communicate(timeout=60)[0] == "saved\n" and process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_the_loader_is_a_failure_in_one_sentence(program):
+    process = program(2)
+    workers = [child for child in psutil.Process(process.pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+    workers[0].kill()
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    (said,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert "a process that decodes videos was killed by SIGKILL" in said and "Traceback" not in error
+    assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
 @pytest.mark.slow

@@ -1,0 +1,116 @@
+"""How programs end: with one sentence, or with one word and the code of a signal."""
+
+import os
+import pty
+import signal
+import sys
+import time
+
+import pytest
+
+from latte import errors
+from latte.errors import ENDINGS, Interrupted, UserError, reason, run_main
+from latte.io.atomic import atomic_path
+
+
+@pytest.mark.parametrize("name, word", ENDINGS.items())
+def test_a_signal_ends_a_program_in_order_with_one_word(name, word, tmp_path, capsys):
+    number, before = getattr(signal, name), signal.getsignal(getattr(signal, name))
+
+    def main():
+        with atomic_path(tmp_path / "a.ckpt") as temporary:
+            temporary.write_text("half")
+            os.kill(os.getpid(), number)
+            time.sleep(9)
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 128 + number and capsys.readouterr().err == word + "\n"
+    assert not any(tmp_path.iterdir()) and signal.getsignal(number) is before
+
+
+def test_a_library_that_makes_another_error_of_a_signal_does_not_hide_it(capsys):
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(9)
+        except Interrupted:
+            raise RuntimeError("a callback failed") from None
+
+    with pytest.raises(SystemExit) as ended:
+        run_main(main)
+    assert ended.value.code == 143 and capsys.readouterr().err == "terminated\n"
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run_main(lambda: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("error", [UserError("no data"), ZeroDivisionError()])
+def test_other_ends_are_as_ever(error, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit if isinstance(error, UserError) else ZeroDivisionError) as ended:
+        run_main(main)
+    if isinstance(error, UserError):
+        assert ended.value.code == 2 and capsys.readouterr().err == "error: no data\n"
+
+
+def test_with_something_abandoned_a_program_ends_at_once_with_its_code(monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr(errors, "ABANDONED", [object()])
+    monkeypatch.setattr(errors, "leave", left.append)
+    for error, ended in ((UserError("lost"), SystemExit), (ZeroDivisionError(), ZeroDivisionError)):
+        main = raising(error)
+        with pytest.raises(ended):
+            run_main(main)
+    run_main(lambda: None)
+    assert left == [2, 1, 0] and "ZeroDivisionError" in capsys.readouterr().err
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError(28, "No space left on device", "a"), "No space left on device"),
+        (OSError("one\ntwo\n"), "two"),
+        (OSError(), "OSError"),
+        (RuntimeError(" \n"), "RuntimeError"),
+    ],
+)
+def test_every_error_has_a_reason(error, said):
+    assert reason(error) == said
+
+
+def test_a_closed_terminal_does_not_break_what_is_written_at_the_end(tmp_path):
+    """Every write to a terminal that is gone fails; the program must still clean up and end with its code."""
+    code = (
+        "import os, sys, time\n"
+        "from latte.errors import run_main\n"
+        "def main():\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(30)\n"
+        "    finally:\n"
+        "        print('saving', flush=True)\n"
+        "        open(sys.argv[1], 'w').close()\n"
+        "run_main(main)\n"
+    )
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", code, str(tmp_path / "saved")])
+    assert b"ready" in os.read(terminal, 100)
+    os.close(terminal)  # as a closed ssh session
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129 and (tmp_path / "saved").exists()
