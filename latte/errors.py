@@ -14,10 +14,21 @@ class UserError(Exception):
     """One sentence for the person at the keyboard: what is wrong, where, and the remedy."""
 
 
+class UnreadableError(UserError):
+    """The system does not let a file be read, perhaps only now; what is in it may be whole."""
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of a message that is neither a rule nor a heading, as MindSpore puts before it."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.startswith("-")), type(error).__name__)
+
+
+def quoted(text: object, limit: int = 100) -> str:
+    """Return text from a file as a message can show it: on one line, control characters escaped, cut at `limit`."""
+    whole = str(text)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole[:limit])
+    return shown[:limit] + "..." if len(whole) > limit or len(shown) > limit else shown
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _refuse_others(options, VaeOptions, kind.description)
         _convert_vae(options, state)
     else:
-        raise UserError(f"{options.source} holds {kind.description}; name its folder with a {INDEX}")
+        raise UserError(f"{options.source} holds {kind.description}; {kind.instead}")
 
 
 def main_latte(argv: Sequence[str] | None = None) -> None:

@@ -9,10 +9,9 @@ The options that matter most: --checkpoint and --vae_checkpoint, --sampling_step
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latte.config import SampleConfig, parse_config, save_config
+from latte.config import SampleConfig, keep_config, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("no video for this rank, because there are more ranks than videos")
         return
     pipe = videos.build_pipeline(cfg)
-    save_config(cfg, Path(cfg.output_path) / "config.yaml")
+    keep_config(cfg)
     files = videos.run(cfg, pipe)
     print(videos.summary(pipe))
     for file in files:

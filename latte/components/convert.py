@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from latte.components.folders import INDEX, read_json
+from latte.components.folders import INDEX, REMEDY, check_own
 from latte.components.loading import KINDS, Weights, read
 from latte.components.quantize import check_kind, matrices, quantized_state
 from latte.components.text_encoder import VOCABULARIES
 from latte.errors import UserError
 from latte.io.atomic import atomic_folder, check_new_folder, sync
+from latte.io.json_files import read_json
 from latte.weights.files import CONFIG, check_suffix, read_state_dict, write_state_dict
 from latte.weights.match import read_config
 
@@ -82,7 +83,7 @@ def convert_folder(
         raise UserError(f"format {form!r} is not known; choose one of {', '.join(FORMS)}")
     as_int8 = check_kind(quantize) is not None
     index = _read_index(source)
-    found = [_component(source / name, as_int8 and name in QUANTIZABLE) for name in _names(source, components)]
+    found = [_component(source, name, as_int8 and name in QUANTIZABLE) for name in _names(source, components)]
     total = sum(component.size() for component in found) + index.stat().st_size
     _check_space(target, total + SPARE)
     if not dry_run:
@@ -101,8 +102,8 @@ def _read_index(source: Path) -> Path:
     index = source / INDEX
     if not index.is_file():
         raise UserError(f"{source} is no folder with a {INDEX}; name the one that holds transformer, vae, text_encoder")
-    read_json(index)
-    return index
+    read_json(index, remedy=REMEDY)
+    return check_own(index, source)
 
 
 def _names(source: Path, asked: str | None) -> list[str]:
@@ -121,11 +122,13 @@ def _names(source: Path, asked: str | None) -> list[str]:
     return names
 
 
-def _component(folder: Path, as_int8: bool) -> Component:
-    """Return a checked component."""
-    name = folder.name
+def _component(source: Path, name: str, as_int8: bool) -> Component:
+    """Return a checked component of a folder."""
+    folder = source / name
     if name in FILES:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+        files = sorted(
+            check_own(file, source) for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")
+        )
         if not {file.name for file in files} & set(FILES[name]):
             raise UserError(f"{folder} holds no {' or '.join(FILES[name])}; download the whole folder")
         return Component(name, {}, files)
@@ -135,7 +138,7 @@ def _component(folder: Path, as_int8: bool) -> Component:
     if found.kind is not COMPONENTS[name]:
         raise UserError(f"{folder} holds {found.kind.description}, not {COMPONENTS[name].description}")
     layers = list(matrices(found.kind.build(found.config))) if as_int8 else ()
-    return Component(name, found.tensors, [folder / "config.json"], layers)
+    return Component(name, found.tensors, [check_own(folder / "config.json", source)], layers)
 
 
 def _check_space(target: Path, needed: int) -> None:
@@ -143,7 +146,7 @@ def _check_space(target: Path, needed: int) -> None:
     there = next(folder for folder in target.parents if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise UserError(f"{there} has {free / 1e9:,.1f} GB free, {needed / 1e9:,.1f} GB are needed; make room there")
+        raise UserError(f"{there} has {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB are needed; make room there")
 
 
 def _write(component: Component, folder: Path, form: str, bar: tqdm) -> None:

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latte.errors import UserError
+from latte.diffusion.scheduler_config import check_values
+from latte.errors import UserError, quoted
+from latte.io.json_files import exists, read_json
 from latte.weights.files import SUFFIXES
 
 INDEX = "model_index.json"
 REMEDY = "download the whole folder again"
+LATTE = "maxin-cn/Latte (unconditional and with classes)"  # where huggingface.co has the official weights
+LATTE_1 = "maxin-cn/Latte-1 (text to video)"
+AUTOENCODER = "stabilityai/sd-vae-ft-mse"
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a file of a hub's cache is called after the hash of its contents
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The files or folders of a pipeline; the last two are of text to video only."""
+    """The files or folders of a pipeline; prompts and scheduler are of text to video only."""
 
     network: Path
     vae: Path
     prompts: Path | None = None  # the folder with tokenizer and text_encoder
     scheduler: Path | None = None
+    scale_factor: float | None = None  # of the latents, where a run's options name another one than the autoencoder's
 
 
 def is_t2v_folder(path: str | Path | None) -> bool:
     """Return whether a path is a diffusers folder."""
     return path is not None and (Path(path) / INDEX).is_file()
+
+
+def check_there(path: str | Path, *official: str) -> Path:
+    """Return a path; raises UserError, with the repositories of official weights, if there is nothing."""
+    if exists(path):
+        return Path(path)
+    name, home = str(path), "huggingface.co has the official weights: " + " and ".join(official)
+    known = name in [repository.partition(" ")[0] for repository in official]
+    if known or (REPOSITORY.fullmatch(name) and not Path(name).suffix and not exists(Path(name).parent)):
+        local = f"models/{Path(name).name}"
+        raise UserError(
+            f"there is no folder {name} here, and nothing is downloaded by itself: run `hf download {name} --local-dir "
+            f"{local}` and name {local}" + ("" if known else f", if that is a repository; {home}")
+        )
+    raise UserError(f"{quoted(name, 500)} does not exist; correct the name, or download weights first; {home}")
+
+
+def check_own(path: Path, root: Path) -> Path:
+    """Return a file of a folder that is copied or linked into a new one.
+
+    Raises UserError if it is a link to what lies elsewhere, and so may be private: a folder that was downloaded says
+    where its links go. A hub's cache keeps the files of its folders in `blobs`, under the hashes of their contents.
+    """
+    target = path.resolve()
+    is_blob = BLOB.fullmatch(target.name) and target.parent.name == "blobs"
+    if not target.is_relative_to(root.resolve()) and not is_blob:
+        raise UserError(
+            f"{quoted(path, 500)} is a link to {quoted(target, 500)}, outside of {root}; if that belongs there, put a "
+            "copy of it in place of the link"
+        )
+    return path
 
 
 def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder: bool = False) -> Parts:
@@ -35,11 +74,13 @@ def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder
     path: a diffusers folder of text to video, a folder with latte.* and vae.*, or a checkpoint, with the autoencoder in
     `vae`, which otherwise may name another one than the folder's. Raises UserError if a part is missing.
     """
-    path = Path(path)
+    path = check_there(path, LATTE, LATTE_1)
+    if vae:
+        check_there(vae, AUTOENCODER)
     if is_t2v_folder(path):
-        kind = read_json(path / INDEX).get("_class_name")
+        kind = read_json(path / INDEX, remedy=REMEDY).get("_class_name")
         if kind != "LattePipeline":
-            raise UserError(f"{path} is a folder of {kind}, not of LattePipeline, the text-to-video Latte-1")
+            raise UserError(f"{path} is a folder of {quoted(kind)}, not of LattePipeline, the text-to-video Latte-1")
         decoder = "vae_temporal_decoder" if temporal_decoder else "vae"
         for name in ("transformer", "scheduler", "tokenizer", "text_encoder", *([] if vae else [decoder])):
             if not (path / name).is_dir():
@@ -55,21 +96,14 @@ def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder
 
 
 def read_scheduler(folder: Path | None) -> dict[str, Any]:
-    """Return the scheduler_config.json of a folder; raises UserError if it is missing or no JSON."""
-    return read_json(folder / "scheduler_config.json") if folder else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; raises UserError if there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {REMEDY}") from None
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not valid; {REMEDY}")
-    return values
+    """Return the scheduler_config.json of a folder; raises UserError if it is missing, or no configuration."""
+    if folder is None:
+        return {}
+    path = folder / "scheduler_config.json"
+    # diffusers writes the logarithm of zero there, as JSON does not have it
+    config = read_json(path, infinite=("lambda_min_clipped",), remedy=REMEDY)
+    check_values(config, str(path))
+    return config
 
 
 def _only(folder: Path, stem: str) -> Path:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import mindspore as ms
 from mindspore import nn
 
+from latte.components.folders import AUTOENCODER, LATTE, LATTE_1, check_there
 from latte.components.quantize import check_int8, check_kind, is_quantized, load_int8
 from latte.errors import UserError
-from latte.models import autoencoder, latte_t2v, t5
+from latte.models import autoencoder, latte, latte_t2v, t5
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.models.latte import Latte, LatteConfig
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
@@ -27,6 +28,7 @@ from latte.runtime import device
 from latte.weights.files import StateFile, read_state_dict
 from latte.weights.lora import is_low_rank
 from latte.weights.match import check_state, load_state
+from latte.weights.names import foreign, has_adapters, without_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -46,7 +48,8 @@ class Kind:
     sign: str  # the name of a weight, maybe with *, by which its files are told from those that follow in the table
     config: type[Config]
     network: type[nn.Cell]
-    converter: str  # the program that converts its files
+    instead: str  # what to do with its files where another network is asked for
+    official: str  # the repository of its official weights
     own_names: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] = dict  # weights by the network's own names
     adapt: Callable[..., dict[str, np.ndarray]] | None = None  # a method of the configuration that fits other weights
     fresh: tuple[str, ...] = ()  # beginnings of the names of weights that a training need not start from
@@ -78,7 +81,9 @@ KINDS: dict[str, Kind] = {
             sign="x_embedder.proj.weight",
             config=LatteConfig,
             network=Latte,
-            converter="tools/latte_converter.py",
+            instead="tools/latte_converter.py converts it",
+            official=LATTE,
+            own_names=latte.own_names,
             adapt=LatteConfig.adapt,
             fresh=("temp_embed", "y_embedder.", "text_embedding_projection."),
             takes=DENOISER,
@@ -89,7 +94,8 @@ KINDS: dict[str, Kind] = {
             sign="decoder.*temporal_res_block.*",
             config=AutoencoderConfig,
             network=AutoencoderKLTemporalDecoder,
-            converter="tools/t2v_converter.py",
+            instead="tools/t2v_converter.py converts its folder",
+            official=LATTE_1,
             own_names=autoencoder.own_names,
             folder="vae_temporal_decoder",
         ),
@@ -99,7 +105,8 @@ KINDS: dict[str, Kind] = {
             sign="*decoder.conv_in.weight",
             config=AutoencoderConfig,
             network=AutoencoderKL,
-            converter="tools/vae_converter.py",
+            instead="tools/vae_converter.py converts it",
+            official=AUTOENCODER,
             own_names=autoencoder.own_names,
             folder="vae",
         ),
@@ -109,7 +116,8 @@ KINDS: dict[str, Kind] = {
             sign="temporal_transformer_blocks.*",
             config=LatteT2VConfig,
             network=LatteT2V,
-            converter="tools/t2v_converter.py",
+            instead="name its folder; tools/t2v_export.py makes one of a checkpoint that train.py wrote",
+            official=LATTE_1,
             own_names=latte_t2v.own_names,
             folder="transformer",
             takes=DENOISER,
@@ -120,7 +128,8 @@ KINDS: dict[str, Kind] = {
             sign="encoder.block.0.layer.*",
             config=T5Config,
             network=T5Encoder,
-            converter="tools/t2v_converter.py",
+            instead="tools/t2v_converter.py converts its folder",
+            official=LATTE_1,
             own_names=t5.own_names,
             folder="text_encoder",
             stems=("model", "pytorch_model"),
@@ -144,7 +153,11 @@ Source = str | Path | StateFile  # a file, a folder, or what was read from one b
 def kind_of(names: Iterable[str]) -> Kind | None:
     """Return the kind of network that has weights of these names, or None if it is not known here."""
     names = list(names)
-    return next((kind for kind in KINDS.values() if any(fnmatchcase(name, kind.sign) for name in names)), None)
+    for sign in ("{}", "*.{}"):  # the network by itself, or inside something that has a name for it
+        for kind in KINDS.values():
+            if any(fnmatchcase(name, sign.format(kind.sign)) for name in names):
+                return kind
+    return None
 
 
 def read(path: Source, kind: str | None = None, *, weights: str | None = None, **asked: Any) -> Weights:
@@ -246,9 +259,12 @@ def open_weights(path: Source, kind: str | None = None, weights: str | None = No
     """
     if isinstance(path, StateFile) and weights:
         raise ValueError("which of two sets of weights to take must be said when the file is read")
+    if not isinstance(path, StateFile):
+        check_there(path, *([KINDS[kind].official] if kind else (LATTE, LATTE_1, AUTOENCODER)))
     state = path if isinstance(path, StateFile) else read_state_dict(path, weights)
     found = _as_asked(state.tensors, kind, state.path)
-    return StateFile(found.own_names(state.tensors), state.metadata, state.path), found
+    tensors = without_prefix(state.tensors, found.sign, state.path)
+    return StateFile(found.own_names(tensors), state.metadata, state.path), found
 
 
 def _as_asked(tensors: Mapping[str, np.ndarray], asked: str | None, source: str) -> Kind:
@@ -256,11 +272,13 @@ def _as_asked(tensors: Mapping[str, np.ndarray], asked: str | None, source: str)
     if is_low_rank(tensors):
         raise UserError(f"{source} holds LoRA adapters without their network; tools/t2v_export.py merges them into it")
     found, wanted = kind_of(tensors), KINDS[asked] if asked else None
+    if has_adapters(tensors):
+        raise UserError(f"{source} holds {foreign(tensors)}; name another file")
     if found is None:
         what = f"{wanted.description}: it has no weight {wanted.sign}" if wanted else "a network that is known here"
-        raise UserError(f"{source} is not {what}; name another file")
+        raise UserError(f"{source} is not {what}, but holds {foreign(tensors)}; name another file")
     if wanted and not issubclass(found.network, wanted.network):
-        raise UserError(f"{source} holds {found.description}, not {wanted.description}; {found.converter} converts it")
+        raise UserError(f"{source} holds {found.description}, not {wanted.description}; {found.instead}")
     return found
 
 
@@ -269,7 +287,12 @@ def _interpret(path: Source, kind: str | None, weights: str | None, asked: Mappi
     state, found = open_weights(path, kind, weights)
     if isinstance(path, Weights) and not asked:
         return path
-    config = found.config.from_weights(state.tensors, state.metadata, state.path, **asked)
+    try:
+        config = found.config.from_weights(state.tensors, state.metadata, state.path, **asked)
+    except UserError as error:
+        if state.path in str(error):
+            raise
+        raise UserError(f"{state.path}: {error}") from error
     tensors = state.tensors
     if found.adapt:
         tensors = found.adapt(config, tensors, state.metadata, state.path)

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from latte.components.convert import summary
-from latte.components.folders import INDEX
+from latte.components.folders import INDEX, check_own
 from latte.components.loading import KINDS, Weights, read
 from latte.components.quantize import is_quantized
 from latte.errors import UserError
@@ -19,7 +19,10 @@ from latte.io.atomic import atomic_folder, check_new_folder, sync
 from latte.weights import lora
 from latte.weights.files import StateFile, read_state_dict
 from latte.weights.fingerprint import base_fingerprint
+from latte.weights.mapped import verified
 from latte.weights.safetensors_file import write_safetensors
+from latte.weights.shards import FILE
+from latte.weights.shards import INDEX as INDEX_OF_SHARDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,10 +43,10 @@ def merge(source: str, base: str | Path, target: str, dry_run: bool = False) -> 
         raise UserError(f"{base} has no {INDEX}; name the diffusers folder of the pretrained network")
     if folder.is_relative_to(base.resolve()):
         raise UserError(f"{folder} lies in {base}; name a folder elsewhere")
-    tensors = _merged(state, read(base / TRANSFORMER, "latte_t2v"), str(base))
+    tensors, beside = _merged(state, read(base / TRANSFORMER, "latte_t2v"), str(base)), _files_beside(base)
     if not dry_run:
         with atomic_folder(folder) as temporary:
-            _write_folder(temporary, base, tensors, folder)
+            _write_folder(temporary, base, beside, tensors, folder)
     return f"{source} -> {folder}{' (not written)' if dry_run else ''}: {summary(tensors)}"
 
 
@@ -80,21 +83,40 @@ def _merged(state: StateFile, original: Weights, base: str) -> dict[str, np.ndar
         raise UserError(f"{source} is of another configuration than {base}; name the one it started from")
     tensors = {}
     for name, values in original.tensors.items():
-        tensors[name] = whole.tensors[name].astype(values.dtype)
+        tensors[name] = verified(whole.tensors[name]).astype(values.dtype)
         if not np.isfinite(tensors[name].astype(np.float32)).all():
             raise UserError(f"{source}: {name} does not fit {values.dtype.name}, the dtype of {base}")
     return tensors
 
 
-def _write_folder(folder: Path, base: Path, tensors: Mapping[str, np.ndarray], target: Path) -> None:
-    """Fill a folder with the base's components, but for the transformer's weights."""
-    weights = (".safetensors", ".bin", ".index.json", ".msgpack", ".h5")
+def _files_beside(base: Path) -> list[Path]:
+    """Return what a folder holds beside the transformer's weights, hidden files aside.
+
+    Raises UserError for a link to what lies elsewhere, and for one to a folder.
+    """
+    found = []
     for path in sorted(base.rglob("*")):
         inside = path.relative_to(base)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or not path.is_file() or (inside.parts[0] == TRANSFORMER and path.name.endswith(weights)):
+        if any(part.startswith(".") for part in inside.parts):
             continue
-        copy = folder / inside
+        if path.is_dir() and path.is_symlink():
+            raise UserError(f"{path} is a link to a folder; put the folder itself in its place")
+        if path.is_file() and not (inside.parts[0] == TRANSFORMER and _is_weights(path.name)):
+            found.append(check_own(path, base))
+    return found
+
+
+def _is_weights(name: str) -> bool:
+    """Return whether a file of a component holds its weights, in a form of any program, or their index."""
+    return bool(FILE.fullmatch(name) or INDEX_OF_SHARDS.fullmatch(name)) or name.endswith((".msgpack", ".h5"))
+
+
+def _write_folder(
+    folder: Path, base: Path, beside: list[Path], tensors: Mapping[str, np.ndarray], target: Path
+) -> None:
+    """Fill a folder with the transformer's weights and copies of the base's files `beside` them."""
+    for path in beside:
+        copy = folder / path.relative_to(base)
         copy.parent.mkdir(parents=True, exist_ok=True)
         if path.stat().st_size < LINKED or not _linked(path, copy):
             shutil.copyfile(path, copy)

@@ -13,11 +13,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 from latte.models.block import Block
 from latte.models.layers import Linear, set_int8
 from latte.models.t5 import Weight
-from latte.weights.mapped import release_pages
+from latte.weights.mapped import release_pages, verified
 from latte.weights.match import check_state, set_values
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def check_kind(kind: str | None) -> str | None:
 def quantized(values: np.ndarray, name: str = "the matrix") -> tuple[np.ndarray, np.ndarray]:
     """Return the int8 values (out, in) and the scales (out,) float32 of a matrix; halves are rounded to even.
 
-    Raises UserError, with the matrix's name, if it has values that are not finite.
+    Raises UserError, with the matrix's name, if it has values that are not finite, or a wrong checksum in its file.
     """
-    values = np.asarray(values, np.float32)
+    values = np.asarray(verified(values), np.float32)
     largest = np.maximum(values.max(1), -values.min(1))  # (out,), without a copy of the matrix
     if not np.isfinite(largest).all():
         raise UserError(f"{name} has values that are not finite and cannot be quantized; take other weights")
@@ -124,7 +124,9 @@ def check_int8(net: Net, tensors: Mapping[str, np.ndarray], source: str | Path) 
     wrong = [name for name in layers if tensors[f"{name}.weight"].dtype != np.int8]
     wide = [key for key, values in tensors.items() if values.dtype == np.int8 and key[: -len(".weight")] not in layers]
     if wrong or wide:
-        raise UserError(f"{source} has {(wrong or wide)[0]} in another type than int8 networks do; convert it again")
+        raise UserError(
+            f"{source} has {quoted((wrong or wide)[0])} in another type than int8 networks do; convert it again"
+        )
     return net
 
 

@@ -16,12 +16,14 @@ import numpy as np
 from latte.components.loading import Source, Weights, load, read
 from latte.components.quantize import check_kind, empty_int8, holds_int8, is_quantized
 from latte.errors import UserError
+from latte.io.json_files import check_numbers, check_regular, read_json
 from latte.models.t5 import T5Config, T5Encoder
 from latte.runtime import device
 
 log = logging.getLogger("latte")
 MAX_LENGTH = 120  # tokens of a prompt that Latte-1 was trained with
 KEPT = 64  # embeddings of prompts, of 2 MB each
+LARGEST = 32 << 20  # bytes of a file of a tokenizer; T5's have one or two MiB
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is a whole tokenizer
 
 
@@ -62,6 +64,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     # Without either, transformers makes a tokenizer that knows no words.
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise UserError(f"{folder} holds no tokenizer ({' or '.join(VOCABULARIES)}); name a tokenizer folder")
+    _check_tokenizer(folder)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would ask for torch, which nothing here needs
     from transformers import T5Tokenizer  # imported late: it takes seconds, which only prompts are worth
 
@@ -72,6 +75,18 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(
             f"the tokenizer in {folder} cannot be read ({''.join(reason)}); download the folder again"
         ) from error
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Raise UserError for files on which transformers would hang or fill the memory."""
+    remedy = "download the folder again"
+    read = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".model", ".jinja", ".txt")]
+    for path in read:
+        if check_regular(path, remedy).stat().st_size > LARGEST:
+            raise UserError(f"{path} is larger than {LARGEST >> 20} MiB, as no file of a tokenizer is; {remedy}")
+    settings = folder / "tokenizer_config.json"
+    if settings.exists():
+        check_numbers(read_json(settings, LARGEST, remedy=remedy), {"extra_ids": (0, 1000)}, str(settings))
 
 
 def load_text_encoder(
@@ -156,25 +171,33 @@ class TextEncoder:
 
 
 class Prompts:
-    """The tokenizer and the text encoder of a folder; the embeddings of the last prompts are kept."""
+    """The tokenizer and the text encoder of a folder; the embeddings of the last prompts are kept.
 
-    def __init__(self, folder: str | Path, dtype: str = "fp32", quantize: str | None = None):
+    keep: also keep the encoder in memory, so that new prompts need not load it again.
+    """
+
+    def __init__(self, folder: str | Path, dtype: str = "fp32", quantize: str | None = None, keep: bool = False):
         self.tokenizer = load_tokenizer(Path(folder) / "tokenizer")  # a folder without one is refused at once
-        self.folder, self.dtype, self.quantize = Path(folder), dtype, quantize
+        self.folder, self.dtype, self.quantize, self.keep = Path(folder), dtype, quantize, keep
+        self._encoder: TextEncoder | None = None  # what is kept
         self._known: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return embeddings (B, 120, D) float32 and masks (B, 120) int32 of prompts.
 
-        The encoder is loaded if there is a prompt that was not encoded before, and released again. Raises UserError if
-        it cannot be loaded.
+        The encoder is loaded if there is a prompt that was not encoded before, and released again unless it is kept.
+        Raises UserError if it cannot be loaded.
         """
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
-            network = load_t5(self.folder / "text_encoder", self.dtype, self.quantize)
-            encoder = TextEncoder(self.tokenizer, network)
+            encoder = self._encoder or self._load()
+            self._encoder = encoder if self.keep else None
             self._known |= dict(zip(new, zip(*encoder.encode(new), strict=True), strict=True))
-            encoder.release()
+            if not self.keep:
+                encoder.release()
         embeds, masks = zip(*[self._known[prompt] for prompt in prompts], strict=True)
         while len(self._known) > KEPT:
             self._known.popitem(last=False)
         return np.stack(embeds), np.stack(masks)
+
+    def _load(self) -> TextEncoder:
+        return TextEncoder(self.tokenizer, load_t5(self.folder / "text_encoder", self.dtype, self.quantize))

@@ -2,7 +2,7 @@
 
 from latte.config.export import ExportConfig
 from latte.config.parser import OptionError, Options, in_range, option, parse_config, save_config
-from latte.config.sample import SampleConfig
+from latte.config.sample import SampleConfig, keep_config
 from latte.config.train import TEXT_TO_VIDEO, CacheConfig, DataConfig, DataOptions, TrainConfig
 from latte.config.train_vae import VaeTrainConfig
 
@@ -18,6 +18,7 @@ __all__ = [
     "TrainConfig",
     "VaeTrainConfig",
     "in_range",
+    "keep_config",
     "option",
     "parse_config",
     "save_config",

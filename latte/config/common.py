@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal
 
 from latte.config.parser import OptionError, Options, in_range, option
@@ -92,6 +91,5 @@ class CodecOptions(Options):
             self.vae_checkpoint = str(resources.find(self.vae_checkpoint))  # as for the checkpoint
         if self.vae_tile and self.vae_tile < 64:
             raise OptionError("vae_tile", self.vae_tile, "0, or 64 or more")
-        factor = self.sd_scale_factor
-        if factor is not None and not (math.isfinite(factor) and factor > 0):
-            raise OptionError("sd_scale_factor", factor, "a number above 0")
+        if self.sd_scale_factor is not None and not self.sd_scale_factor > 0:
+            raise OptionError("sd_scale_factor", self.sd_scale_factor, "a number above 0")

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
+import math
 import sys
 import typing
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import yaml
 
 from latte.config.values import allowed_by, fit, item_of, metavar, read_words, show
+from latte.config.yaml_file import read_yaml
 from latte.errors import UserError
 from latte.io import resources
 from latte.io.atomic import atomic_path
@@ -30,7 +32,18 @@ COMMAND_LINE = "command line"
 REQUIRED: Any = dataclasses.MISSING  # stands for the default of an option that must be given
 DATA_CONFIG = "data_config"  # the option that names a YAML file; all other options override that file
 INCLUDE = "include"  # in a YAML file: other files, whose options it overrides
-Layer = tuple[str, dict[str, Any]]  # the source of options, and their values
+
+
+class Layer(typing.NamedTuple):
+    """Options of one source: a YAML file or the command line."""
+
+    source: str
+    values: dict[str, Any]
+    lines: dict[str, int]  # of a YAML file, by option; empty for the command line
+
+    def place(self, key: str) -> str:
+        """Return where an option is set, for a message."""
+        return _place(self.source, self.lines.get(key))
 
 
 class OptionError(UserError):
@@ -47,7 +60,12 @@ class Options:
     """The base class of a group of options; a group checks its values in `__post_init__`, after calling super."""
 
     def __post_init__(self) -> None:
-        """Raise OptionError if a value is not allowed."""
+        """Raise OptionError if a value is not allowed; here, if a number is not finite."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise OptionError(field.name, value, "finite numbers" if isinstance(value, list) else "a finite number")
 
 
 Config = TypeVar("Config", bound=Options)
@@ -79,7 +97,8 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
     given = _read_arguments(_make_parser(cls, hints, description), argv, hints)
     path = given.pop("config", None)
     path = path and str(resources.find_config(path))  # the configurations are installed with the package
-    layers = [*(_read_file(path, hints) if path else ()), (COMMAND_LINE, given)]  # later layers override earlier ones
+    # Later layers override earlier ones.
+    layers = [*(_read_file(path, hints) if path else ()), Layer(COMMAND_LINE, given, {})]
     data = _merged(layers).get(DATA_CONFIG)
     layers = [*(_read_file(data, hints) if data else ()), *layers]
     values = _merged(layers)
@@ -89,7 +108,7 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
     try:
         return cls(**values)
     except OptionError as error:
-        source = next((source for source, layer in reversed(layers) if error.key in layer), None)
+        source = next((layer.place(error.key) for layer in reversed(layers) if error.key in layer.values), None)
         raise OptionError(error.key, error.value, error.allowed, source) from None
 
 
@@ -185,31 +204,22 @@ def _read_file(path: str, hints: dict[str, Any], above: tuple[str, ...] = ()) ->
     """Return the options of a YAML file, after the options of the files it includes; `above`: files that include it."""
     if path in above:
         raise UserError(f"{above[-1]}: include names {path}, which includes it in turn; remove one of the two")
-    values, layers = _read_yaml(path), []
-    names = _fitted(INCLUDE, values.pop(INCLUDE, []), {INCLUDE: list[str]}, path)
+    (values, lines), layers = read_yaml(path), []
+    names = _fitted(INCLUDE, values.pop(INCLUDE, []), {INCLUDE: list[str]}, _place(path, lines.get(INCLUDE)))
     for name in names:
         layers += _read_file(str(Path(path).parent / name), hints, (*above, path))
     for key in values:
+        place = _place(path, lines[key])
         if key not in hints:
-            raise UserError(_unknown(str(key), hints, path))
-        values[key] = _fitted(key, values[key], hints, path)
+            raise UserError(_unknown(key, hints, place))
+        values[key] = _fitted(key, values[key], hints, place)
     if values.get(DATA_CONFIG):
         values[DATA_CONFIG] = str(Path(path).parent / values[DATA_CONFIG])
-    return [*layers, (path, values)]
+    return [*layers, Layer(path, values, lines)]
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the config file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(values, dict | None):
-        raise UserError(f"{path} must hold lines of the form `name: value`")
-    return values or {}
+def _place(path: str, line: int | None) -> str:
+    return f"{path}, line {line}" if line else path
 
 
 def _fitted(key: str, value: Any, hints: dict[str, Any], source: str) -> Any:
@@ -220,7 +230,7 @@ def _fitted(key: str, value: Any, hints: dict[str, Any], source: str) -> Any:
 
 
 def _merged(layers: Iterable[Layer]) -> dict[str, Any]:
-    return {key: value for _, layer in layers for key, value in layer.items()}
+    return {key: value for layer in layers for key, value in layer.values.items()}
 
 
 def _unknown(key: str, known: Iterable[str], source: str) -> str:

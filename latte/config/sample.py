@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from pathlib import Path
 from typing import Literal
 
 from latte.config.common import CheckpointOptions, CodecOptions, DeviceOptions, ModelOptions
-from latte.config.parser import OptionError, Options, in_range, option
+from latte.config.parser import OptionError, Options, in_range, option, save_config
+from latte.config.values import fit
+from latte.config.yaml_file import read_yaml
 from latte.errors import UserError
 
 # The names in latte.diffusion.solvers, which is not imported here so that --help is quick.
@@ -54,8 +56,6 @@ class SamplingOptions(Options):
         in_range(self, "num_samples", 1)
         in_range(self, "batch_size", 1)
         in_range(self, "feature_cache", 0, 1)
-        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
-            raise OptionError("guidance_scale", self.guidance_scale, "a finite number")
         if self.class_labels is not None and (not self.class_labels or min(self.class_labels) < 0):
             raise OptionError("class_labels", self.class_labels, "a list of one or more class numbers from 0 on")
 
@@ -139,3 +139,19 @@ class SampleConfig(
         if not self.checkpoint:
             raise UserError("checkpoint is not set; name a file or a folder in the YAML or with --checkpoint")
         return self.checkpoint
+
+
+def keep_config(cfg: SampleConfig) -> None:
+    """Write the options to config.yaml beside the videos; those of another seed stay there as config-seed<seed>.yaml.
+
+    Raises UserError if the file cannot be written.
+    """
+    file = Path(cfg.output_path) / "config.yaml"
+    if file.is_file():
+        try:
+            seed = fit(read_yaml(file)[0].get("seed"), int)
+        except (UserError, ValueError):
+            seed = None  # a file of somebody else, or damaged: nothing to make videos with
+        if seed not in (None, cfg.seed):
+            file.replace(file.with_name(f"config-seed{seed}.yaml"))
+    save_config(cfg, file)

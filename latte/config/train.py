@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +86,7 @@ class FineTuningOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "lora_rank", 1)
-        if self.lora_alpha is not None and not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
             raise OptionError("lora_alpha", self.lora_alpha, "a number above 0")
 
     @property
@@ -167,7 +166,10 @@ class RunOptions(Options):
     sample_videos: int = option(4, "videos sampled at each checkpoint; 0 = none")
     sample_steps: int = option(50, "DDIM steps of the sampled videos")
     guidance_scale: float = option(1.0, "classifier-free guidance of the sampled videos; 1 = no guidance")
-    dry_run: bool = option(False, "check options, files and one sample, print what would be done, and stop")
+    vae_check: bool = option(
+        True, "at the start reconstruct frames of the data, write them to vae.png, and warn if the autoencoder is poor"
+    )
+    dry_run: bool = option(False, "check options and files, open some videos, print what would be done, and stop")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,8 @@ from latte.data.records import REMEDY, RecordClip, check_frames, read_rows, segm
 from latte.errors import UserError
 from latte.io.arrays import Header, read_header, read_npy
 from latte.io.atomic import atomic_path
+from latte.io.listing import VIDEO_SUFFIXES
+from latte.io.video_file import READER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -104,6 +106,16 @@ class Cache:
                 f"the cache {self.folder} was made with {made}, but the options ask for {asked}; "
                 "correct the option, or make another cache"
             )
+
+    def reader_doubt(self) -> str:
+        """Return what is in doubt if video files were decoded by another reader than today's, else ""."""
+        files = [entry.path for entry in self.entries.values() if entry.path.lower().endswith(VIDEO_SUFFIXES)]
+        if not files or self.settings.get("reader") == READER:
+            return ""
+        return (
+            f"the cache {self.folder} was made by another reader of video files, which may have taken other frames of "
+            f"{files[0]} and such files; make it again in a new folder with tools/embedding_cache.py"
+        )
 
     @property
     def frame_shape(self) -> tuple[int, ...]:

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
-import av
-import imageio.v3 as iio
 import numpy as np
 
-from latte.errors import UserError
-from latte.io.video import FRAME_SUFFIXES, import_decord, list_frames, read_frames, read_video
+from latte.io.images import kind_of, read_animation, read_image
+from latte.io.video import list_frames, read_images
+from latte.io.video_file import VideoFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-decord = import_decord()
-_BROKEN = (OSError, RuntimeError, ValueError, SyntaxError, LookupError, av.FFmpegError)
 
 
 class FrameFolder:
-    """Images in the order of the integer after the last `_` of their names."""
+    """Images in the order of the integer at the end of their names."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.length = len(list_frames(path))
+        self._paths = list_frames(path)
+        self.length = len(self._paths)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if one is broken."""
-        return read_frames(self.path, indices.tolist())
+        return read_images([self._paths[index] for index in indices])
 
 
 class ImageFile:
@@ -40,44 +35,14 @@ class ImageFile:
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return the image as uint8 (n, H, W, 3); raises UserError if it is broken."""
-        with _named(self.path):
-            return np.repeat(iio.imread(self.path, plugin="pillow", mode="RGB")[None], len(indices), 0)
-
-
-class VideoFile:
-    """A video that is decoded around the wanted frames: by decord, or by PyAV where decord has no wheel or gives up."""
-
-    def __init__(self, path: Path):
-        self.path, self._reader = path, None
-        if decord:
-            with contextlib.suppress(decord.DECORDError, RuntimeError):  # PyAV may still read it
-                self._reader = decord.VideoReader(str(path), num_threads=1)
-        with _named(path):
-            self.length = _count(path) if self._reader is None else len(self._reader)
-        if self.length == 0:
-            raise UserError(f"the video {path} holds no frames")
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Return the frames at `indices` as uint8 (n, H, W, 3); raises UserError if the file is broken."""
-        if decord and self._reader is not None:
-            with contextlib.suppress(decord.DECORDError, RuntimeError):
-                return self._reader.get_batch(list(map(int, indices))).asnumpy()
-        with _named(self.path):
-            wanted, frames = set(map(int, indices)), {}
-            with av.open(str(self.path)) as container:
-                for number, frame in enumerate(container.decode(container.streams.video[0])):
-                    if number in wanted:  # turning a frame into RGB takes longer than decoding it
-                        frames[number] = frame.to_ndarray(format="rgb24")
-                    if number >= max(wanted):
-                        break
-            return np.stack([frames[int(index)] for index in indices])
+        return np.repeat(read_image(self.path)[None], len(indices), 0)
 
 
 class Animation:
-    """A gif, which is decoded whole."""
+    """An animated webp or png, which is decoded whole."""
 
     def __init__(self, path: Path):
-        self._frames = read_video(path)
+        self._frames = read_animation(path)
         self.length = len(self._frames)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
@@ -85,28 +50,8 @@ class Animation:
         return self._frames[indices]
 
 
-def open_clip(path: Path) -> FrameFolder | ImageFile | VideoFile | Animation:
-    """Return the video at `path`, of whatever kind; raises UserError if it is missing or broken."""
-    if path.is_dir():
-        return FrameFolder(path)
-    if not path.is_file():
-        raise UserError(f"there is no video {path}")
-    if path.suffix.lower() in FRAME_SUFFIXES:
-        return ImageFile(path)
-    return Animation(path) if path.suffix.lower() == ".gif" else VideoFile(path)
-
-
-def _count(path: Path) -> int:
-    """Return the number of frames; the container may not tell, and then they are counted."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
-
-
-@contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Turn what the decoders raise for broken files into a UserError."""
-    try:
-        yield
-    except _BROKEN as error:
-        raise UserError(f"cannot read the video {path}; it is broken or not a video") from error
+def open_clip(path: Path) -> FrameFolder | ImageFile | Animation | VideoFile:
+    """Return the video at `path`, of whatever kind its contents are; raises UserError if it is missing or broken."""
+    kinds: dict[str, Callable[[Path], FrameFolder | ImageFile | Animation | VideoFile]]
+    kinds = {"folder": FrameFolder, "image": ImageFile, "animation": Animation, "video": VideoFile}
+    return kinds[kind_of(path)](path)

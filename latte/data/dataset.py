@@ -143,6 +143,14 @@ class VideoDataset:
             return str(error)
         return f"{self._records[number].path} could not be read for a while"
 
+    def problem(self, number: int) -> str | None:
+        """Return why the first window of a video cannot be used, or None if it can."""
+        try:
+            self._window(number, 0.0, 1.0, NONE_BROKEN)
+        except UserError as error:
+            return str(error)
+        return None
+
     def _shuffled(self, epoch: int) -> np.ndarray:
         return stream(self.seed, epoch, _ORDER).permutation(len(self))
 

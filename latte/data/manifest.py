@@ -70,6 +70,7 @@ SETTINGS: dict[str, Rule] = {
     "flip": _FLAG,
     "frame_shape": _FRAME_SHAPE,
 }
+SETTINGS_OPTIONAL: dict[str, Rule] = {"reader": _TEXT}  # what decoded the video files
 VIDEO: dict[str, Rule] = {
     "index": _whole(0, MOST),
     "path": _TEXT,
@@ -93,7 +94,8 @@ def read_manifest(text: str, source: str) -> dict[str, Any]:
     if isinstance(known, str) and known not in (FORMAT, OLDER):
         raise UserError(f"{source} is of the format {known[:40]!r}, but {FORMAT!r} is what can be read; {REMAKE}")
     content = _checked(content, MANIFEST_RULES, source)
-    content["settings"] |= _checked(content["settings"], SETTINGS, source, "settings.")
+    given = {name: rule for name, rule in SETTINGS_OPTIONAL.items() if name in content["settings"]}
+    content["settings"] |= _checked(content["settings"], SETTINGS | given, source, "settings.")
     content["videos"] = [_video(video, source, f"videos[{k}].", content) for k, video in enumerate(content["videos"])]
     return content
 

@@ -6,7 +6,8 @@ import difflib
 import math
 from typing import TYPE_CHECKING, Any
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
+from latte.io.json_files import check_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,25 @@ METHOD: dict[str, tuple[Any, ...]] = {
     "disable_corrector": ([],),
     "solver_p": (None,),
 }
+NUMBERS: dict[str, tuple[float, float]] = {  # beyond the betas, the signal of the last steps would be no float32
+    "beta_start": (1e-8, 0.2),
+    "beta_end": (1e-8, 0.2),
+    "steps_offset": (0, 999),
+    "num_train_timesteps": (1, 1000),
+}
+BOOLEANS = ("set_alpha_to_one", "skip_prk_steps", "clip_sample")
+TEXTS = ("_class_name", "beta_schedule", "prediction_type", "timestep_spacing", "variance_type", "final_sigmas_type")
 _VARIANCES = {"fixed_small_log": "fixed_small"}
+
+
+def check_values(config: Mapping[str, Any], where: str) -> None:
+    """Raise UserError, naming `where` and the key, for a value of another type than its key has, or out of bounds."""
+    check_numbers(config, NUMBERS, where)
+    for keys, kind, what in ((BOOLEANS, bool, "true or false"), (TEXTS, str, "a text")):
+        for key in keys:
+            value = config.get(key)
+            if value is not None and not isinstance(value, kind):
+                raise UserError(f"{where}: {key} must be {what}, but is {quoted(repr(value), 60)}")
 
 
 def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -67,11 +86,12 @@ def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, 
     With `name`, it is that solver, with what the configuration says about the process; what its class has no key for
     stays as usual for it. Raises UserError in one sentence for what is not supported.
     """
-    own = str(config.get("_class_name"))
+    check_values(config, "the scheduler's configuration")
+    own = quoted(config.get("_class_name"))
     if own not in CLASSES and name is None:
         nearest = difflib.get_close_matches(own, CLASSES, n=1, cutoff=0.0)[0]
         raise UserError(f"there is no solver for the scheduler {own}: the nearest is {nearest}")
-    name = name or CLASSES[str(own)][0]
+    name = name or CLASSES[own][0]
     known = {solver: (cls, keys) for cls, (solver, keys) in CLASSES.items()}
     if name not in known:
         return name, {}  # Solver says what is wrong
@@ -84,7 +104,8 @@ def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, 
     else:
         defaults.pop("clip_sample", None)
         _check(config, PROCESS, own)
-    return name, _options({key: config.get(key, default) for key, default in defaults.items()}, name)
+    told = {key: value for key, value in config.items() if value is not None}
+    return name, _options({key: told.get(key, default) for key, default in defaults.items()}, name)
 
 
 def _options(said: dict[str, Any], name: str) -> dict[str, Any]:
@@ -108,4 +129,4 @@ def _check(config: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], cl
     for key, values in allowed.items():
         if key in config and config[key] not in values:
             choice = " or ".join(str(value) for value in values)
-            raise UserError(f"{cls}: {key} {config[key]} is not supported, only {choice}")
+            raise UserError(f"{cls}: {key} {quoted(config[key])} is not supported, only {choice}")

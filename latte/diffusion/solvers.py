@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from latte.diffusion.schedule import BETAS
-from latte.diffusion.timesteps import SPACINGS, Grid, Steps, choose_timesteps
+from latte.diffusion.timesteps import SPACINGS, Grid, StepCount, Steps, choose_timesteps
 from latte.errors import UserError
 
 Model = Callable[[np.ndarray, float], np.ndarray]  # model(x, t) -> predicted noise, or noise and variance values
@@ -345,7 +345,7 @@ class Solver:
         """Whether it draws noise on its way."""
         return self.spec.adds_noise or self.eta > 0.0
 
-    def steps(self, num_steps: int | str, strength: float = 1.0) -> Steps:
+    def steps(self, num_steps: StepCount, strength: float = 1.0) -> Steps:
         """Return the walk of that many steps, or its end from a strength on; raises UserError if there is none."""
         steps = self._whole(num_steps)
         if strength == 1.0:
@@ -355,7 +355,7 @@ class Solver:
             raise UserError(f"{self.name} begins with Runge-Kutta: ask for more steps, or a strength nearer to 1")
         return steps
 
-    def _whole(self, num_steps: int | str) -> Steps:
+    def _whole(self, num_steps: StepCount) -> Steps:
         spec, spacing = self.spec, self.spacing or self.spec.spacing
         alphas_cumprod = np.cumprod(1.0 - BETAS[self.beta_schedule](1000, self.beta_start, self.beta_end))
         timesteps = choose_timesteps(num_steps, spacing, spec.grid, self.steps_offset, len(alphas_cumprod))
@@ -368,7 +368,7 @@ class Solver:
         sigma = steps.sigmas[0]
         return Steps(timesteps, alphas_cumprod, steps.final_alpha, sigma / (1.0 + sigma**2) ** 0.5)
 
-    def calls(self, num_steps: int | str, strength: float = 1.0) -> int:
+    def calls(self, num_steps: StepCount, strength: float = 1.0) -> int:
         """Return how often that many steps call the network, or those that are left of them; see `sample`."""
         return self.spec.calls(len(self.steps(num_steps, strength).timesteps), self)
 
@@ -376,12 +376,14 @@ class Solver:
         self,
         model: Model,
         x: np.ndarray,
-        num_steps: int | str,
+        num_steps: StepCount,
         noises: Iterator[np.ndarray] | None = None,
         begin: np.ndarray | None = None,
         strength: float = 1.0,
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, np.ndarray | None, None]:
         """Walk from noise to data and yield x after each step, the last x being the clean latents.
+
+        An x that is sent to the generator takes the place of the one that it yielded.
 
         `model(x, t)` takes x (B, F, C, H, W) float32 of the variance preserving process (DDPM eq. 4) and one timestep,
         not always whole, and returns the predicted noise and maybe variance values (B, F, C or 2C, H, W). `x` is
@@ -398,7 +400,10 @@ class Solver:
             y = begin + np.float32(sigmas[0]) * x.astype(np.float32)
         walk = self.spec.function(Network(model), y, steps, _missing() if noises is None else noises, **options)
         for sigma, y in zip(sigmas[1:], walk, strict=True):
-            yield y * (1.0 / (1.0 + sigma**2) ** 0.5)
+            scale = (1.0 + sigma**2) ** 0.5
+            changed = yield y * (1.0 / scale)
+            if changed is not None:
+                y[...] = changed * scale  # in place, because the solver goes on from this array
 
 
 def _missing() -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from latte.diffusion.schedule import space_timesteps
 from latte.errors import UserError
 
 Grid = Literal["whole", "fractional", "one_more"]
+StepCount = int | str | Sequence[int]  # how many timesteps, as `choose_timesteps` takes it, or the timesteps themselves
 SPACINGS = ("respaced", "leading", "linspace", "trailing")
 
 
@@ -54,7 +56,7 @@ class Steps:
 
 
 def choose_timesteps(
-    num_steps: int | str, spacing: str, grid: Grid = "whole", steps_offset: int = 0, total: int = 1000
+    num_steps: StepCount, spacing: str, grid: Grid = "whole", steps_offset: int = 0, total: int = 1000
 ) -> np.ndarray:
     """Choose `num_steps` of `total` timesteps and return them falling, (N,) float64.
 
@@ -63,8 +65,11 @@ def choose_timesteps(
     first to the last) or "trailing" (one stride from the last on down).
     grid: what solvers differ in there: "whole" timesteps, "fractional" ones for linspace, or "one_more", which takes
     one more than asked for and leaves out the last one of the walk, since it ends at x_0 anyway.
+    A list of timesteps instead of a number is taken as it is.
     Raises UserError for what is not possible.
     """
+    if not isinstance(num_steps, int | str):
+        return _listed(num_steps, total)
     if spacing == "respaced":
         return space_timesteps(total, num_steps)[::-1].astype(np.float64)
     if spacing not in SPACINGS:
@@ -89,6 +94,16 @@ def choose_timesteps(
             f"{count} steps with {spacing} spacing{offset} do not fit into {total} timesteps: ask for fewer steps"
         )
     return chosen
+
+
+def _listed(timesteps: Sequence[int], total: int) -> np.ndarray:
+    """Return timesteps that a user lists, (N,) float64; raises UserError unless they fall and lie in the training's."""
+    whole = all(isinstance(t, int | np.integer) and 0 <= t < total for t in timesteps)
+    if not (len(timesteps) and whole and (np.diff(np.asarray(timesteps)) < 0).all()):
+        raise UserError(
+            f"timesteps must be one or more whole numbers that fall, from at most {total - 1} to at least 0"
+        )
+    return np.asarray(timesteps, np.float64)
 
 
 def _sigma(alphas_cumprod: np.ndarray | float) -> np.ndarray:

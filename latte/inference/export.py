@@ -15,8 +15,9 @@ import yaml
 from mindspore import nn
 from mindspore.train.mind_ir_pb2 import ModelProto
 
+from latte.components import runs
 from latte.components.codec import LOGVAR_RANGE
-from latte.components.folders import INDEX, find_parts, is_t2v_folder
+from latte.components.folders import INDEX, is_t2v_folder
 from latte.components.loading import Weights, load, read
 from latte.diffusion.denoiser import make_denoiser
 from latte.errors import UserError
@@ -211,10 +212,11 @@ def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
 
 def _read(cfg: ExportConfig) -> tuple[Weights, Signature]:
     """Return the weights of a part, read but not loaded, and its signature; raises UserError as `build` does."""
-    parts = find_parts(cfg.require_checkpoint(), _vae(cfg), cfg.enable_vae_temporal_decoder)
+    parts = runs.find(cfg.require_checkpoint(), _vae(cfg), cfg.enable_vae_temporal_decoder)
     if cfg.part == "t5":
         weights = read(_text_encoder(cfg), "t5")
         return weights, t5_signature(cfg, weights.config.d_model)
+    cfg = dataclasses.replace(cfg, sd_scale_factor=cfg.sd_scale_factor or parts.scale_factor)  # that of a run's options
     vae = read(parts.vae, "autoencoder")
     if cfg.part != "denoiser":
         return vae, vae_signature(cfg, vae.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latte.components.folders import INDEX
+from latte.components.folders import INDEX, LATTE, LATTE_1, check_there
 from latte.components.loading import read
+from latte.components.runs import run_of
 from latte.diffusion.scheduler_config import solver_of
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
@@ -38,27 +40,56 @@ def random_label(seed: int, num_classes: int) -> int:
     return int(np.random.Generator(np.random.Philox(key=[seed, 1])).integers(num_classes))
 
 
-def seeds_of(seed: int | Sequence[int] | None, generator: np.random.Generator | None, count: int) -> list[int]:
+def seeds_of(seed: int | Sequence[int] | None, generator: Any, count: int) -> list[int]:
     """Return one seed per video: counted up from a number, taken from a list, or drawn.
 
-    Raises UserError if a list has another length or a negative seed, or if seed and generator are both given.
+    generator: a NumPy generator that they are drawn from, a number in place of `seed`, or a list of these, one per
+    video. Raises UserError if a list has another length, seeds are no whole numbers from 0 on, or both are given.
     """
-    if seed is None:
-        drawn = (generator or np.random.default_rng()).integers(2**32, size=count)
-        return [int(value) for value in drawn]
-    if generator is not None:
+    if seed is not None and generator is not None:
         raise UserError("give either a seed or a generator")
-    seeds = [seed + k for k in range(count)] if isinstance(seed, int | np.integer) else [int(value) for value in seed]
-    if len(seeds) != count or min(seeds) < 0:
-        raise UserError(
-            f"there are {count} videos, but {len(seeds)} seeds: {seeds[:8]}; give one seed per video, from 0 on"
-        )
+    given = seed if generator is None else generator
+    if isinstance(given, list | tuple | np.ndarray):
+        seeds = [_drawn(each, 1)[0] if isinstance(each, np.random.Generator) else _seed(each) for each in given]
+    elif given is None or isinstance(given, np.random.Generator):
+        seeds = _drawn(given or np.random.default_rng(), count)
+    else:
+        seeds = [_seed(given) + k for k in range(count)]
+    if len(seeds) != count:
+        raise UserError(f"there are {count} videos, but {len(seeds)} seeds: {seeds[:8]}; give one seed per video")
     return seeds
 
 
+def _drawn(generator: np.random.Generator, count: int) -> list[int]:
+    return [int(value) for value in generator.integers(2**32, size=count)]
+
+
+def _seed(value: Any) -> int:
+    """Return a seed; raises UserError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        kind = type(value)
+        raise UserError(
+            f"{kind.__module__}.{kind.__qualname__} is no seed and no generator of NumPy; give seed=0, "
+            "or generator=numpy.random.default_rng(0)"
+        )
+    if not 0 <= value < 2**63:
+        raise UserError(f"a seed is a whole number from 0 to 2**63 - 1, not {str(value)[:30]}")
+    return int(value)
+
+
+def effective_guidance(scale: float) -> float:
+    """Return the scale of classifier-free guidance, 1 for all that means no guidance: 1 and less, as in diffusers.
+
+    Raises UserError if it is not finite.
+    """
+    if not math.isfinite(scale):
+        raise UserError(f"guidance_scale is {scale}, but must be a finite number")
+    return float(scale) if scale > 1 else 1.0
+
+
 def guidance(cfg: SampleConfig, config: Config) -> float:
-    """Return the guidance scale of the options, or else the default of the network."""
-    return config.default_guidance if cfg.guidance_scale is None else cfg.guidance_scale
+    """Return the guidance scale of the options, or else the default of the network; 1 is no guidance."""
+    return effective_guidance(config.default_guidance if cfg.guidance_scale is None else cfg.guidance_scale)
 
 
 def latent_shape(cfg: SampleConfig, config: Config, side: int) -> tuple[int, int, int, int]:
@@ -100,12 +131,12 @@ def check_options(cfg: SampleConfig, text: bool) -> None:
     """Raise UserError for options that do not fit the checkpoint; `text`: it is a text-to-video folder."""
     checkpoint = Path(cfg.require_checkpoint())
     if not text:
-        if not checkpoint.exists():
-            raise UserError(f"{checkpoint} does not exist; check the name of the checkpoint")
+        check_there(checkpoint, LATTE, LATTE_1)
         for name in ("prompts", "height", "width", "quantize", "enable_vae_temporal_decoder", "negative_prompt"):
             if getattr(cfg, name):
-                raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
-        if not cfg.vae_checkpoint and not checkpoint.is_dir():
+                hint = "" if checkpoint.is_dir() else "; tools/t2v_export.py makes a folder of a checkpoint of train.py"
+                raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}{hint}")
+        if not cfg.vae_checkpoint and not checkpoint.is_dir() and run_of(checkpoint) is None:
             raise UserError("vae_checkpoint is not set; name a file in the YAML or with --vae_checkpoint")
         return
     if cfg.prompts is None:
@@ -158,7 +189,16 @@ def choose_inputs(cfg: SampleConfig, config: Config, numbers: list[int]) -> dict
     return {"num_videos_per_prompt": len(numbers)}
 
 
-def suffix(given: dict[str, Any], row: int) -> str:
+def stem(number: int, seed: int, frames: int, given: dict[str, Any], row: int) -> str:
+    """Return the file name of a video without its suffix: its number, its seed, and its class or words of its prompt.
+
+    Another seed never takes the place of the first. A video of one frame is an image.
+    """
+    kind = "image" if frames == 1 else "video"
+    return f"{kind}-{number:04d}-seed{seed}{_shown(given, row)}"
+
+
+def _shown(given: dict[str, Any], row: int) -> str:
     """Return the part of a file name that tells a video's class or prompt, in safe characters only."""
     if "class_labels" in given:
         return f"-class{given['class_labels'][row]}"
@@ -289,7 +329,10 @@ def _classes(config: Config) -> int:
 
 def _list(prompt: Prompt, name: str, count: int | None = None) -> list[str]:
     """Return texts as a list; a single text may stand for `count`."""
-    texts = [prompt] * (count or 1) if isinstance(prompt, str) else list(prompt or ())
+    if isinstance(prompt, str):
+        texts = [prompt] * (count or 1)
+    else:
+        texts = list(prompt) if isinstance(prompt, list | tuple | np.ndarray) else []
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name} must be a text or a list of one or more texts")
     for text in texts:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -19,6 +19,9 @@ from latte.errors import UserError
 from latte.inference.feature_cache import ReusingDenoiser, compiled_parts
 from latte.runtime import device, graphs
 
+if TYPE_CHECKING:
+    from latte.diffusion.timesteps import StepCount
+
 Conditions = Sequence[np.ndarray]  # what the network takes after x and t; one row per video
 
 
@@ -30,7 +33,7 @@ class Request:
     shape: tuple[int, int, int, int]  # (F, C, h, w)
     conditions: Conditions = ()
     null: Conditions = ()  # the conditions that guidance steers away from
-    num_inference_steps: int | str = 250
+    num_inference_steps: StepCount = 250
     solver: Solver = field(default_factory=lambda: Solver("ddpm"))
     guidance_scale: float = 1.0
     temporal: bool = True  # False: a text-to-video network skips its temporal blocks
@@ -70,17 +73,19 @@ class LatentSampler:
         self.step_seconds: list[float] = []  # one per network call so far; the first call compiles
         self.skipped = 0.0  # share of the passes of the last request that skipped the inner blocks
         self._denoisers: dict[tuple, Any] = {}
+        self._called: set[tuple] = set()  # the graphs that are compiled
 
     def sample(
         self,
         request: Request,
         on_step: Callable[[int], object] = lambda count: None,
-        callback: Callable[[int, np.ndarray], None] = lambda step, latents: None,
+        callback: Callable[[int, np.ndarray], np.ndarray | None] = lambda step, latents: None,
     ) -> np.ndarray:
         """Return scaled latents (B, F, C, h, w) float32; a video depends only on its seed and its condition.
 
         `on_step` gets the number of videos in each network call, `callback` the number of each step and the latents
-        after it. Where the device takes videos one by one, both are called for each video.
+        after it, which an array that it returns replaces. Where the device takes videos one by one, both are called for
+        each video.
         Raises UserError if `latents` do not have the shape of the videos.
         """
         count = len(request.seeds)
@@ -99,8 +104,7 @@ class LatentSampler:
                 begin = nearest(part.held, part.held_frames, part.shape[0])
                 model = holding(model, part.held, part.held_frames, steps)
             walk = part.solver.sample(model, latents, part.num_inference_steps, stream, begin, part.strength)
-            for step, latents in enumerate(walk):
-                callback(step, latents)
+            latents = _walked(walk, callback)
             if isinstance(denoise, ReusingDenoiser):
                 self.skipped = denoise.skipped / denoise.calls
             if part.held is not None:
@@ -110,7 +114,7 @@ class LatentSampler:
 
     def _denoiser(self, request: Request) -> Callable:
         reuses, guided = request.feature_cache > 0, request.guidance_scale != 1
-        key = ("parts" if reuses else guided, request.temporal)
+        key = _graph_of(request)
         self.net.temporal = request.temporal  # a graph keeps the value that it was compiled with, so the key has it
         if key not in self._denoisers and reuses:
             self._denoisers[key] = compiled_parts(self.net)
@@ -129,9 +133,29 @@ class LatentSampler:
         def model(x: np.ndarray, t: float) -> np.ndarray:
             start = time.perf_counter()
             times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
-            out = denoise(ms.Tensor(x), times, scale, *inputs).asnumpy()
+            with graphs.first_call("the network", self._called, (*_graph_of(request), x.shape)):
+                out = denoise(ms.Tensor(x), times, scale, *inputs).asnumpy()
             self.step_seconds.append(time.perf_counter() - start)
             on_step(len(x))
             return out
 
         return model
+
+
+def _graph_of(request: Request) -> tuple[bool | str, bool]:
+    """Return what tells the graphs of a network apart: its parts or the whole, with guidance or without, temporal."""
+    return "parts" if request.feature_cache > 0 else request.guidance_scale != 1, request.temporal
+
+
+def _walked(
+    walk: Generator[np.ndarray, np.ndarray | None, None], callback: Callable[[int, np.ndarray], np.ndarray | None]
+) -> np.ndarray:
+    """Return the last latents of a walk, after `callback` has seen, and maybe replaced, those of each step."""
+    latents, step, changed = next(walk), 0, None
+    while True:
+        changed = callback(step, latents)
+        latents = latents if changed is None else changed
+        try:
+            latents, step = walk.send(changed), step + 1
+        except StopIteration:
+            return latents

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from latte.components import runs
 from latte.components.codec import Codec
-from latte.components.folders import Parts, find_parts, read_scheduler
+from latte.components.folders import Parts, read_scheduler
 from latte.components.loading import Source, load
 from latte.components.text_encoder import Prompts
+from latte.config.parser import nearest
 from latte.errors import UserError
-from latte.inference.inputs import Prompt, choose_solver, make_conditions, seeds_of
+from latte.inference.inputs import Prompt, choose_solver, effective_guidance, make_conditions, seeds_of
 from latte.inference.latents import LatentSampler, Request
+from latte.models.latte import LatteConfig
+from latte.runtime import device
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from latte.diffusion.solvers import Solver
+    from latte.diffusion.timesteps import StepCount
     from latte.models import Latte, LatteT2V
 
 OUTPUT_TYPES = ("pil", "np", "uint8", "latent")
+DTYPE_NAMES = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+MODEL_OPTIONS = {field.name for field in fields(LatteConfig)} | {"model_name", "patch_embedder"}
 StepCallback = Callable[["LattePipeline", int, float, dict[str, np.ndarray]], Any]
 
 
@@ -35,6 +43,11 @@ class LatteOutput:
     # "pil": a list of PIL images per video; "np": (B, F, H, W, 3) float32 in [0, 1]; "uint8": (B, F, H, W, 3) uint8;
     # "latent": (B, F, C, h, w) float32 scaled latents
     frames: Any
+    seeds: tuple[int, ...] = ()  # one per video; each makes its video again
+
+    def __getitem__(self, index: int) -> Any:
+        """Return the frames for 0, as the outputs of diffusers do."""
+        return (self.frames,)[index]
 
 
 class LattePipeline:
@@ -44,22 +57,26 @@ class LattePipeline:
 
     What the videos show:
     - prompt: a text or a list of texts; class_labels: a number or a list; or prompt_embeds (B, S, D) float32.
-    - num_videos_per_prompt: videos per prompt or label.
+    - num_images_per_prompt or num_videos_per_prompt: videos per prompt or label.
     - negative_prompt or negative_prompt_embeds: what guidance leads away from; a class-conditional network takes its
       null class.
-    - guidance_scale: the scale of classifier-free guidance; 1 is no guidance. Default: 7.5 for text to video, else 1.
+    - guidance_scale: the scale of classifier-free guidance; 1 and less is no guidance, with half the network calls.
+      Default: 7.5 for text to video, else 1.
 
     Size:
     - height, width: in pixels; video_length: in frames. Default: the sizes of the training. One frame is an image.
 
     Random numbers:
     - seed: the seed of the first video, and the next videos count up from it; or a list with one seed per video.
-      Without it the seeds are drawn from `generator`, or at random. A video depends only on its seed and condition.
+      Without it the seeds are drawn at random; the result has them in `seeds`. A video depends only on its seed and
+      condition. The seeds of diffusers make other videos.
+    - generator: a generator of NumPy to draw the seeds from; a number, as `seed`; or a list of these, one per video.
     - latents (B, F, C, h, w) float32: standard normal noise to start from, in place of the first noise of the seeds.
 
     Denoising:
     - num_inference_steps: denoising steps; without a text-to-video folder also "ddim50" or sections such as "10,15,20".
       Default: 50 for text to video, else 250.
+    - timesteps: the timesteps themselves, falling from at most 999, in place of num_inference_steps.
     - sampler: the name of a solver in `latte.diffusion.solvers.SOLVERS`, or a `Solver`. Default: the
       solver of the text-to-video folder, else ddpm.
     - eta: noise that ddim adds, from 0 (none) to 1 (as much as ddpm).
@@ -78,8 +95,10 @@ class LattePipeline:
     - output_type: "pil", "np", "uint8" or "latent"; see `LatteOutput`.
     - decode_chunk_size: frames that the autoencoder decodes at once. Default: as suits the device.
     - progress: show progress bars.
+    - return_dict: False returns the tuple (frames,).
     - callback_on_step_end(pipeline, step, timestep, {"latents": array}): called after each step with a copy of the
-      latents. It cannot change them and must return nothing or an empty value.
+      latents (B, F, C, h, w) float32. It may return a dictionary whose "latents" take their place. On a CPU it is
+      called for each video alone. callback_on_step_end_tensor_inputs can only be ["latents"].
     """
 
     def __init__(
@@ -93,44 +112,59 @@ class LattePipeline:
         self.scheduler = scheduler or {}  # a diffusers scheduler_config.json
         self.latents = LatentSampler(net)
 
+    def __repr__(self) -> str:
+        """Return the kind of network and of autoencoder, for a notebook."""
+        return f"LattePipeline({self.net.config.describe()}; on {device.current().target})"
+
     @classmethod
     def from_pretrained(
         cls,
         path: str | Path,
         vae: str | Path | None = None,
         *,
-        dtype: str = "fp32",
+        device_target: str | None = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
         quantize: str | None = None,
         enable_flash_attention: bool = False,
         enable_vae_temporal_decoder: bool = False,
         vae_slice: int = 0,
         vae_tile: int = 0,
         sd_scale_factor: float | None = None,
+        keep_text_encoder: bool = False,
         **model: Any,
     ) -> LattePipeline:
         """Load a pipeline from a folder or from checkpoints.
 
-        - path: a text-to-video folder of diffusers, as downloaded or converted; a folder with latte.* and vae.*; or the
-          checkpoint of a class-conditional or unconditional network, with its autoencoder in `vae`.
-        - dtype: arithmetic inside the blocks, "fp32", "fp16" or "bf16".
+        - path: a text-to-video folder of diffusers, as downloaded or converted; a folder with latte.* and vae.*; the
+          folder of a training run, of which the newest EMA weights are taken; or the checkpoint of a class-conditional
+          or unconditional network, with its autoencoder in `vae`.
+        - device_target: "Ascend", "GPU" or "CPU"; None = the device in use, or else the best one of this machine.
+        - dtype or torch_dtype: arithmetic inside the blocks, "fp32" (the default), "fp16" or "bf16", or a dtype of
+          MindSpore or NumPy. On a CPU a process takes either fp32 or bf16, whichever is asked for first.
         - quantize: "int8" keeps the matrices of a text-to-video network and of its text encoder in 8 bits.
         - enable_flash_attention: use the device's fused attention kernel, if it has one.
         - enable_vae_temporal_decoder: decode with the folder's vae_temporal_decoder.
         - vae_slice: frames that the autoencoder processes at once; 0 = as suits the device.
         - vae_tile: width and height in pixels of the tiles to decode, to save memory; 0 = whole frames.
         - sd_scale_factor: factor that gives latents unit variance; None = the autoencoder's own.
+        - keep_text_encoder: keep the text encoder in memory; otherwise it is loaded each time there are new prompts,
+          and freed after that.
         - model: options of the network such as num_frames, for checkpoints that are not text-to-video folders.
 
-        The text encoder is loaded each time there are prompts to encode, and freed after that.
         Raises UserError if a file is missing or damaged, or does not fit the options.
         """
-        parts = find_parts(path, vae, enable_vae_temporal_decoder)
+        if unknown := [name for name in model if name not in MODEL_OPTIONS]:
+            raise unknown_argument("from_pretrained", unknown[0], {*FROM_PRETRAINED, *MODEL_OPTIONS})
+        name = dtype_name(dtype, torch_dtype)
+        device.choose_device(device_target)
+        parts = runs.find(path, vae, enable_vae_temporal_decoder)
         if parts.prompts is None and quantize:
             raise UserError(f"quantize {quantize} is for text-to-video folders, and {path} is not one; leave it out")
         if parts.prompts is not None and model:
             raise UserError(f"{', '.join(model)}: a text-to-video folder determines this; leave it out")
-        options: dict[str, Any] = {"dtype": dtype, "quantize": quantize, **model}
-        options["enable_flash_attention"] = enable_flash_attention
+        options: dict[str, Any] = {"dtype": name, "quantize": quantize, **model}
+        options |= {"enable_flash_attention": enable_flash_attention, "keep_text_encoder": keep_text_encoder}
         codec: dict[str, Any] = {"vae_slice": vae_slice, "vae_tile": vae_tile, "sd_scale_factor": sd_scale_factor}
         return cls.from_parts(parts, parts.network, parts.vae, **codec, **options)
 
@@ -147,11 +181,12 @@ class LattePipeline:
         vae_slice: int = 0,
         vae_tile: int = 0,
         sd_scale_factor: float | None = None,
+        keep_text_encoder: bool = False,
         **model: Any,
     ) -> LattePipeline:
         """Load a pipeline from parts that were found or read before; the options are those of `from_pretrained`."""
-        codec = Codec(load(vae, "autoencoder"), sd_scale_factor, vae_slice, vae_tile)
-        prompts = Prompts(parts.prompts, dtype, quantize) if parts.prompts else None
+        codec = Codec(load(vae, "autoencoder"), sd_scale_factor or parts.scale_factor, vae_slice, vae_tile)
+        prompts = Prompts(parts.prompts, dtype, quantize, keep_text_encoder) if parts.prompts else None
         options = {"dtype": dtype, "quantize": quantize, "flash": enable_flash_attention, **model}
         net = load(network, "latte_t2v" if prompts else "latte", **options)
         return cls(net, codec, prompts, read_scheduler(parts.scheduler))
@@ -159,47 +194,58 @@ class LattePipeline:
     def __call__(
         self,
         prompt: Prompt = None,
-        *,
         negative_prompt: Prompt = "",
-        class_labels: int | Sequence[int] | None = None,
         num_inference_steps: int | str | None = None,
+        timesteps: Sequence[int] | None = None,
         guidance_scale: float | None = None,
-        num_videos_per_prompt: int = 1,
-        eta: float = 0.0,
+        num_images_per_prompt: int | None = None,
+        video_length: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        video_length: int | None = None,
-        seed: int | Sequence[int] | None = None,
-        generator: np.random.Generator | None = None,
+        eta: float = 0.0,
+        generator: Any = None,
         latents: np.ndarray | None = None,
         prompt_embeds: np.ndarray | None = None,
         negative_prompt_embeds: np.ndarray | None = None,
-        sampler: str | Solver | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
         mask_feature: bool = True,
         enable_temporal_attentions: bool = True,
         decode_chunk_size: int | None = None,
+        class_labels: int | Sequence[int] | None = None,
+        num_videos_per_prompt: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        sampler: str | Solver | None = None,
         frames: np.ndarray | None = None,
         frame_indices: Sequence[int] | None = None,
         strength: float = 1.0,
         feature_cache: float = 0.0,
-        callback_on_step_end: StepCallback | None = None,
         progress: bool = True,
-    ) -> LatteOutput:
-        """Return videos; help(LattePipeline) explains the arguments.
+        **unknown: NoReturn,
+    ) -> LatteOutput | Any:
+        """Return videos; help(LattePipeline) explains the arguments, whose order is that of diffusers.
 
-        Raises UserError if arguments contradict each other or do not fit the network.
+        Raises UserError if arguments are unknown, contradict each other or do not fit the network.
         """
+        if unknown:
+            raise unknown_argument("LattePipeline", next(iter(unknown)), ARGUMENTS)
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not known; choose one of {', '.join(OUTPUT_TYPES)}")
+        if set(callback_on_step_end_tensor_inputs) - {"latents"}:
+            raise UserError("callback_on_step_end_tensor_inputs can only be ['latents']; leave it out")
         config, side = self.net.config, self.codec.vae.config.downsampling
-        scale = float(config.default_guidance if guidance_scale is None else guidance_scale)
+        scale = effective_guidance(config.default_guidance if guidance_scale is None else guidance_scale)
         shape = config.latent_shape(video_length, height, width, side)
+        per_prompt = _per_prompt(num_images_per_prompt, num_videos_per_prompt)
+        steps, solver = _steps(num_inference_steps, timesteps, config.default_steps), self._solver(sampler, eta)
+        walk = solver.steps(steps, strength).timesteps.tolist()  # before prompts are encoded, which takes long
         texts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
         both = make_conditions(config, self.prompts, texts, class_labels, embeds, scale != 1, mask_feature)
-        conditions, null = ([np.repeat(values, num_videos_per_prompt, axis=0) for values in part] for part in both)
-        count = len(conditions[0]) if conditions else num_videos_per_prompt
-        steps, solver = num_inference_steps or config.default_steps, self._solver(sampler, eta)
+        conditions, null = ([np.repeat(values, per_prompt, axis=0) for values in part] for part in both)
+        count = len(conditions[0]) if conditions else per_prompt
         request = Request(
             seeds=seeds_of(seed, generator, count),
             shape=shape,
@@ -214,20 +260,18 @@ class LattePipeline:
             strength=strength,
             **self._held(frames, frame_indices, shape, count, strength),
         )
-        timesteps = solver.steps(steps, strength).timesteps.tolist()
 
-        def after(step: int, latents: np.ndarray) -> None:
-            told = {"latents": latents.copy()} if callback_on_step_end else {}
-            if callback_on_step_end and callback_on_step_end(self, step, timesteps[step], told):
-                raise UserError(
-                    "callback_on_step_end returned something, but it cannot change the latents; let it return None"
-                )
+        def after(step: int, latents: np.ndarray) -> np.ndarray | None:
+            if callback_on_step_end is None:
+                return None
+            told = {"latents": latents.copy()}
+            return _changed(latents, callback_on_step_end(self, step, walk[step], told))
 
         with _bar(progress, count * solver.calls(steps, strength), "denoising", "call") as bar:
-            made = self.latents.sample(request, bar.update, after)
-        if output_type == "latent":
-            return LatteOutput(made)
-        return LatteOutput(self.decode(made, output_type, decode_chunk_size, progress))
+            made: Any = self.latents.sample(request, bar.update, after)
+        if output_type != "latent":
+            made = self.decode(made, output_type, decode_chunk_size, progress)
+        return LatteOutput(made, tuple(request.seeds)) if return_dict else (made,)
 
     def decode(
         self,
@@ -272,6 +316,90 @@ class LattePipeline:
         pixels = frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         mean = np.split(self.codec.moments(pixels), 2, axis=1)[0] * np.float32(self.codec.scale_factor)
         return {"held": np.repeat(mean[None], count, axis=0), "held_frames": places}
+
+
+def dtype_name(*given: Any) -> str:
+    """Return fp32, fp16 or bf16 for the first dtype that is not None: such a name, or a dtype of some library.
+
+    Raises UserError if two differ or one is not known.
+    """
+    names = {_short(dtype) for dtype in given if dtype is not None} or {"fp32"}
+    if len(names) > 1:
+        raise UserError(f"dtype and torch_dtype are {' and '.join(sorted(names))}; give one of them")
+    return names.pop()
+
+
+def _short(dtype: Any) -> str:
+    """Return the short name of a dtype such as "fp16", "float16", mindspore.float16 or numpy.float16."""
+    name = str(getattr(dtype, "__name__", dtype)).rpartition(".")[2].lower()
+    name = DTYPE_NAMES.get(name, name)
+    if name not in device.DTYPES:
+        raise UserError(f"dtype {dtype!s} is not known; choose one of {', '.join(device.DTYPES)}")
+    return name
+
+
+def unknown_argument(function: str, name: str, known: Iterable[str]) -> UserError:
+    """Return the error for an argument that a function does not have."""
+    return UserError(f"{function} has no argument {name!r}; the nearest is {nearest(name, known)!r}")
+
+
+def _per_prompt(images: int | None, videos: int | None) -> int:
+    """Return the number of videos per prompt, which has two names; raises UserError if it is below 1 or differs."""
+    given = {count for count in (images, videos) if count is not None} or {1}
+    if len(given) > 1:
+        raise UserError(
+            "num_images_per_prompt and num_videos_per_prompt are two names for one number; give one of them"
+        )
+    count = given.pop()
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise UserError(f"num_images_per_prompt is {count!r}, but must be a whole number from 1 on")
+    return int(count)
+
+
+def _steps(count: int | str | None, timesteps: Sequence[int] | None, default: int | str) -> StepCount:
+    """Return the number of steps or the timesteps to take; raises UserError if both are given, or steps are none."""
+    if timesteps is not None:
+        if count is not None:
+            raise UserError("give either num_inference_steps or timesteps")
+        return list(np.asarray(timesteps).ravel().tolist())
+    if count is None:
+        return default
+    if not isinstance(count, str) and (
+        isinstance(count, bool) or not isinstance(count, int | np.integer) or not 1 <= count <= 1000
+    ):
+        raise UserError(f"num_inference_steps is {count!r}, but must be a whole number from 1 to 1000")
+    return count if isinstance(count, str) else int(count)
+
+
+def _changed(latents: np.ndarray, returned: Any) -> np.ndarray | None:
+    """Return the latents that a callback returned in place of these, None if it changed nothing.
+
+    Raises UserError if it returned anything else.
+    """
+    if returned is None:
+        return None
+    if not isinstance(returned, dict) or returned.keys() - {"latents"}:
+        raise UserError('callback_on_step_end may return nothing, or {"latents": array}; it returned something else')
+    if "latents" not in returned:
+        return None
+    changed = returned["latents"]
+    changed = np.asarray(changed.asnumpy() if hasattr(changed, "asnumpy") else changed)
+    if changed.shape != latents.shape or changed.dtype.kind != "f":
+        raise UserError(
+            f"callback_on_step_end returned latents {changed.dtype} {changed.shape}, but they are float32 "
+            f"{latents.shape}"
+        )
+    return None if np.array_equal(changed, latents) else changed.astype(np.float32)
+
+
+ARGUMENTS, FROM_PRETRAINED = (
+    [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind != parameter.VAR_KEYWORD
+    ]
+    for function in (LattePipeline.__call__, LattePipeline.from_pretrained)
+)
 
 
 def _bar(shown: bool, total: int, what: str, unit: str) -> tqdm:

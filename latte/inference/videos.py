@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from latte.components.folders import Parts, find_parts, is_t2v_folder, read_scheduler
+from latte.components import runs
+from latte.components.folders import Parts, is_t2v_folder, read_scheduler
 from latte.components.loading import Weights, read
 from latte.components.quantize import is_quantized
 from latte.components.text_encoder import load_tokenizer, t5_bytes
@@ -25,16 +29,20 @@ from latte.inference.inputs import (
     guidance,
     latent_shape,
     read_network,
-    suffix,
+    stem,
 )
 from latte.inference.pipeline import LattePipeline
+from latte.io.atomic import atomic_path
 from latte.io.video import fit, grid, read_any, save_video
 from latte.runtime import device, graphs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from latte.config import SampleConfig
     from latte.models.autoencoder import AutoencoderConfig
 
+log = logging.getLogger("latte")
 GIB = 2**30
 GRID = 16  # the most videos in a grid
 # Bytes of the run time, and of a compiled block per token and channel, per attention score, and per decoded pixel and
@@ -60,7 +68,9 @@ def check(cfg: SampleConfig) -> Plan:
     checkpoint = cfg.require_checkpoint()
     text = is_t2v_folder(checkpoint)
     check_options(cfg, text)
-    parts = find_parts(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
+    if cfg.init_frames:
+        read_any(cfg.init_frames)  # before the weights, which take longer
+    parts = runs.find(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
     vae = read(parts.vae, "autoencoder")
     network = read_network(cfg, parts, vae.config)
     config, encoder = network.config, None
@@ -139,28 +149,48 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     numbers, folder = video_numbers(cfg), Path(cfg.output_path)
     side = pipe.codec.vae.config.downsampling
     given = given_frames(cfg, latent_shape(cfg, pipe.net.config, side), side)
+    if latent_shape(cfg, pipe.net.config, side)[0] == 1 and cfg.output_format != ["png"]:
+        log.info("videos of one frame are saved as .png, whatever output_format says")
     files: list[Path] = []
     videos: list[np.ndarray] = []
-    with tqdm(total=len(numbers), desc="videos", unit="video", disable=device.current().rank > 0) as done:
+    bar = tqdm(total=len(numbers), desc="videos", unit="video", disable=device.current().rank > 0)
+    with bar as done, logging_redirect_tqdm([log]):
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
-            labels, made = _make(cfg, pipe, batch, given)
-            for k, label, video in zip(batch, labels, made, strict=True):
-                files += save_video(video, folder / f"video-{k:04d}{label}", cfg.output_format, cfg.fps)
+            names, made = _make(cfg, pipe, batch, given)
+            for name, video in zip(names, made, strict=True):
+                files += _save(video, folder / name, cfg.output_format, cfg.fps)
                 videos += [video] if len(videos) < GRID else []
                 done.update()
     if len(videos) > 1:
+        seeds = f"-seed{cfg.seed + numbers[0]}-{cfg.seed + numbers[len(videos) - 1]}"
         rank = f"-rank{device.current().rank}" if device.current().world_size > 1 else ""
         formats = [form for form in cfg.output_format if form != "png"] or ["mp4"]
         board = grid(np.stack(videos), columns=math.ceil(math.sqrt(len(videos))))
-        files += save_video(board, folder / f"grid{rank}", formats, cfg.fps)
+        files += _save(board, folder / f"grid{seeds}{rank}", formats, cfg.fps)
     return files
+
+
+def _save(video: np.ndarray, path: Path, formats: Sequence[str], fps: int) -> list[Path]:
+    """Write a video (F, H, W, 3) uint8 in each format, one frame as an image, and return the files.
+
+    Raises UserError if a file cannot be written.
+    """
+    if len(video) > 1:
+        return save_video(video, path, formats, fps)
+    file = path.with_name(f"{path.name}.png")
+    try:
+        with atomic_path(file) as temporary:
+            Image.fromarray(video[0]).save(temporary, format="png")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+    return [file]
 
 
 def _make(
     cfg: SampleConfig, pipe: LattePipeline, batch: list[int], given: dict[str, Any]
 ) -> tuple[list[str], np.ndarray]:
-    """Return the suffixes of the file names of these videos, and the videos (B, F, H, W, 3) uint8.
+    """Return the file names of these videos, without suffixes, and the videos (B, F, H, W, 3) uint8.
 
     given: the arguments for conditioning frames, see `given_frames`.
     """
@@ -182,7 +212,7 @@ def _make(
         output_type="uint8",
         progress=device.current().rank == 0,
     ).frames
-    return [suffix(shown, row) for row in range(len(batch))], made
+    return [stem(k, cfg.seed + k, shape[0], shown, row) for row, k in enumerate(batch)], made
 
 
 def summary(pipe: LattePipeline) -> str:

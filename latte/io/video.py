@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import re
+import tempfile
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import av
 import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageOps
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+from latte.io.images import kind_of, read_animation, read_image
+from latte.io.listing import FRAME_SUFFIXES, is_litter
+from latte.io.pixels import as_frames
+from latte.io.video_file import VideoFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import ModuleType
 
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png")
+_H264 = ("libx264", ["-crf", "14", "-movflags", "+faststart"])  # visually lossless; plays while it loads
+_CODECS = {
+    ".mp4": _H264,
+    ".mov": _H264,
+    ".mkv": ("libx264", ["-crf", "14"]),
+    ".webm": ("libvpx-vp9", ["-crf", "16", "-b:v", "0"]),
+}
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
@@ -34,12 +46,13 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(scaled, -3, -1))
 
 
-def save_mp4(frames: np.ndarray, path: str | Path, fps: int = 8) -> None:
-    """Write an H.264 file of exactly the frames' size.
+def save_mp4(frames: np.ndarray, path: str | Path, fps: float = 8) -> None:
+    """Write an H.264 file of exactly the frames' size; by the suffix also .mov, .mkv, and VP9 for .webm.
 
     frames: uint8 (F, H, W, 3). Raises UserError if the file cannot be written.
     """
     _check_frames(frames)
+    codec, options = _CODECS[Path(path).suffix.lower()]
     # Players everywhere know 4:2:0, which halves the colour planes and so needs even sizes; 4:4:4 takes the odd ones.
     even = frames.shape[1] % 2 == 0 and frames.shape[2] % 2 == 0
     with atomic_path(path) as temporary:
@@ -47,18 +60,30 @@ def save_mp4(frames: np.ndarray, path: str | Path, fps: int = 8) -> None:
             temporary,
             frames,
             plugin="FFMPEG",
-            extension=".mp4",
+            extension=Path(path).suffix.lower(),
             fps=fps,
-            codec="libx264",
+            codec=codec,
             pixelformat="yuv420p" if even else "yuv444p",
             quality=None,
-            output_params=["-crf", "14", "-movflags", "+faststart"],  # visually lossless; plays while it loads
+            output_params=options,
             macro_block_size=1,  # or imageio scales the frames to a multiple of 16
             ffmpeg_log_level="error",
         )
+        _check_written(temporary, len(frames))
 
 
-def save_gif(frames: np.ndarray, path: str | Path, fps: int = 8, loop: int = 0) -> None:
+def _check_written(path: Path, frames: int) -> None:
+    """Raise OSError if a file does not hold so many frames: imageio does not tell how ffmpeg ended."""
+    try:
+        with av.open(str(path)) as container:
+            found = sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
+    except (av.FFmpegError, IndexError):
+        found = 0
+    if found != frames:
+        raise OSError(f"the encoder wrote {found} of {frames} frames")
+
+
+def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0) -> None:
     """Write an animated gif of 256 colours per frame, played `loop` times; 0 = for ever.
 
     frames: uint8 (F, H, W, 3); a frame equal to the one before it is stored as a longer pause.
@@ -115,24 +140,44 @@ def save_video(frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("
     return written
 
 
-def export_to_gif(frames: Sequence[Image.Image] | np.ndarray, path: str | Path, fps: int = 8) -> Path:
-    """Write one video of a pipeline, in whatever form it returned it, as an animated gif, and return the path.
+def export_to_gif(frames: Any, path: str | Path | None = None, fps: float = 8) -> Path:
+    """Write one video as an animated gif, and return its path; without one, a temporary file. See `export_to_video`."""
+    _check_target(path, (".gif",), fps, 100)  # a gif counts in hundredths of a second
+    pixels = as_frames(frames)
+    path = _or_temporary(path, ".gif")
+    save_gif(pixels, path, fps)
+    return path
 
-    frames: PIL images, float (F, H, W, 3) from 0 to 1, or uint8. Raises UserError if the file cannot be written.
+
+def export_to_video(frames: Any, path: str | Path | None = None, fps: float = 8) -> Path:
+    """Write one video in the format of the path's suffix, and return the path; without one, a temporary mp4.
+
+    frames: what `as_frames` takes. Suffixes: .mp4, .mov, .mkv (H.264), .webm (VP9), .gif. Raises UserError, before
+    anything is written, if frames, suffix or rate are none that can be written; or if the file cannot be.
     """
-    save_gif(_as_bytes(frames), path, fps)
-    return Path(path)
+    if path is not None and Path(path).suffix.lower() == ".gif":
+        return export_to_gif(frames, path, fps)
+    _check_target(path, (*_CODECS, ".gif"), fps, 1000)
+    pixels = as_frames(frames)
+    path = _or_temporary(path, ".mp4")
+    save_mp4(pixels, path, fps)
+    return path
 
 
-def export_to_video(frames: Sequence[Image.Image] | np.ndarray, path: str | Path, fps: int = 8) -> Path:
-    """Write one video of a pipeline as an H.264 mp4, and return the path; otherwise as `export_to_gif`."""
-    save_mp4(_as_bytes(frames), path, fps)
-    return Path(path)
+def _check_target(path: str | Path | None, suffixes: tuple[str, ...], fps: float, most: int) -> None:
+    if path is not None and Path(path).suffix.lower() not in suffixes:
+        kind = f"the suffix {Path(path).suffix!r}" if Path(path).suffix else "no suffix"
+        raise UserError(f"{path} has {kind}, which tells the format; name a file that ends in {', '.join(suffixes)}")
+    if not 0 < fps <= most:
+        raise UserError(f"fps is {fps}, but must be above 0 and at most {most}")
 
 
-def _as_bytes(frames: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
-    array = np.stack([np.asarray(frame) for frame in frames])
-    return array if array.dtype == np.uint8 else (np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
+def _or_temporary(path: str | Path | None, suffix: str) -> Path:
+    if path is not None:
+        return Path(path)
+    handle, name = tempfile.mkstemp(prefix="latte-", suffix=suffix)
+    os.close(handle)
+    return Path(name)
 
 
 def read_any(path: str | Path) -> np.ndarray:
@@ -140,16 +185,12 @@ def read_any(path: str | Path) -> np.ndarray:
 
     Returns uint8 (F, H, W, 3). Raises UserError if it is missing, broken or empty.
     """
-    path = Path(path)
-    if path.is_dir():
+    kind = kind_of(path)
+    if kind == "folder":
         return read_frames(path)
-    if path.suffix.lower() not in FRAME_SUFFIXES:
-        return read_video(path)
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))[None]
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise UserError(f"cannot read the image {path}; it is missing, broken, or not an image") from error
+    if kind == "image":
+        return read_image(path)[None]
+    return read_animation(path) if kind == "animation" else read_video(path)
 
 
 def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -174,37 +215,57 @@ def grid(videos: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
 
 
 def read_video(path: str | Path) -> np.ndarray:
-    """Read a whole mp4, avi or gif.
+    """Read a whole video file.
 
     Returns uint8 (F, H, W, 3). Raises UserError if it is missing, broken or empty.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no video {path}")
-    try:
-        is_gif = Path(path).suffix.lower() == ".gif"
-        frames = iio.imread(path, plugin="pillow", mode="RGB") if is_gif else _decode(path)
-    except (OSError, RuntimeError, ValueError, SyntaxError, IndexError) as error:  # what the three decoders raise
-        raise UserError(f"cannot read the video {path}; it is broken or not a video") from error
-    if frames.ndim != 4 or len(frames) == 0:
-        raise UserError(f"the video {path} holds no frames")
-    return frames
+    video = VideoFile(Path(path))
+    return video.read(range(video.length))
 
 
 def list_frames(folder: str | Path) -> list[Path]:
-    """Return the images directly in a folder, in order of the integer after the last `_` of their names.
+    """Return the images directly in a folder, in order of the integer at the end of their names.
 
-    Raises UserError if the folder cannot be read, holds no image, or one has no such number.
+    Raises UserError if the folder cannot be read or holds no image, or the names do not tell one order.
     """
     try:
-        paths = [path for path in Path(folder).iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if entry.name.lower().endswith(FRAME_SUFFIXES) and not is_litter(entry.name) and not entry.is_dir()
+            ]
     except OSError as error:
         raise UserError(f"cannot read the folder of frames {folder}: {error.strerror}") from error
-    if not paths:
+    if not names:
         raise UserError(f"the folder {folder} holds no frames ({', '.join(FRAME_SUFFIXES)})")
-    for path in paths:
-        if not _frame_number(path):
-            raise UserError(f"{path} has no frame number after the last _ of its name")
-    return sorted(paths, key=lambda path: int(_frame_number(path)))
+    return [Path(folder) / name for name in _in_order(folder, names)]
+
+
+def _in_order(folder: str | Path, names: list[str]) -> list[str]:
+    """Sort names of frames by the integer at their end; raises UserError if one has none or the order is not clear."""
+    numbers: dict[str, list[int]] = {}
+    for name in names:
+        stem = name.rpartition(".")[0]
+        if not re.search(r"[0-9]$", stem):
+            raise UserError(f"{Path(folder) / name} has no frame number at the end of its name")
+        numbers[name] = [int(digits) for digits in re.findall(r"[0-9]+", stem)]
+    decimals = {len(match[1]) for name in names if (match := re.search(r"[0-9]\.([0-9]+)\.[^.]+$", name))}
+    if len(decimals) > 1:
+        raise UserError(
+            f"the frames of {folder} are named by decimal fractions, such as {names[0]}; number them 0, 1, 2"
+        )
+    names = sorted(names, key=lambda name: numbers[name][-1])
+    for name, later in pairwise(names):
+        if numbers[name][-1] == numbers[later][-1]:
+            raise UserError(f"{Path(folder) / name} and {later} have the same frame number; a folder holds one video")
+        # 20240101_235959.png and 20240102_000001.png, or seconds: 0.75.png and 1.5.png.
+        if len(numbers[name]) == len(numbers[later]) and numbers[name] > numbers[later]:
+            raise UserError(
+                f"{Path(folder) / later} comes after {name} by the last number of its name, but before it by those in "
+                "front of that; name frames by one number"
+            )
+    return names
 
 
 def read_frames(folder: str | Path, indices: Sequence[int] | None = None) -> np.ndarray:
@@ -217,45 +278,17 @@ def read_frames(folder: str | Path, indices: Sequence[int] | None = None) -> np.
         if len(indices) == 0 or max(indices) >= len(paths):
             raise UserError(f"the folder {folder} holds {len(paths)} frames, not those at {list(indices)}")
         paths = [paths[i] for i in indices]
-    frames = []
+    return read_images(paths)
+
+
+def read_images(paths: Sequence[Path]) -> np.ndarray:
+    """Read images of one size as uint8 (F, H, W, 3); raises UserError if one is missing, broken, or of another size."""
+    frames: list[np.ndarray] = []
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                frames.append(np.asarray(image.convert("RGB")))
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-            raise UserError(f"cannot read the frame {path}; it is broken or not an image") from error
+        frames.append(read_image(path, "frame"))
         if frames[-1].shape != frames[0].shape:
             raise UserError(f"the frame {path} has another size than {paths[0].name}")
     return np.stack(frames)
-
-
-def import_decord() -> ModuleType | None:
-    """Return decord, or None where it is not installed: it has no wheel for aarch64."""
-    # decord's library is visible to all that is loaded after it: MindSpore would take old functions from it and abort.
-    import mindspore  # noqa: F401
-
-    try:
-        import decord
-    except ImportError:
-        return None
-    return decord
-
-
-def _decode(path: str | Path) -> np.ndarray:
-    """Decode with decord where it is installed (x86_64), else, or where it gives up, through a pipe from ffmpeg."""
-    decord = import_decord()
-    if decord:
-        # It has its own kind of exception for what ffmpeg may still read, such as frames of 8 x 8 pixels.
-        with contextlib.suppress(decord.DECORDError, RuntimeError):
-            reader = decord.VideoReader(str(path), num_threads=1)
-            return reader.get_batch(range(len(reader))).asnumpy()
-    return np.stack(list(iio.imiter(path, plugin="FFMPEG")))
-
-
-def _frame_number(path: Path) -> str:
-    """The digits after the last `_`, or "" if there are none."""
-    match = re.search(r"_(\d+)$", path.stem)
-    return match[1] if match else ""
 
 
 def _check_frames(frames: np.ndarray) -> None:

@@ -14,10 +14,11 @@ import mindspore as ms
 from mindspore import nn
 
 from latte.errors import UserError
+from latte.io.json_files import check_numbers
 from latte.models.block import Block, Pair
 from latte.models.layers import Conv2d, Initializers, Linear, Norm, parameter, zeros
 from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to_nchw, upsample_nearest
-from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
+from latte.weights.match import check_asked, check_elements, count_of, shapes_of, sizes_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
 EPS = 1e-6
 NORM_GROUPS = 32  # of every released autoencoder
 SCALING_FACTOR = 0.18215  # of the Stable Diffusion 1 and 2 autoencoders
+BOUNDS = {  # far beyond those that anybody has trained; floats are those of numbers that need not be whole
+    "in_channels": (1, 4096),
+    "out_channels": (1, 4096),
+    "latent_channels": (1, 4096),
+    "layers_per_block": (1, 64),
+    "norm_num_groups": (1, 4096),
+    "scaling_factor": (1e-6, 1e6),
+}
+LEVELS, CHANNELS = 8, {"block_out_channels": (1, 1 << 14)}
 LDM_VAE = "first_stage_model."  # where a whole Stable Diffusion checkpoint keeps its autoencoder
 VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 VAE_RULES = tuple(
@@ -41,6 +51,8 @@ VAE_RULES = tuple(
         (r"\.mid\.attn_1\.", ".mid_block.attentions.0."),
         (r"\.nin_shortcut\.", ".conv_shortcut."),
         (r"coder\.norm_out\.", "coder.conv_norm_out."),
+        (r"(norm\w*)\.gamma$", r"\1.weight"),  # MindSpore's names
+        (r"(norm\w*)\.beta$", r"\1.bias"),
         (r"(\.attentions\.0)\.norm\.", r"\1.group_norm."),
         (r"(\.attentions\.0)\.(query|q)\.", r"\1.to_q."),
         (r"(\.attentions\.0)\.(key|k)\.", r"\1.to_k."),
@@ -48,7 +60,7 @@ VAE_RULES = tuple(
         (r"(\.attentions\.0)\.(proj_attn|proj_out)\.", r"\1.to_out.0."),
     )
 )
-LDM_UP = re.compile(r"^decoder\.up\.(\d+)\.")
+LDM_UP = re.compile(r"^decoder\.up\.(\d{1,3})\.")
 ATTENTION = re.compile(r"\.attentions\.\d+\.to_\w+(\.0)?\.weight$")
 
 
@@ -69,6 +81,13 @@ class AutoencoderConfig:
     scaling_factor: float = 0.18215  # what a latent is multiplied with to have variance one
 
     def __post_init__(self) -> None:
+        check_numbers(vars(self), BOUNDS)
+        for channels in self.block_out_channels:
+            check_numbers({"block_out_channels": channels}, CHANNELS)
+        if not 1 <= len(self.block_out_channels) <= LEVELS:
+            raise UserError(
+                f"block_out_channels has {len(self.block_out_channels)} levels, but 1 to {LEVELS} are known"
+            )
         if any(channels % self.norm_num_groups for channels in self.block_out_channels):
             raise UserError(
                 f"block_out_channels {tuple(self.block_out_channels)} are not multiples of "
@@ -86,7 +105,10 @@ class AutoencoderConfig:
         Raises UserError if the tensors are not the whole of an autoencoder, are another one than is asked for, or the
         groups do not divide its channels.
         """
-        temporal, beside = "decoder.time_conv_out.weight" in tensors, sizes_beside(metadata)
+        temporal = "decoder.time_conv_out.weight" in tensors
+        told = {key: BOUNDS[key] for key in ("norm_num_groups", "scaling_factor")}
+        beside = sizes_beside(metadata, told, source)
+        check_numbers(asked, told)
         first, last, latent = "encoder.conv_in.weight", "decoder.conv_out.weight", "decoder.conv_in.weight"
         levels = count_of(tensors, r"encoder\.down_blocks\.(\d+)\.")
         blocks = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
@@ -105,15 +127,21 @@ class AutoencoderConfig:
             latent_channels=shapes[latent][1],
             block_out_channels=channels,
             layers_per_block=count_of(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-            norm_num_groups=int(groups),
+            norm_num_groups=groups,
             mid_block_add_attention="encoder.mid_block.attentions.0.to_q.weight" in tensors,
             use_quant_conv="quant_conv.weight" in tensors,
             use_post_quant_conv="post_quant_conv.weight" in tensors,
             temporal_decoder=temporal,
             scaling_factor=float(beside.get("scaling_factor") or SCALING_FACTOR),
         )
+        check_elements(config.least_elements, tensors, source)
         check_asked(vars(config), asked, source)
         return config
+
+    @property
+    def least_elements(self) -> int:
+        """Fewer elements than the network has, but not by much: those of the convolutions inside its levels."""
+        return 9 * 4 * self.layers_per_block * sum(channels**2 for channels in self.block_out_channels)
 
     @property
     def downsampling(self) -> int:

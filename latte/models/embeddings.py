@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import ops
 
 from latte.errors import UserError
+from latte.weights.mapped import verified
 
 
 def sincos_1d(width: int, positions: np.ndarray) -> np.ndarray:
@@ -49,7 +50,7 @@ def interpolate_pos_embed(
     stored = stored or (math.isqrt(patches),) * 2
     if math.prod(stored) != patches:
         raise UserError(f"pos_embed has {patches} patches, which are no square; it can only be used at its own size")
-    image = pos_embed.astype(np.float64).reshape(*stored, width)
+    image = verified(pos_embed).astype(np.float64).reshape(*stored, width)
     rows, columns = (_bicubic(old, new) for old, new in zip(stored, grid, strict=True))
     return np.einsum("yi,xj,ijd->yxd", rows, columns, image, optimize=True).reshape(1, -1, width).astype(np.float32)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import mindspore as ms
 from mindspore import nn
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
+from latte.io.json_files import check_numbers
 from latte.models import embeddings
 from latte.models.block import Block, Network, Pair
 from latte.models.layers import Embedding, Initializers, Linear, PatchEmbed, SiLU, parameter, tokens_to_latents, zeros
@@ -22,7 +23,7 @@ from latte.models.precision import prepare
 from latte.ops import chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
 from latte.runtime import device
 from latte.runtime.tensors import split
-from latte.weights.match import check_asked, count_of, shapes_of, sizes_beside
+from latte.weights.match import check_asked, check_elements, count_of, shapes_of, sizes_beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +37,16 @@ PATCHES = (2, 4, 8)
 CLIP_TEXT = (77, 768)  # tokens and width of the text condition
 HEADS = {width: heads for _, width, heads in SIZES.values()}
 RESIZABLE = ("input_size", "num_frames")  # what position embeddings can be adapted to
+BOUNDS = {  # of the sizes that a file may tell, far beyond those that anybody has trained
+    "hidden_size": (1, 1 << 16),
+    "depth": (1, 512),
+    "num_heads": (1, 4096),
+    "patch_size": (1, 256),
+    "num_frames": (1, 1 << 16),
+    "in_channels": (1, 4096),
+    "num_classes": (0, 10**7),
+}
+SIDE = {"input_size": (1, 1 << 13)}  # latents of one side
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 
 
@@ -61,10 +72,15 @@ class LatteConfig:
     def __post_init__(self) -> None:
         if self.condition not in (None, "class", "text"):
             raise UserError(f"condition {self.condition!r} is not known; choose null, class or text")
+        check_numbers(vars(self), BOUNDS)
+        for side in self.latent_size:
+            check_numbers({"input_size": side}, SIDE)
         if self.condition == "class" and not self.num_classes:
             raise UserError("condition class needs num_classes")
-        if self.hidden_size % (2 * self.num_heads) or self.hidden_size % 4:
-            raise UserError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads of even width")
+        if self.hidden_size % self.num_heads:
+            raise UserError(f"hidden_size {self.hidden_size} does not divide into {self.num_heads} heads")
+        if self.hidden_size % 4:
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of 4, as position embeddings need it")
         if any(size % self.patch_size for size in self.latent_size):
             raise UserError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
 
@@ -84,6 +100,7 @@ class LatteConfig:
         if name := asked.pop("model_name", None):
             asked = named_sizes(name) | asked
         found = _stored(tensors, metadata, source, asked.get("num_heads"))
+        check_elements(cls(**found).parameter_count, tensors, source)
         check_asked(found, {key: value for key, value in asked.items() if key not in RESIZABLE}, source)
         return cls(**(found | asked))
 
@@ -124,7 +141,10 @@ class LatteConfig:
         """Height and width of the latents."""
         if isinstance(self.input_size, int):
             return self.input_size, self.input_size
-        height, width = self.input_size  # a list, where it comes from JSON
+        try:
+            height, width = self.input_size  # a list, where it comes from JSON
+        except (TypeError, ValueError):
+            raise UserError(f"input_size must be a number or two, but is {quoted(self.input_size)}") from None
         return height, width
 
     @property
@@ -188,6 +208,12 @@ class LatteConfig:
         )
 
 
+def own_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the weights under their official names: MindSpore's embedding calls its table `embedding_table`."""
+    old, new = "y_embedder.embedding_table.embedding_table", "y_embedder.embedding_table.weight"
+    return {new if name == old else name: values for name, values in tensors.items()}
+
+
 def _stored(
     tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], source: str, num_heads: int | None
 ) -> dict[str, Any]:
@@ -196,7 +222,7 @@ def _stored(
     ranks = {"x_embedder.proj.weight": 4, "pos_embed": 3, "temp_embed": 3, "final_layer.linear.bias": 1}
     shapes = shapes_of(tensors, source, "a Latte network", ranks | ({label: 2} if label in tensors else {}))
     width, channels, patch, _ = shapes["x_embedder.proj.weight"]
-    beside = sizes_beside(metadata)
+    beside = sizes_beside(metadata, {"num_heads": BOUNDS["num_heads"]}, source)
     heads = beside.get("num_heads") or num_heads or HEADS.get(width)
     if not heads:
         raise UserError(
@@ -208,7 +234,7 @@ def _stored(
     return {
         "hidden_size": width,
         "depth": count_of(tensors, r"blocks\.(\d+)\."),
-        "num_heads": int(heads),
+        "num_heads": heads,
         "patch_size": patch,
         "input_size": _stored_size(beside.get("input_size"), shapes["pos_embed"][1], patch, source),
         "num_frames": shapes["temp_embed"][1],
@@ -222,7 +248,9 @@ def _stored(
 def _stored_size(beside: Any, patches: int, patch: int, source: str) -> int | tuple[int, int]:
     """Return the latent size of so many patches: what is written beside the weights if it fits, else a square."""
     height, width = beside if isinstance(beside, list) and len(beside) == 2 else (beside, beside)
-    if not isinstance(height, int) or height * width != patches * patch**2:
+    for side in (height, width):
+        check_numbers({"input_size": side}, SIDE, f"the configuration of {source}")
+    if height is None or width is None or height * width != patches * patch**2:
         height = width = math.isqrt(patches) * patch
     if height * width != patches * patch**2:
         raise UserError(

@@ -14,14 +14,15 @@ import mindspore as ms
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
+from latte.io.json_files import check_numbers
 from latte.models import embeddings
 from latte.models.block import Block, Network
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
 from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
 from latte.runtime.tensors import largest, split
-from latte.weights.match import check_asked, read_config
+from latte.weights.match import check_asked, check_elements, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,6 +35,18 @@ FIXED = {  # what every LatteTransformer3DModel has and this one computes; anoth
     "norm_type": "ada_norm_single",
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,
+}
+BOUNDS = {  # of sizes, far beyond those that anybody has trained
+    "num_attention_heads": (1, 4096),
+    "attention_head_dim": (1, 4096),
+    "in_channels": (1, 4096),
+    "out_channels": (1, 4096),
+    "num_layers": (1, 256),
+    "cross_attention_dim": (1, 1 << 16),
+    "sample_size": (1, 1 << 13),
+    "patch_size": (1, 256),
+    "caption_channels": (1, 1 << 16),
+    "video_length": (1, 1 << 16),
 }
 # Of files of older versions: a null text that is not used, and embeddings that are computed.
 UNUSED = ("caption_projection.y_embedding", "pos_embed.pos_embed", "temp_pos_embed")
@@ -62,6 +75,9 @@ class LatteT2VConfig:
     video_length: int = 16  # frames of the training; others work too
 
     def __post_init__(self) -> None:
+        check_numbers(vars(self), BOUNDS)
+        if self.patch_size > self.sample_size:
+            raise UserError(f"patch_size {self.patch_size} is larger than sample_size {self.sample_size}")
         if self.cross_attention_dim != self.hidden_size:
             raise UserError(f"cross_attention_dim {self.cross_attention_dim} is not the width {self.hidden_size}")
         if self.out_channels not in (self.in_channels, 2 * self.in_channels) or self.hidden_size % 4:
@@ -79,16 +95,18 @@ class LatteT2VConfig:
         values, where = read_config(metadata, source), f"the config.json of {source}"
         name = values.get("_class_name", "LatteTransformer3DModel")
         if name not in ("LatteTransformer3DModel", "LatteT2V"):
-            raise UserError(f"{where} describes a {name}, not a LatteTransformer3DModel")
-        other = [f"{key} {values[key]!r}" for key, value in FIXED.items() if values.get(key, value) != value]
+            raise UserError(f"{where} describes a {quoted(name)}, not a LatteTransformer3DModel")
+        other = [
+            f"{key} {quoted(repr(values[key]))}" for key, value in FIXED.items() if values.get(key, value) != value
+        ]
         if other:
-            raise UserError(f"{where} asks for {', '.join(other)}, which no Latte has and is not supported")
+            raise UserError(f"{where} asks for {quoted(', '.join(other))}, which no Latte has and is not supported")
         sizes = {
             field.name: values[field.name] for field in dataclasses.fields(cls) if values.get(field.name) is not None
         }
-        if wrong := [key for key, value in sizes.items() if type(value) is not int or value < 1]:
-            raise UserError(f"{where}: {', '.join(wrong)} must be whole numbers from 1 on")
+        check_numbers(sizes, BOUNDS, where)
         config = cls(**sizes)
+        check_elements(config.parameter_count, tensors, source)
         check_asked(vars(config), asked, source)
         return config
 

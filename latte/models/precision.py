@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import nn
 
 from latte.models.layers import Linear, parameter
+from latte.weights.mapped import verified
 
 if TYPE_CHECKING:
     from latte.models.block import Block
@@ -55,6 +56,7 @@ def pad_heads(name: str, values: np.ndarray, heads: int) -> np.ndarray:
 
     Weights (parts * heads * width, D) and biases of q, k and v get rows, the output's (D, heads * width) gets columns.
     """
+    values = verified(values)
     if parts := _parts(name):
         by_heads, rest = values.reshape(parts, heads, -1, *values.shape[1:]), values.shape[1:]
         extra = -by_heads.shape[2] % HEAD_MULTIPLE

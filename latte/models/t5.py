@@ -17,18 +17,30 @@ from mindspore import nn
 from mindspore.common.np_dtype import bfloat16
 from mindspore.ops.primitive import constexpr
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
+from latte.io.json_files import check_numbers
 from latte.models.block import Block, Network
 from latte.models.layers import parameter
 from latte.ops import attention, gelu, linear, lookup, rms_norm
-from latte.weights.match import check_asked, read_config
+from latte.weights.match import check_asked, check_elements, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MASKED = float(np.finfo(np.float32).min)  # what a mask adds to the scores of padding
 NUMPY = {ms.float32: np.float32, ms.float16: np.float16, ms.bfloat16: bfloat16}
-SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size")
+BOUNDS = {  # of sizes, far beyond those that anybody has trained; floats are those of numbers that need not be whole
+    "d_model": (1, 1 << 16),
+    "d_kv": (1, 4096),
+    "d_ff": (1, 1 << 20),
+    "num_layers": (1, 256),
+    "num_heads": (1, 4096),
+    "vocab_size": (1, 1 << 24),
+    "relative_attention_num_buckets": (4, 4096),
+    "relative_attention_max_distance": (1, 1 << 20),
+    "layer_norm_epsilon": (1e-20, 1.0),
+}
+REQUIRED = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +56,14 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128  # from here on, distances share the last bucket
     layer_norm_epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_numbers(vars(self), BOUNDS)
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
+            raise UserError(
+                f"relative_attention_max_distance {self.relative_attention_max_distance} is too small for "
+                f"relative_attention_num_buckets {self.relative_attention_num_buckets}"
+            )
 
     @classmethod
     def from_weights(
@@ -62,17 +82,14 @@ class T5Config:
         activation = described.get("dense_act_fn", meant)
         if not gated or activation != "gelu_new":
             raise UserError(
-                f"{where} is of a T5 whose feed-forward part is {projection} with {activation}; only the gated-gelu "
-                "with gelu_new of version 1.1 is supported"
+                f"{where} is of a T5 whose feed-forward part is {quoted(projection)} with {quoted(activation)}; only "
+                "the gated-gelu with gelu_new of version 1.1 is supported"
             )
-        if missing := [name for name in SIZES if name not in described]:
+        if missing := [name for name in REQUIRED if described.get(name) is None]:
             raise UserError(f"{where} lacks {', '.join(missing)}; it is not that of a T5 encoder")
-        found = {field.name: described[field.name] for field in dataclasses.fields(cls) if field.name in described}
-        for name, value in found.items():
-            kinds = (int, float) if name == "layer_norm_epsilon" else int
-            if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-                raise UserError(f"{where} has {name} {value!r}, which is not a positive number; download it again")
-        config = cls(**found)
+        check_numbers(described, BOUNDS, where)
+        config = cls(**{key: described[key] for key in BOUNDS if described.get(key) is not None})
+        check_elements(config.parameter_count, tensors, source)
         check_asked(vars(config), asked, source)
         return config
 

@@ -209,6 +209,33 @@ def init_device(
     return _current
 
 
+def choose_device(device_target: str | None = None) -> Device:
+    """Choose the device for a library call as `init_device` does for a program, unless it has been chosen already.
+
+    It counts as chosen after `init_device` or `mindspore.set_device`, and where MindSpore is set to something else than
+    the CPU; None then takes that device, otherwise the best one, and says once which.
+    Raises UserError if another device is asked for than the one in use, or it is not there.
+    """
+    if _current is None and not _is_set():
+        here = init_device(device_target)
+        warn_once(f"computing on {here.target}; device_target chooses another device, before the first one is used")
+    if device_target not in (None, current().target):
+        raise UserError(
+            f"device_target is {device_target}, but this process computes on {current().target}; "
+            "name the device in the first call, or start a new process"
+        )
+    return current()
+
+
+def _is_set() -> bool:
+    """Return whether the user has told MindSpore which device to use."""
+    try:
+        from mindspore._c_expression import DeviceManagerConf  # nothing public tells whether set_device was called
+    except ImportError:
+        return ms.get_context("device_target") != "CPU"
+    return DeviceManagerConf.get_instance().is_device_enable() or ms.get_context("device_target") != "CPU"
+
+
 def init_for_export(device_target: str | None = None, device_id: int = 0, jit_level: str | None = None) -> Device:
     """Choose the device that graphs are exported for; as nothing is run, it need not be on this machine.
 

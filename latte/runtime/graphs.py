@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from typing import TYPE_CHECKING
+import logging
+import time
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 
 from latte.runtime import device, gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+log = logging.getLogger("latte")
 gradients.replace_sum()
 TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enough to stay in its caches
+
+
+@contextlib.contextmanager
+def first_call(what: str, called: set[Any], key: Any = None) -> Iterator[None]:
+    """Say before and after the first call of a graph that it is compiled; `called` has the keys of those that were."""
+    if key in called:
+        yield
+        return
+    called.add(key)
+    slow = ", which takes minutes the first time" if device.current().compile_scope == "step" else ""
+    log.info("compiling %s%s", what, slow)
+    start = time.perf_counter()
+    yield
+    log.info("compiled %s in %.1f s, with its first call", what, time.perf_counter() - start)
 
 
 def compile_step(step: Callable) -> Callable:

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from latte.components.codec import LOGVAR_RANGE
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
-from latte.io.video import FRAME_SUFFIXES, read_video, to_uint8
+from latte.io.images import read_image
+from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, walk
+from latte.io.video import read_any, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.runtime import graphs, tensors
 from latte.runtime.tensors import assign, mean, rows
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from latte.config import VaeTrainConfig
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".gif")
 HELD_OUT = 20  # one clip in so many is held out for the metrics
 MEASURED = 48  # held-out frames to measure, evenly spaced
 SHOWN = 12  # measured frames in the image of reconstructions
@@ -87,11 +88,10 @@ def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
     A folder of images is one clip. Videos are read only if there are no images, whose quality is better.
     Raises UserError if there are no frames, a file is broken, or sizes differ.
     """
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    paths = [path for path in files if path.suffix.lower() in FRAME_SUFFIXES]
-    read = _read_image
+    read: Callable[[Path], np.ndarray] = _read_frame
+    paths = _files_below(folder, FRAME_SUFFIXES)
     if not paths:
-        paths, read = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES], read_video
+        paths, read = _files_below(folder, VIDEO_SUFFIXES), read_any
     if not paths:
         suffixes = ", ".join((*FRAME_SUFFIXES, *VIDEO_SUFFIXES))
         raise UserError(f"data_folder {folder} holds no images or videos ({suffixes}); name the folder of a data set")
@@ -101,18 +101,20 @@ def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
         parts.append(read(path))
         if parts[-1].shape[1:] != parts[0].shape[1:]:
             raise UserError(f"{path} has another size than {paths[0].name}; data_folder must hold one size only")
-        clip = path.parent if read is _read_image else path
+        clip = path.parent if read is _read_frame else path
         clips += [numbers.setdefault(clip, len(numbers))] * len(parts[-1])
     return np.concatenate(parts), np.array(clips)
 
 
-def _read_image(path: Path) -> np.ndarray:
+def _files_below(folder: str, suffixes: tuple[str, ...]) -> list[Path]:
+    if not Path(folder).is_dir():
+        return []
+    return sorted(below / name for below, names in walk(folder, suffixes) for name in names)
+
+
+def _read_frame(path: Path) -> np.ndarray:
     """Return an image as a video of one frame, (1, H, W, 3) uint8."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))[None]
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
-        raise UserError(f"cannot read the image {path}; it is broken or not an image") from error
+    return read_image(path)[None]
 
 
 def split(frames: np.ndarray, clips: np.ndarray, folder: str) -> tuple[np.ndarray, np.ndarray]:

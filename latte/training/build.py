@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latte.components.codec import Codec
 from latte.components.loading import load
 from latte.data.cache import TEXT, Cache, read_cache
+from latte.data.check import check_files
 from latte.data.dataset import PixelStore, Store, VideoDataset
 from latte.data.index import Index, list_records
 from latte.data.loader import TrainingSource, read_text
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from latte.models.latte_t2v import LatteT2VConfig
 
 DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16
+
+log = logging.getLogger("latte")
 
 
 @dataclass
@@ -67,6 +71,9 @@ def build(cfg: TrainConfig) -> Training:
     codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice)
     store, index = _videos(cfg, codec, size)
     dataset = VideoDataset(index, frames, store, cfg, cfg.seed)
+    if cfg.dry_run and not cfg.cache_folder and device.current().rank == 0:
+        listed_by = f"csv_path {cfg.csv_path}" if cfg.data_layout == "csv" else "its files"
+        check_files(dataset, cfg.max_bad_fraction, f"data_folder {cfg.data_folder} and {listed_by}")
     batch = cfg.train_batch_size * cfg.gradient_accumulation_steps * device.current().world_size
     total = cfg.max_steps or cfg.epochs * len(dataset) // batch
     if total < 1:
@@ -108,6 +115,8 @@ def open_cache(cfg: TrainConfig, folder: str, settings: dict[str, Any]) -> Cache
     """Return the cache in a folder; raises UserError if it was made with other settings or options."""
     cache = read_cache(folder)
     cache.check(settings | {"transform": cfg.transform, "cache_dtype": cfg.cache_dtype})
+    if doubt := cache.reader_doubt():
+        log.warning("%s", doubt)
     if cfg.random_flip:
         cache.check({"flip": True})
     if cfg.frame_list:
@@ -142,6 +151,12 @@ def _source(
     records, kind = dataset.index.records, config.conditioning
     classes = text = captions = None
     if kind == "class":
+        unlabelled = cfg.data_layout == "video_files" or (cfg.data_layout == "csv" and not cfg.class_column)
+        if unlabelled and not cfg.cache_folder:
+            raise UserError(
+                f"condition is class, but the data has no classes: data_layout is {cfg.data_layout}; set data_layout: "
+                "class_folders, or data_layout: csv with a class_column"
+            )
         classes, found = config.num_classes, 1 + max(record.label for record in records)
         if classes and found > classes:
             raise UserError(f"num_classes is {classes}, but data_folder {cfg.data_folder} has classes 0 to {found - 1}")

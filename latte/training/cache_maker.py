@@ -27,7 +27,9 @@ from latte.data.loader import read_text
 from latte.data.records import checksums, structure_hash, write_records
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+from latte.io.video_file import READER
 from latte.runtime import device, ranks
+from latte.training import reconstruction
 from latte.training.captions import store_captions
 from latte.training.run_folder import lock
 from latte.training.start import read_start
@@ -252,10 +254,13 @@ def open_or_create(cfg: CacheConfig, index: Index, settings: dict[str, Any]) -> 
     if not (folder / MANIFEST).exists():
         if any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"cache_folder {folder} holds other files; name a new folder, or that of a cache")
-        Cache(folder, settings, index.classes, len(index.records)).save()
+        Cache(folder, settings | {"reader": READER}, index.classes, len(index.records)).save()
         return
     cache = read_cache(folder)
+    if doubt := cache.reader_doubt():  # one cache, one reader
+        raise UserError(doubt)
     cache.check(settings)
+    cache.settings["reader"] = READER
     paths = [relative(record.path, cfg.data_folder) for record in index.records]
     if cache.total != len(paths) or any(paths[number] != entry.path for number, entry in cache.entries.items()):
         raise UserError(
@@ -309,6 +314,7 @@ def make_cache(cfg: CacheConfig) -> Report:
     ranks.wait_for_all(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_path), codec)
     if rank == 0:
+        _report(cfg, index, codec)
         _say(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.")
     maker.run(ranks.WorkCounter(world_size))
     ranks.wait_for_all(world_size)
@@ -337,6 +343,18 @@ def make_cache(cfg: CacheConfig) -> Report:
             cfg.cache_path,
         )
     return Report(len(failed), clock)
+
+
+def _report(cfg: CacheConfig, index: Index, codec: Codec) -> None:
+    """Write what the autoencoder loses of the first videos to vae.png of a cache that is new; skip broken videos."""
+    if not cfg.vae_check or (cfg.cache_path / reconstruction.FILE).exists():
+        return
+    store, frames = PixelStore(cfg.image_size or DEFAULT_SIZE, cfg.transform), []
+    for record in index.records[: reconstruction.SHOWN]:
+        with contextlib.suppress(UserError):  # the cache tells it
+            frames.append(store.open(record).read(np.zeros(1, int), False)[0])
+    if frames:
+        reconstruction.report(codec, frames, cfg.cache_path, cfg.vae_checkpoint)
 
 
 def store_text(cfg: CacheConfig, index: Index) -> None:

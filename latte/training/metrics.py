@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import logging
+import math
+import os
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+log = logging.getLogger("latte")
 # No times: a resumed run must write the same bytes as an uninterrupted one. Times go to TensorBoard and to the log.
 COLUMNS = ("step", "epoch", "loss", "mse", "bound", "grad_norm", "learning_rate", "loss_scale", "skipped_steps")
 LOSSES = {"loss": "loss", "mse": "mean squared error", "bound": "VLB term"}
 PANELS = {"grad_norm": "gradient norm", "learning_rate": "learning rate", "loss_scale": "loss scale"}
+_ROW = re.compile(rb"\d{1,15}(,[-+.\deainf]{1,32}){%d}" % (len(COLUMNS) - 1))
+_HEADER = ",".join(COLUMNS).encode()
 FLUSH_SECONDS = 10  # of TensorBoard events; a killed run loses at most these
 # How the log shows the values that only TensorBoard gets; `others` of `Trainer`.
 IN_LOG = {
@@ -32,14 +39,20 @@ IN_LOG = {
 class Metrics:
     """The metrics files of a run; it drops rows after `step`, because a resumed run writes them again.
 
-    Raises UserError if metrics.csv has other columns or cannot be written.
+    The files are a by-product: what is damaged in them is left out with a warning, and kept beside metrics.csv. Raises
+    UserError if a file cannot be written.
     """
 
     def __init__(self, folder: Path, step: int):
         from tensorboardX import SummaryWriter  # takes a second to import
 
         self.folder, self.file = folder, folder / "metrics.csv"
-        rows = [row for row in read_metrics(self.file) if int(row["step"]) <= step] if self.file.exists() else []
+        rows, damage = read_metrics(self.file, step)
+        if damage:
+            aside = self.file.with_name(f"metrics-before-step-{step:08d}.csv")
+            log.warning("%s: %s; the rest of it is kept, and the file as it was is %s", self.file, damage, aside.name)
+            with atomic_path(aside) as temporary:
+                temporary.write_bytes(self.file.read_bytes())
         with atomic_path(self.file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
@@ -50,17 +63,35 @@ class Metrics:
     def write(self, values: Mapping[str, float], others: Mapping[str, float]) -> None:
         """Add a row of COLUMNS; `others` go only to TensorBoard. Raises UserError if the row cannot be written."""
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(values)
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                if not file.tell():
+                    log.warning("%s was removed or emptied, and is begun anew", self.file)
+                    writer.writeheader()
+                writer.writerow(values)
         except OSError as error:
             raise UserError(f"cannot write {self.file}: {error.strerror}") from error
         for name, value in {**values, **others}.items():
             if name != "step":
                 self._events.add_scalar(name, value, int(values["step"]))
 
+    def sync(self) -> None:
+        """Wait until the rows are on the disk; a checkpoint after this counts on them."""
+        try:
+            handle = os.open(self.file, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except FileNotFoundError:
+            pass  # removed by somebody; the next row begins it anew
+        except OSError as error:
+            raise UserError(f"cannot write {self.file}: {error.strerror}") from error
+
     def plot(self) -> None:
         """Draw loss.png: the loss and its terms, gradient norm, learning rate and loss scale; nothing without rows."""
-        rows = read_metrics(self.file)
+        rows, _ = read_metrics(self.file)
         if not rows:
             return
         from matplotlib.figure import Figure  # takes a second to import; draws without a display
@@ -92,16 +123,45 @@ class Metrics:
         self._events.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Return the complete rows of a metrics.csv; leave out half a row that a killed process may have written.
+def read_metrics(path: Path, last: float = math.inf) -> tuple[list[dict[str, str]], str]:
+    """Return the rows of a metrics.csv up to the step `last`, and what is damaged in it, "" if nothing is.
 
-    Raises UserError if the file has other columns.
+    Half a row, which a killed process may have written at the end, is left out without a word; so is a missing file.
+    Raises UserError if the file cannot be read.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(line for line in file if line.endswith("\n")))
-    if not rows or tuple(rows[0]) != COLUMNS:
-        raise UserError(f"{path} does not begin with the columns {','.join(COLUMNS)}; move it away to begin a new one")
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows[1:] if len(row) == len(COLUMNS)]
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], ""
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    rows: list[dict[str, str]] = []
+    wrong = []  # numbers of lines
+    for number, line in enumerate(lines, 1):
+        row = _row(line)
+        if row is None or (rows and int(row["step"]) <= int(rows[-1]["step"])):
+            wrong.append(number)
+        elif int(row["step"]) <= last:
+            rows.append(row)
+    damage = []
+    if lines and lines[0] != _HEADER:
+        damage.append("it does not begin with its columns")
+    if found := [number for number in wrong if number > 1]:
+        damage.append(f"{len(found)} of its rows are damaged and left out, the first in line {found[0]}")
+    return rows, " and ".join(damage)
+
+
+def _row(line: bytes) -> dict[str, str] | None:
+    """Return the values of a line by COLUMNS, or None if it is not such a row."""
+    if not _ROW.fullmatch(line):
+        return None
+    texts = line.decode().split(",")
+    try:
+        list(map(float, texts))
+    except ValueError:
+        return None
+    return dict(zip(COLUMNS, texts, strict=True))
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latte.diffusion.solvers import Solver
+from latte.inference.inputs import effective_guidance
 from latte.inference.latents import LatentSampler, Request
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Previews:
         guidance_scale: float,
     ):
         conditions, null = conditions_of(source, count)
-        scale = guidance_scale if conditions else 1.0
+        scale = effective_guidance(guidance_scale) if conditions else 1.0
         self.codec, self.latents = codec, LatentSampler(net)
         self.request = Request(
             seeds=range(count),

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import logging
 import re
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from latte.errors import UserError
+from latte.config.parser import save_config
+from latte.errors import UnreadableError, UserError
+from latte.io.atomic import sync_folder
+
+if TYPE_CHECKING:
+    from latte.config import TrainConfig
 
 log = logging.getLogger("latte")
 CONFIG_FILE, LOCK = "config.yaml", ".lock"
 _STATE = re.compile(r"state-\d{8}\.safetensors")
+_STAMP = re.compile(r".*-\d{8}-\d{6}(-\d+)?")
+_LATER = re.compile(r"config-from-step-(\d{8})\.yaml")
+_LEFTOVER = re.compile(  # the temporary names of `atomic_path` for the files of a run
+    r"\.(config|config-from-step-\d{8}|metrics|metrics-before-step-\d{8}|loss|(step|ema|model|state)-\d{8})"
+    r"-[a-z0-9_]{8}\.(yaml|csv|png|gif|ckpt|safetensors)"
+)
 
 
 def find_run(output_path: str, resume: str | None, name: str) -> Path:
@@ -21,11 +33,18 @@ def find_run(output_path: str, resume: str | None, name: str) -> Path:
 
     resume: None for a new run; "auto" for the newest run of output_path, or a new one if there is none; else a run's
     folder, its folder `ckpt`, or its newest state file. Only one rank may call this function, because it makes folders.
-    Raises UserError if there is no such run, or the folder cannot be made.
+    Raises UserError if there is no such run, or the folder cannot be made, and UnreadableError if it cannot tell.
     """
-    if resume == "auto":
-        return newest_run(output_path) or create_run(output_path, name)
-    return _named_run(Path(resume)) if resume else create_run(output_path, name)
+    try:
+        folder = newest_run(output_path) if resume == "auto" else _named_run(Path(resume)) if resume else None
+        has_checkpoints = folder is not None and (folder / "ckpt").is_dir()
+    except OSError as error:
+        raise UnreadableError(f"cannot read {error.filename}: {error.strerror}; resume when it can be read") from error
+    if folder is None:
+        return create_run(output_path, name)
+    if not has_checkpoints:  # they may lie on a disk that is away; the run's metrics must not be begun anew
+        raise UserError(f"{folder} has no folder ckpt; bring it back, or leave resume out to start a new run")
+    return folder
 
 
 def create_run(output_path: str, name: str) -> Path:
@@ -39,6 +58,8 @@ def create_run(output_path: str, name: str) -> Path:
         folder = root / (f"{stamp}-{number}" if number else stamp)
         try:
             (folder / "ckpt").mkdir(parents=True)
+            sync_folder(folder)
+            sync_folder(root)
             return folder
         except FileExistsError:
             if not folder.is_dir():
@@ -52,10 +73,22 @@ def newest_run(output_path: str) -> Path | None:
     """Return the run of output_path that was started or resumed last, or None.
 
     It need not have a checkpoint: a run that died before its first one starts again in its own folder. An older run,
-    which may have other options, must not take its place.
+    which may have other options, must not take its place. Raises OSError if a folder cannot be read.
     """
-    runs = [path.parent for path in Path(output_path).glob(f"*/{CONFIG_FILE}")]
-    return max(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime_ns, default=None)
+    started = {}
+    try:
+        folders = list(Path(output_path).iterdir())  # `glob` passes over what it may not read
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # `create_run` makes it, or tells why not
+    for folder in folders:
+        try:
+            started[folder] = (folder / CONFIG_FILE).stat().st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # no run
+        except OSError:
+            if _STAMP.fullmatch(folder.name):  # and no lost+found
+                raise
+    return max(started, key=lambda folder: started[folder], default=None)
 
 
 def _named_run(named: Path) -> Path:
@@ -82,6 +115,41 @@ def lock(folder: Path) -> IO[str]:
     except OSError as error:
         raise UserError(f"{folder} cannot be locked: {error.strerror}; make it writable, or start a new run") from error
     return file
+
+
+def save_options(cfg: TrainConfig, folder: Path, step: int) -> None:
+    """Write the options of a run, and note that it was started now.
+
+    config.yaml holds the options of the start. A run that is resumed with others at `step` keeps it, and gets the
+    others as config-from-step-<step>.yaml; those from after `step` go, because their steps are done again.
+    Raises UserError if the file cannot be written.
+    """
+    own = folder / CONFIG_FILE
+    try:
+        names = [path.name for path in folder.iterdir()]
+        later = {int(match[1]): folder / match[0] for match in map(_LATER.fullmatch, names) if match}
+        for start in [start for start in later if start >= max(step, 1)]:
+            later.pop(start).unlink()
+        target = folder / f"config-from-step-{step:08d}.yaml" if step and own.exists() else own
+        save_config(dataclasses.replace(cfg, data_config=None, resume=None), target)
+        if target != own:
+            in_effect = later[max(later)] if later else own
+            if target.read_bytes() == in_effect.read_bytes():
+                target.unlink()
+            own.touch()  # for `newest_run`
+    except OSError as error:
+        raise UserError(f"cannot write the options to {folder}: {error.strerror}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a run; raises UserError if one cannot be removed."""
+    try:
+        for place in (folder, folder / "ckpt", folder / "samples"):
+            for path in place.iterdir() if place.is_dir() else ():
+                if _LEFTOVER.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove what a killed process left in {folder}: {error.strerror}") from error
 
 
 def log_to(folder: Path) -> None:

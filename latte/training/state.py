@@ -11,14 +11,13 @@ from latte.errors import UserError
 from latte.models.precision import pad_heads, unpad_heads
 from latte.runtime import graphs
 from latte.training.collective import join_parts, own_part
-from latte.weights.lora import ALPHA, BASE, RANK
+from latte.training.identity import REMEDY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from latte.training.step import TrainStep
 
-REMEDY = "resume with the options that the run was started with"
 COUNTERS = ("step", "skipped", "good_steps", "loss_scale", "sums")
 
 
@@ -59,15 +58,6 @@ def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> No
     for weight, part, is_part in zip(step.weights, step.optimizer.weights, step.shared, strict=True):
         if is_part:
             part.set_data(own_part(ms.Tensor(weight)))
-
-
-def check_same(stored: Mapping[str, str], own: Mapping[str, str], source: str) -> None:
-    """Raise UserError if a state belongs to other LoRA adapters or to another frozen base."""
-    for key in (RANK, ALPHA, BASE):
-        if stored.get(key) != own.get(key):
-            has, asked = stored.get(key, "none"), own.get(key, "none")
-            what = "another pretrained network" if key == BASE else f"{key} {has}, but the options ask for {asked}"
-            raise UserError(f"{source} is of {what}; {REMEDY}")
 
 
 def weights_of(step: TrainStep, trained_only: bool = False) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,24 +14,27 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from latte.config import TrainConfig, save_config
 from latte.data.loader import make_loader, unwrapped
 from latte.errors import UserError
 from latte.io.video import grid, save_video
 from latte.runtime import device, graphs
 from latte.runtime.tensors import assign
-from latte.training import run_folder
+from latte.training import reconstruction, run_folder
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, sum_over_ranks
+from latte.training.health import MAX_SKIPPED, REMEDY, SkippedSteps, unsound
+from latte.training.identity import compare, identity
 from latte.training.metrics import Metrics, describe
+from latte.training.next_command import next_command
 from latte.training.previews import Previews
-from latte.training.state import check_same, load_state, state_of, weights_of
+from latte.training.state import load_state, state_of, weights_of
 from latte.training.step import SUMS
 from latte.training.stopping import StopSignal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from latte.config import TrainConfig
     from latte.training.build import Training
 
 log = logging.getLogger("latte")
@@ -51,23 +53,40 @@ class Trainer:
         self.folder = Path(agree_on(found))
         self.checkpoints = Checkpoints(self.folder / "ckpt", cfg.ckpt_max_keep, cfg.ckpt_keep_every)
         self.lock = run_folder.lock(self.folder) if self.is_first else None
+        self.identity = identity(cfg, training)
+        self.changes: list[str] = []  # of options, since the state that the run goes on from
         self.step = self._resume() if cfg.resume else 0
+        self.at_end = self.step >= training.total_steps
         self.bad: dict[int, str] = {}
+        self.called: set = set()  # whether the step is compiled, see `graphs.first_call`
         self.seen = time.perf_counter(), self.step
         per_epoch = max(1, len(training.source.dataset) // training.batch)
         self.save_interval = cfg.ckpt_save_interval * (1 if cfg.step_mode else per_epoch)
         if self.is_first:
-            save_config(replace(cfg, data_config=None, resume=None), self.folder / run_folder.CONFIG_FILE)
+            run_folder.remove_leftovers(self.folder)
+        if self.is_first and not self.at_end:
+            run_folder.save_options(cfg, self.folder, self.step)
             run_folder.log_to(self.folder)
             self.metrics = Metrics(self.folder, self.step)
-        log.info("%s: from step %d to %d", self.folder, self.step, training.total_steps)
+        for change in self.changes:
+            log.warning("%s", change)
+        if not self.at_end:
+            log.info("%s: from step %d to %d", self.folder, self.step, training.total_steps)
 
     def fit(self) -> None:
-        """Take steps until the end or until a signal asks to stop; then save.
+        """Take steps until the end or until a signal asks to stop; then save. A run at its end stays as it is.
 
-        Raises UserError if too many videos are bad, or a file cannot be written.
+        Raises UserError if too many videos are bad, the training has gone wrong, or a file cannot be written.
         """
         training, cfg = self.training, self.cfg
+        if self.at_end:
+            log.info(
+                "%s has reached its end, step %d of %d; for more steps raise max_steps or epochs",
+                self.folder,
+                self.step,
+                training.total_steps,
+            )
+            return
         first, last = (n * cfg.gradient_accumulation_steps for n in (self.step, training.total_steps))
         here = device.current()
         loader = make_loader(
@@ -76,8 +95,13 @@ class Trainer:
         bar = tqdm(
             total=training.total_steps, initial=self.step, unit="step", disable=not self.is_first, smoothing=0.05
         )
+        if self.is_first and self.step == 0 and cfg.vae_check and not cfg.cache_folder:
+            frames = [training.source[position][0][0] for position in range(reconstruction.SHOWN)]
+            name = cfg.vae_checkpoint or f"of {cfg.pretrained_model_path}"
+            reconstruction.report(training.codec, frames, self.folder, name)
         with StopSignal() as signal, bar, logging_redirect_tqdm([log]):
             self.seen = time.perf_counter(), self.step
+            skipped = SkippedSteps(int(training.step.skipped.asnumpy()))
             sinks = cfg.dataset_sink_mode and here.sinks_data
             if cfg.dataset_sink_mode and not sinks:
                 device.warn_once(f"dataset_sink_mode: {here.target} cannot fetch data itself; the loop does the same")
@@ -86,6 +110,7 @@ class Trainer:
                 if done == self.step and int(training.step.batch.asnumpy()):
                     continue  # gradients are being accumulated
                 bar.update(done - self.step)
+                self._check_skipped(skipped, done)
                 self.step = done
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 stop = agree_on("stop" if signal.requested else "") != "" if here.world_size > 1 else signal.requested
@@ -99,6 +124,7 @@ class Trainer:
                     break
         if self.is_first:
             self.metrics.close()
+            log.info("to sample from this run: %s", next_command(cfg, self.folder))
 
     def _called(self, loader: ms.dataset.Dataset) -> Iterator[float]:
         """Yield the loss of each batch."""
@@ -110,7 +136,9 @@ class Trainer:
                 if training.encodes:
                     x = training.encode(x)
                 tensors = [ms.Tensor(array) for array in (x, posterior_noise, t, noise, skipped, *condition)]
-                yield float(training.call(*tensors))
+                with graphs.first_call("the training step", self.called):
+                    loss = float(training.call(*tensors))
+                yield loss
         except RuntimeError as error:
             raise unwrapped(error) from error
 
@@ -126,7 +154,19 @@ class Trainer:
             )
         sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
         for _ in range(batches // size):
-            yield float(sink())
+            with graphs.first_call("the training step", self.called):
+                loss = float(sink())
+            yield loss
+
+    def _check_skipped(self, skipped: SkippedSteps, done: int) -> None:
+        """Raise UserError, on all ranks alike, if there were too many skipped steps in a row up to step `done`."""
+        step = self.training.step
+        falls = step.options.loss_scale_window > 0 and float(step.loss_scale.asnumpy()) > 1
+        if skipped.note(done - self.step, int(step.skipped.asnumpy()), falls):
+            raise UserError(
+                f"the last {skipped.in_a_row} steps up to step {done} (at least {MAX_SKIPPED} in a row) had gradients "
+                f"that are not finite, so that nothing is learned; {self.folder} keeps its checkpoints; {REMEDY}"
+            )
 
     def _note_bad(self, skipped: np.ndarray) -> None:
         """Warn about the videos that were skipped, each once; raises UserError if there are too many."""
@@ -177,14 +217,26 @@ class Trainer:
         log.info(describe(values, others))
 
     def _save(self) -> None:
-        """Write a checkpoint, loss.png and samples."""
+        """Write a checkpoint, loss.png and samples.
+
+        Raises UserError, on all ranks alike, and writes nothing if an element of the state is not finite.
+        """
         state = state_of(self.training.step)  # on every rank, because it gathers parts
+        if wrong := agree_on((unsound(state) or "") if self.is_first else ""):
+            raise UserError(
+                f"step {self.step} has numbers in {wrong} that are not finite, so it is not saved; {self.folder} keeps "
+                f"its checkpoints; {REMEDY}"
+            )
         if not self.is_first:
             return
+        if not (self.folder / run_folder.CONFIG_FILE).exists():  # somebody removed it; without it nothing is resumed
+            run_folder.save_options(self.cfg, self.folder, self.step)
+        self.metrics.sync()  # before the checkpoint that counts on its rows
         place = {"step": str(self.step), "world_size": str(device.current().world_size)}
+        metadata = self.training.metadata | place
         weights = weights_of(self.training.step, trained_only=self.cfg.trainable == "lora")
         kind = "ema" if self.cfg.use_ema else "model"
-        file = self.checkpoints.save(self.step, state, weights, self.training.metadata | place, kind)
+        file = self.checkpoints.save(self.step, state, weights, metadata, kind, of_state=self.identity)
         log.info("saved %s", file)
         self.metrics.plot()
         if self.cfg.sample_videos:
@@ -215,19 +267,18 @@ class Trainer:
         save_video(board, self.folder / "samples" / f"step-{self.step:08d}", ["gif"])
 
     def _resume(self) -> int:
-        """Restore the newest checkpoint that is not damaged and return its step; 0 if there is none."""
+        """Restore the newest checkpoint that is not damaged and return its step; 0 if there is none.
+
+        Raises UserError if there are checkpoints, but all are damaged, cannot be read or are of another training.
+        """
         newest = self.checkpoints.newest() if self.is_first else None
         text = agree_on("" if newest is None else str(newest))
         if not text:
             return 0
         state, metadata = self.checkpoints.load(int(text))
         source = f"{self.folder}, step {text}"
-        check_same(metadata, self.training.metadata, source)
+        self.changes = compare(metadata, self.training.metadata | self.identity, source)
         load_state(self.training.step, state, source)
-        if int(metadata["world_size"]) != device.current().world_size:
-            log.warning("the run had %s ranks and now has %d", metadata["world_size"], device.current().world_size)
-        if int(text) >= self.training.total_steps:
-            log.warning("the run has reached its end, step %s; for more steps raise max_steps or epochs", text)
         return int(text)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 from latte.io.atomic import atomic_path
-from latte.weights.mapped import map_file, not_a_checkpoint, sniff
+from latte.io.json_files import LIMIT, exists, parse_json, read_bytes
+from latte.weights.mapped import REMEDY, is_unicode, map_file, not_a_checkpoint, sniff
 from latte.weights.mindspore_file import read_mindspore, write_mindspore
 from latte.weights.names import unnest
 from latte.weights.safetensors_file import read_safetensors, write_safetensors
+from latte.weights.shards import files_of, has_config_beside
 from latte.weights.torch_file import read_torch_file, write_torch_file
 
 if TYPE_CHECKING:
@@ -37,17 +38,20 @@ def read_state_dict(path: str | Path, which: str | None = None) -> StateFile:
     """Return the weights in a PyTorch, MindSpore or safetensors file, or in a folder as diffusers writes it.
 
     The contents tell the format, not the suffix. `which` is "ema" or "model"; None takes "ema" where there is one. The
-    arrays are read-only views into the file. A config.json in the folder, or NAME.json beside NAME.bin, becomes
-    metadata["config"].
-    Raises UserError if the file does not exist, is damaged, or has no weights called `which`.
+    arrays are read-only views into the file. Of a folder, or an index of shards, the files are those of
+    `shards.files_of`. The config.json of a folder, or NAME.json beside NAME.bin, becomes metadata["config"].
+    Raises UserError if a file does not exist, is damaged, or has no weights called `which`.
     """
     path = Path(path)
-    files = _files_in(path) if path.is_dir() else [path]
+    files = files_of(path)
     obj, metadata = _read_file(files[0])
     if len(files) > 1:
         obj, metadata = {}, {}
         for shard in files:
-            obj |= unnest(_read_file(shard)[0], None, str(shard))
+            tensors = unnest(_read_file(shard)[0], None, str(shard))
+            if doubles := obj.keys() & tensors.keys():
+                raise UserError(f"{shard} holds {quoted(min(doubles))}, as another part does; {REMEDY}")
+            obj |= tensors
     if CONFIG not in metadata and (config := _config_beside(path)):
         metadata = {**metadata, CONFIG: config}
     return StateFile(unnest(obj, which, str(path)), metadata, str(path))
@@ -96,6 +100,8 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
         obj = read_torch_file(path)
         metadata = obj.get("metadata") if isinstance(obj, dict) else None
         if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
+            if not all(is_unicode(text) for item in metadata.items() for text in item):
+                raise UserError(f"{path} has metadata that is not text; {REMEDY}")
             return obj, metadata
         return obj, {}
     if kind == "safetensors":
@@ -105,32 +111,15 @@ def _read_file(path: Path) -> tuple[Any, dict[str, str]]:
     raise not_a_checkpoint(path, data)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """Return the weight files of a folder as diffusers or transformers write it, all shards of one set."""
-    for suffix in (".safetensors", ".bin", ".ckpt"):
-        for index in sorted(folder.glob(f"*{suffix}.index.json")):
-            try:
-                names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-                return [folder / Path(name).name for name in sorted(names)]
-            except (OSError, ValueError, LookupError, AttributeError, TypeError):
-                raise UserError(f"{index} is not the index of a set of weight files; download it again") from None
-        found = sorted(folder.glob(f"*{suffix}"))
-        plain = [path for path in found if path.stem.count(".") == 0]  # without variants such as model.fp16.safetensors
-        if len(plain or found) > 1:
-            raise UserError(
-                f"{folder} holds several files of weights; name one: {', '.join(p.name for p in found[:5])}"
-            )
-        if found:
-            return plain or found
-    raise UserError(f"{folder} is a folder without .safetensors, .bin or .ckpt files; name one that holds weights")
-
-
 def _config_beside(path: Path) -> str | None:
-    """Return the JSON that describes a folder or file of weights, if there is one."""
-    beside = path / "config.json" if path.is_dir() else path.with_suffix(".json")
-    if path.stem.partition(".")[0] == "diffusion_pytorch_model":
-        beside = path.with_name("config.json")
-    try:
-        return beside.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+    """Return the JSON that describes a folder or file of weights; raises UserError if it is there and damaged."""
+    beside = [path / "config.json"] if path.is_dir() else [path.with_suffix(".json")]
+    if has_config_beside(path):
+        beside.append(path.with_name("config.json"))
+    found = next((file for file in beside if file != path and exists(file)), None)
+    if found is None:
         return None
+    remedy = "download it again, or move it away from the weights"
+    content = read_bytes(found, LIMIT, remedy)
+    parse_json(content, found, remedy=remedy)
+    return content.decode("utf-8-sig").strip()

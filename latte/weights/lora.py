@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
+from latte.weights.dtypes import names_of
+from latte.weights.mapped import verified
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,10 +52,10 @@ def merged(
         if name not in base or base[name].shape != (up.shape[0], down.shape[1]):
             there = base[name].shape if name in base else "no such weight"
             raise UserError(
-                f"{source} adds a matrix of {up.shape[0]} x {down.shape[1]} to {name}, but the base has {there}; "
+                f"{source} adds {up.shape[0]} x {down.shape[1]} elements to {quoted(name)}, but the base has {there}; "
                 "name the base that it was trained on"
             )
-        weight = base[name]
+        weight = verified(base[name])
         total = weight.astype(np.float64) + factor * (up.astype(np.float64) @ down.astype(np.float64))
         result[name] = total.astype(weight.dtype)
         if not np.isfinite(result[name].astype(np.float32)).all():
@@ -74,6 +76,9 @@ def pairs(low_rank: Mapping[str, np.ndarray], source: str) -> dict[str, tuple[np
     """Return (down, up) by layer; raises UserError if one of a pair is missing, or there is anything else."""
     layers = [name.removesuffix(DOWN) for name in low_rank if name.endswith(DOWN)]
     found = {layer: (low_rank[layer + DOWN], low_rank[layer + UP]) for layer in layers if layer + UP in low_rank}
+    for layer, both in found.items():
+        for values in both:
+            names_of(verified(values), layer)  # raises UserError for a dtype that nothing computes with
     whole = all(up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0] for down, up in found.values())
     if not found or not whole or len(low_rank) != 2 * len(found):
         raise UserError(f"{source} is not the whole of a network's LoRA adapters; name another checkpoint")

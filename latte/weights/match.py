@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +9,19 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from latte.errors import UserError
-from latte.weights.dtypes import numpy_dtype
+from latte.errors import UserError, quoted
+from latte.io.json_files import check_numbers, parse_json
+from latte.weights.dtypes import dtype_name, numpy_dtype
 from latte.weights.files import CONFIG
-from latte.weights.mapped import release_pages
+from latte.weights.mapped import release_pages, stored_elements, verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 SHOWN = 5  # names of each kind in an error
+ELEMENTS, FACTOR = 1 << 26, 4  # by which a network that is built may be larger than the weights for it
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int8")  # of weights; int8 beside their scales
 
 
 def load_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> None:
@@ -33,22 +35,25 @@ def load_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> 
 
 
 def set_values(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, np.ndarray]) -> None:
-    """Set parameters, each in its own dtype, from the tensors of the same names."""
+    """Set parameters, each in its own dtype, from the tensors of the same names.
+
+    Raises UserError if the checksum of a record in their file is wrong.
+    """
     for name, parameter in parameters.items():
         dtype = numpy_dtype(str(parameter.dtype).lower())
         # A copy, as the file's pages are read-only and may not be aligned.
-        parameter.set_data(ms.Tensor.from_numpy(np.array(tensors[name], dtype, order="C")))
+        parameter.set_data(ms.Tensor.from_numpy(np.array(verified(tensors[name]), dtype, order="C")))
         release_pages(tensors[name])
 
 
 def check_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> None:
-    """Compare names and shapes with those of a network; raises UserError that lists what differs."""
+    """Compare names, shapes and dtypes with those of a network; raises UserError that lists what differs."""
     wanted = {name: tuple(parameter.shape) for name, parameter in net.parameters_and_names()}
     lists = {
         "missing": [name for name in wanted if name not in tensors],
         "unexpected": [name for name in tensors if name not in wanted],
         "mis-shaped": [
-            f"{name} {tensors[name].shape} for {shape}"
+            f"{name} {quoted(tensors[name].shape)} for {shape}"
             for name, shape in wanted.items()
             if name in tensors and tensors[name].shape != shape
         ],
@@ -58,23 +63,51 @@ def check_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) ->
         raise UserError(
             f"{source} does not fit the network: {'; '.join(found)}; check the options that size the network"
         )
+    for name in wanted:
+        if dtype_name(tensors[name]) not in DTYPES:
+            raise UserError(
+                f"{source}: {name} has dtype {dtype_name(tensors[name])}, which no network here has; save it as float32"
+            )
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return ", ".join(quoted(name) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def read_config(metadata: Mapping[str, str], source: str | Path) -> dict[str, Any]:
     """Return the network's configuration that lies beside weights; raises UserError if there is none, or no JSON."""
     if CONFIG not in metadata:
         raise UserError(f"{source} has no config.json beside its weights; download the whole folder")
-    try:
-        config = json.loads(metadata[CONFIG])
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"the config.json of {source} is not valid; download it again")
-    return config
+    return parse_json(metadata[CONFIG], f"the config.json of {source}")
+
+
+def sizes_beside(
+    metadata: Mapping[str, str], bounds: Mapping[str, tuple[float, float]], source: str | Path
+) -> dict[str, Any]:
+    """Return the configuration that lies beside weights or in their file, if there is one.
+
+    Raises UserError if it is no JSON object, or a number in it is not within its bounds.
+    """
+    if CONFIG not in metadata:
+        return {}
+    where = f"the configuration of {source}"
+    found = parse_json(metadata[CONFIG], where)
+    check_numbers(found, bounds, where)
+    return found
+
+
+def check_elements(count: int, tensors: Mapping[str, np.ndarray], source: str | Path) -> None:
+    """Raise UserError if a network of `count` elements is far larger than the weights that shall fill it.
+
+    What a configuration, or the shape of an empty tensor, says about sizes is so compared with what is there before
+    memory of these sizes is asked for; names and shapes are compared later.
+    """
+    held = stored_elements(tensors.values())
+    if count > ELEMENTS + FACTOR * held:
+        raise UserError(
+            f"{source} holds {held:,} elements, but a network of the sizes that it tells has {quoted(f'{count:,}')}; "
+            "its configuration is another network's, or weights are missing: download it again"
+        )
 
 
 def shapes_of(
@@ -82,12 +115,14 @@ def shapes_of(
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of tensors that must be there with these numbers of dimensions.
 
-    Raises UserError, naming the network as `what`, if one is missing or has another number.
+    Raises UserError, naming the network as `what`, if one is missing, empty, or has another number.
     """
-    wrong = [key for key, rank in ranks.items() if key not in tensors or tensors[key].ndim != rank]
+    wrong = [
+        key for key, rank in ranks.items() if key not in tensors or tensors[key].ndim != rank or not tensors[key].size
+    ]
     if wrong:
         raise UserError(
-            f"{source} is not the whole of {what}: {_first(wrong)} missing or not as wide; name another file"
+            f"{source} is not the whole of {what}: {_first(wrong)} missing, empty or not as wide; name another file"
         )
     return {key: tuple(tensors[key].shape) for key in ranks}
 
@@ -102,20 +137,3 @@ def check_asked(found: Mapping[str, Any], asked: Mapping[str, Any], source: str)
 def count_of(keys: Iterable[str], pattern: str) -> int:
     """Return how many different numbers the group of a pattern matches at the beginning of names."""
     return len({match[1] for key in keys if (match := re.match(pattern, key))})
-
-
-def sizes_beside(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the numbers and lists of metadata["config"] that can be sizes; nothing if it is not a JSON object."""
-    try:
-        config = json.loads(metadata.get(CONFIG, "{}"))
-    except ValueError:
-        return {}
-    values = config.items() if isinstance(config, dict) else ()
-    return {
-        key: value
-        for key, value in values
-        if all(
-            (type(size) is int or (type(size) is float and key == "scaling_factor")) and size > 0
-            for size in (value if isinstance(value, list) else [value])
-        )
-    }

@@ -17,11 +17,10 @@ import numpy as np
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
-from latte.weights.dtypes import TABLE, names_of, numpy_dtype, raw_bytes
-from latte.weights.mapped import REMEDY, map_file, view
+from latte.weights.dtypes import TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
+from latte.weights.mapped import MAX_AXES, REMEDY, Mapped, check_count, map_file, verified, view
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
@@ -34,10 +33,14 @@ _CRC = b"crc_num"  # with ten bytes after it, the end of a file saved with crc_c
 def read_mindspore(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the tensors, read-only views into the file in its order, and the texts beside them.
 
-    Raises UserError if the file is damaged, encrypted, or has a tensor of a dtype that `dtypes` does not list.
+    Tensors of a dtype that `dtypes` does not list have one of `odd_dtype`.
+    Raises UserError if the file is damaged or encrypted.
     """
     data = map_file(path)
-    end = len(data) - 17 if data[-17:-10] == _CRC else len(data)
+    end = len(data)
+    if data[-17:-10] == _CRC:  # of the whole file before it
+        end -= 17
+        data.expect([(0, end, int.from_bytes(data[-10:], "big"), "the file")])
     values: dict[str, tuple[str, list[int], list[Span]]] = {}
     tensors: dict[str, np.ndarray] = {}
     texts: dict[str, str] = {}
@@ -45,37 +48,44 @@ def read_mindspore(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, s
         for _, start, stop in _fields(data, 0, end):
             value = {number: (begin, after) for number, begin, after in _fields(data, start, stop)}
             kind, dims, content = _tensor(data, *value[2])
-            values.setdefault(data[slice(*value[1])].decode(), (kind, dims, []))[2].append(content)
+            key = data[slice(*value[1])].decode()
+            found = values.setdefault(key, (kind, dims, []))
+            if found[:2] != (kind, dims):
+                raise ValueError("a tensor twice")
+            found[2].append(content)
+            check_count(path, len(values))
         for key, (kind, dims, spans) in values.items():
             if kind == "str":
                 texts[key] = b"".join(data[begin:after] for begin, after in spans).decode("utf-32-le")
-            elif kind in _NUMPY:
-                tensors[key] = _array(data, numpy_dtype(_NUMPY[kind]), dims, spans)
             else:
-                raise UserError(f"{path}: {key} has dtype {kind}, which is not supported; save it as Float32")
-    except (ValueError, LookupError, TypeError):
+                tensors[key] = _array(data, kind, dims, spans)
+    except (ValueError, LookupError, TypeError, OverflowError, MemoryError):
         raise UserError(f"{path} is a MindSpore checkpoint that is cut off, damaged or encrypted; {REMEDY}") from None
     return tensors, texts
 
 
-def _array(data: mmap.mmap, dtype: np.dtype, dims: list[int], spans: list[Span]) -> np.ndarray:
+def _array(data: Mapped, kind: str, dims: list[int], spans: list[Span]) -> np.ndarray:
     """Return the tensor whose bytes lie in `spans`; a copy if there are several."""
     length = sum(after - begin for begin, after in spans)
     shape = () if dims == [0] and length else tuple(dims)
-    if length != dtype.itemsize * math.prod(shape):
+    count = math.prod(shape)
+    dtype = numpy_dtype(_NUMPY[kind]) if kind in _NUMPY else odd_dtype(kind, length // count if count else 1)
+    if length != dtype.itemsize * count:
         raise ValueError("a tensor of another size than its dims")
     if len(spans) == 1:
         return view(data, dtype, shape, *spans[0])
-    parts = [view(data, np.dtype(np.uint8), (after - begin,), begin, after) for begin, after in spans]
+    parts = [verified(view(data, np.dtype(np.uint8), (after - begin,), begin, after)) for begin, after in spans]
     return np.concatenate(parts).view(dtype).reshape(shape)
 
 
-def _tensor(data: mmap.mmap, start: int, stop: int) -> tuple[str, list[int], Span]:
+def _tensor(data: Mapped, start: int, stop: int) -> tuple[str, list[int], Span]:
     """Return type, dims, and where the content lies."""
     dims, kind, content = [], "", (stop, stop)
     for number, begin, after in _fields(data, start, stop):
         if number == 1:
             dims.append(_varint(data, begin, after)[0])
+            if len(dims) > MAX_AXES:
+                raise ValueError("a tensor with too many dimensions")
         elif number == 2:
             kind = data[begin:after].decode()
         elif number == 3:
@@ -83,7 +93,7 @@ def _tensor(data: mmap.mmap, start: int, stop: int) -> tuple[str, list[int], Spa
     return kind, dims, content
 
 
-def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: Mapped, position: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield number, start and end of each field of a message; raises ValueError where it is not well-formed."""
     while position < end:
         tag, position = _varint(data, position, end)
@@ -99,8 +109,10 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[tuple[int, int
         yield tag >> 3, start, position
 
 
-def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+def _varint(data: Mapped, position: int, end: int) -> tuple[int, int]:
     """Return an integer of up to 63 bits and the position after it."""
+    if position < end and (byte := data[position]) < 128:  # nearly all of them
+        return byte, position + 1
     value = 0
     for shift in range(0, 63, 7):
         if position >= end:

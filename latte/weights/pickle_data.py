@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 32 << 20  # of one pickle; that of the largest known checkpoint has one
 
-KEYS = (str, int, float, bool, bytes, type(None))  # of dicts; a tuple could be nested too deeply to be hashed
+MAX_STEPS = 2_000_000  # opcodes of one pickle, and elements that its calls return; a tensor takes 25
 _VALUES = (
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8"
@@ -44,6 +44,11 @@ class Opaque:
 
 
 @dataclass(frozen=True)
+class Unread(Opaque):
+    """Stands for a tensor that cannot be read; the name says what it is, and the remedy."""
+
+
+@dataclass(frozen=True)
 class Table:
     """What the names in a pickle mean."""
 
@@ -55,8 +60,9 @@ class Table:
 def read_pickle(data: bytes, table: Table) -> tuple[Any, int]:
     """Return the object in the first pickle of `data`, and the number of bytes it took.
 
-    Sets come as lists; entries of a dict whose key is not a plain number or text are left out.
-    Raises PickleError for anything that is not a well-formed pickle of at most MAX_BYTES.
+    Sets come as lists; entries of a dict whose key is not text are left out: weights have names, and other keys can be
+    slow to compare or too deep to be hashed.
+    Raises PickleError for anything that is not a well-formed pickle of at most MAX_BYTES and MAX_STEPS.
     """
     machine = _Machine(table)
     stream = io.BytesIO(data[:MAX_BYTES])
@@ -64,8 +70,10 @@ def read_pickle(data: bytes, table: Table) -> tuple[Any, int]:
         for opcode, argument, _ in pickletools.genops(stream):
             machine.step(opcode.name, argument)
         return machine.stack[-1], stream.tell()
+    except PickleError:
+        raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
-        raise PickleError(str(error)) from error
+        raise PickleError("its pickle is damaged") from error
 
 
 class _Machine:
@@ -76,9 +84,13 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
+        self.left = MAX_STEPS
 
     def step(self, name: str, argument: Any) -> None:
         """Execute one opcode; raises PickleError for one that checkpoints do not use."""
+        self.left -= 1
+        if self.left < 0:
+            raise PickleError(f"it describes more than {MAX_STEPS:,} objects, which no weights need")
         if name in _PUSHED:
             self.stack.append(argument)
         elif name in _MAKERS:
@@ -116,7 +128,7 @@ class _Machine:
     def update(self, items: list[Any]) -> None:
         if isinstance(self.stack[-1], dict):
             pairs = zip(items[::2], items[1::2], strict=True)
-            self.stack[-1].update((key, value) for key, value in pairs if isinstance(key, KEYS))
+            self.stack[-1].update((key, value) for key, value in pairs if isinstance(key, str))
 
     def make_dict(self, _: Any) -> None:
         items = self.since_mark()
@@ -141,7 +153,10 @@ class _Machine:
 
     def apply(self, function: Any, arguments: Any) -> None:
         known = self.table.functions.get(function.name) if isinstance(function, Opaque) else None
-        self.stack.append(known(*arguments) if known else Opaque(getattr(function, "name", str(type(function)))))
+        made = known(*arguments) if known else Opaque(getattr(function, "name", type(function).__name__))
+        if isinstance(made, (tuple, dict)):  # copies of what one list holds could fill the memory
+            self.left -= len(made)
+        self.stack.append(made)
 
     def inst(self, name: str) -> None:
         self.apply(Opaque(name.replace(" ", ".", 1)), self.since_mark())

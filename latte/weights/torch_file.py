@@ -15,25 +15,61 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 from latte.io.atomic import atomic_path
-from latte.weights.dtypes import BY_NUMPY, TABLE, names_of, numpy_dtype, raw_bytes
-from latte.weights.mapped import REMEDY, map_file, not_a_checkpoint, sniff, view
-from latte.weights.pickle_data import KEYS, MAX_BYTES, Opaque, PickleError, Table, read_pickle
+from latte.weights.dtypes import BY_NUMPY, TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
+from latte.weights.mapped import REMEDY, Mapped, check_count, map_file, not_a_checkpoint, sniff, view
+from latte.weights.pickle_data import MAX_BYTES, Opaque, PickleError, Table, Unread, read_pickle
 
 if TYPE_CHECKING:
-    import mmap
     from pathlib import Path
 
 ALIGNMENT = 64  # of storages in the zip archive, as PyTorch does it
 _ZIP_ERRORS = (zipfile.BadZipFile, struct.error, ValueError, LookupError, OSError, EOFError, NotImplementedError)
-_STORAGES = {f"torch.{names.storage}": names.numpy for names in TABLE}
+_END = b"PK\x05\x06"  # begins the end of a zip archive, 22 bytes and a comment
+_STORAGES = {names.storage: names.numpy for names in TABLE}
+_ODD_STORAGES = {  # the bytes of elements that nothing here computes with
+    "UntypedStorage": 1,
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+    "QUInt4x2Storage": 1,
+    "QUInt2x4Storage": 1,
+}
+_ODD_DTYPES = {  # of tensors in an untyped storage
+    "torch.float8_e4m3fn": 1,
+    "torch.float8_e4m3fnuz": 1,
+    "torch.float8_e5m2": 1,
+    "torch.float8_e5m2fnuz": 1,
+    "torch.float8_e8m0fnu": 1,
+    "torch.float4_e2m1fn_x2": 1,
+    "torch.uint16": 2,
+    "torch.uint32": 4,
+    "torch.uint64": 8,
+    "torch.complex32": 4,
+}
+_UNREAD = {  # functions that rebuild tensors of which there is no view
+    "_rebuild_sparse_tensor": Unread("a sparse tensor; save it after .to_dense()"),
+    "_rebuild_nested_tensor": Unread("a nested tensor; save its parts"),
+    "_rebuild_qtensor": Unread("a quantized tensor; save it after .dequantize()"),
+    "_rebuild_meta_tensor_no_storage": Unread(
+        "a tensor of the device meta, which has no values; load the weights first"
+    ),
+    "_rebuild_device_tensor_from_numpy": Unread("a tensor of another device, as a NumPy array; save it after .cpu()"),
+    "_rebuild_xla_tensor": Unread("a tensor of another device, as a NumPy array; save it after .cpu()"),
+    "_rebuild_wrapper_subclass": Unread("a tensor of a class without data; save it as a plain tensor"),
+}
+_REPEATS = Unread("a tensor that repeats elements, as .expand() makes them; save it after .contiguous()")
+_LAZY = Unread("a conjugated or negated view; save it after .resolve_conj().resolve_neg()")
+_SHARD = Unread("a part of a distributed tensor; gather it with full_tensor() before it is saved")
 
 
 class _Storage(NamedTuple):
     """A run of elements in the file."""
 
-    dtype: str
+    dtype: np.dtype
     start: int  # byte in the file
     size: int  # elements
 
@@ -44,7 +80,10 @@ def read_torch_file(path: str | Path) -> Any:
     Tensors and parameters come as read-only NumPy arrays, views into the file, so memory is used as they are read;
     tensors of one storage share it. bfloat16 is MindSpore's NumPy type. OrderedDicts come as dicts, torch.Size as a
     tuple, torch.float32 and its like as NumPy dtypes, and what is not data as Opaque.
-    Raises UserError if the file is missing, damaged, no PyTorch file, or holds tensors of a kind that is not known.
+    Tensors of an element type that `dtypes` does not list have one of `odd_dtype`; what else is a tensor, but cannot be
+    read, comes as Unread.
+    Raises UserError if the file is missing, damaged or no PyTorch file. `mapped.verified` compares the checksums of
+    elements, when they are used.
     """
     data = map_file(path)
     kind = sniff(data)
@@ -54,36 +93,66 @@ def read_torch_file(path: str | Path) -> Any:
         if kind == "legacy":
             return _read_legacy(path, data)
     except PickleError as error:
-        raise UserError(f"{path} cannot be read: {error}; save it again as plain tensors, or {REMEDY}") from None
+        raise UserError(f"{path} cannot be read: {error}; {REMEDY}, or save it again as plain tensors") from None
     raise not_a_checkpoint(path, data)
 
 
-def _read_zip(path: str | Path, data: mmap.mmap) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-            if "data.pkl" not in records:
-                raise not_a_checkpoint(path, data)
-            if "constants.pkl" in records:
-                raise UserError(f"{path} is a TorchScript program, not a checkpoint; save its state_dict() instead")
-            spans = {name: _span(path, data, info) for name, info in records.items()}
-    except _ZIP_ERRORS:
-        raise UserError(f"{path} is a zip file that is cut off or damaged; {REMEDY}") from None
+def _read_zip(path: str | Path, data: Mapped) -> Any:
+    spans = _spans(path, data)
     order, stop = spans.get("byteorder", (0, 0))
     if data[order:stop] == b"big":
         raise _big_endian(path)
+    if data[order:stop] not in (b"little", b""):
+        raise PickleError("the order of its bytes is not known")
 
-    def storage(key: str, dtype: str, size: int) -> _Storage:
-        start, stop = spans.get(f"data/{key}", (0, 0))
-        if size * numpy_dtype(dtype).itemsize > stop - start:
-            raise PickleError("a storage that is smaller than it says")
+    def storage(key: str, kind: str, size: int) -> _Storage:
+        if f"data/{key}" not in spans:
+            raise PickleError("a storage in it is missing")
+        start, stop = spans[f"data/{key}"]
+        dtype = _dtype_of(kind) or odd_dtype(kind, max(1, (stop - start) // (size or 1)))
+        if size * dtype.itemsize > stop - start:
+            raise PickleError("a storage in it is smaller than it says")
         return _Storage(dtype, start, size)
 
     start, stop = spans["data.pkl"]
-    return read_pickle(data[start : min(stop, start + MAX_BYTES)], _table(data, storage))[0]
+    if stop - start > MAX_BYTES:
+        raise PickleError(f"its data.pkl has more than {MAX_BYTES >> 20} MiB, as if it held arrays, not tensors")
+    if stop > start:
+        data.verify(start)
+    return read_pickle(data[start:stop], _Rebuild(path, data, storage).table())[0]
 
 
-def _span(path: str | Path, data: mmap.mmap, info: zipfile.ZipInfo) -> tuple[int, int]:
+def _spans(path: str | Path, data: Mapped) -> dict[str, tuple[int, int]]:
+    """Return where the records of an archive lie in the file, by name, and let the map know their checksums."""
+    end = data.rfind(_END, max(0, len(data) - (1 << 16) - 22))
+    if end >= 0 and int.from_bytes(data[end + 10 : end + 12], "little") == 0xFFFF:
+        raise UserError(f"{path} has more than 65,534 records, which no network here needs; name another file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = [info for info in archive.infolist() if not info.is_dir()]
+        names = {info.filename.partition("/")[2]: info for info in records}
+        if "data.pkl" not in names:
+            raise not_a_checkpoint(path, data)
+        if "constants.pkl" in names:
+            raise UserError(f"{path} is a TorchScript program, not a checkpoint; save its state_dict() instead")
+        if len(names) < len(records) or len({info.filename.partition("/")[0] for info in records}) > 1:
+            raise UserError(f"{path} has a record twice, or two roots, so that readers differ; {REMEDY}")
+        spans = {name: _span(path, data, info) for name, info in names.items()}
+    except _ZIP_ERRORS:
+        raise UserError(f"{path} is a zip file that is cut off or damaged; {REMEDY}") from None
+    if any(info.CRC for info in names.values()):  # PyTorch can be told to leave them out
+        data.expect((*spans[name], info.CRC, name) for name, info in names.items())
+    return spans
+
+
+def _dtype_of(kind: str) -> np.dtype | None:
+    """Return the type of the elements of a storage class, or None if it is not known."""
+    if kind in _STORAGES:
+        return numpy_dtype(_STORAGES[kind])
+    return odd_dtype(kind.removesuffix("Storage"), _ODD_STORAGES[kind]) if kind in _ODD_STORAGES else None
+
+
+def _span(path: str | Path, data: Mapped, info: zipfile.ZipInfo) -> tuple[int, int]:
     """Return where the bytes of a record lie in the file: start, end."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise UserError(
@@ -96,17 +165,20 @@ def _span(path: str | Path, data: mmap.mmap, info: zipfile.ZipInfo) -> tuple[int
     return start, start + info.file_size
 
 
-def _read_legacy(path: str | Path, data: mmap.mmap) -> Any:
+def _read_legacy(path: str | Path, data: Mapped) -> Any:
     position, objects = 0, []
-    declared: dict[str, tuple[str, int]] = {}
+    declared: dict[str, tuple[np.dtype, int]] = {}
 
-    def declare(key: str, dtype: str, size: int) -> _Storage:
+    def declare(key: str, kind: str, size: int) -> _Storage:
+        dtype = _dtype_of(kind)
+        if dtype is None:
+            raise PickleError(f"storages of the kind {quoted(kind)} are not known")
         declared[key] = (dtype, size)
         return _Storage(dtype, 0, 0)
 
     # The storages come last, so the objects are read twice: first for where they end and what storages they name.
     for _ in range(5):
-        value, length = read_pickle(data[position : position + MAX_BYTES], _table(None, declare))
+        value, length = read_pickle(data[position : position + MAX_BYTES], _Rebuild(path, None, declare).table())
         objects.append((value, position))
         position += length
     system = objects[2][0]
@@ -114,69 +186,94 @@ def _read_legacy(path: str | Path, data: mmap.mmap) -> Any:
         raise _big_endian(path)
 
     found: dict[str, _Storage] = {}
-    keys = objects[4][0] if isinstance(objects[4][0], list) else [None]
+    keys: list[Any] = objects[4][0] if isinstance(objects[4][0], list) else [None]
     for key in keys:
-        dtype, size = declared.get(key, ("", 0)) if isinstance(key, str) else ("", 0)
-        if not isinstance(key, str) or not dtype or int.from_bytes(data[position : position + 8], "little") != size:
-            raise PickleError("a list of storages that is not that of its tensors")
+        dtype, size = declared.get(key, (None, 0)) if isinstance(key, str) else (None, 0)
+        if dtype is None or key in found or int.from_bytes(data[position : position + 8], "little") != size:
+            raise PickleError("its list of storages is not that of its tensors")
         found[key] = _Storage(dtype, position + 8, size)
-        position += 8 + size * numpy_dtype(dtype).itemsize
+        position += 8 + size * dtype.itemsize
     if position > len(data) or set(found) != set(declared):
-        raise PickleError("an early end")
-    return read_pickle(data[objects[3][1] : objects[4][1]], _table(data, lambda key, dtype, size: found[key]))[0]
+        raise PickleError("it ends early")
+    rebuild = _Rebuild(path, data, lambda key, kind, size: found[key])
+    return read_pickle(data[objects[3][1] : objects[4][1]], rebuild.table())[0]
 
 
 def _big_endian(path: str | Path) -> UserError:
     return UserError(f"{path} was written on a big-endian computer; save it on a little-endian one")
 
 
-def _table(data: mmap.mmap | None, storage: Callable[[str, str, int], _Storage]) -> Table:
-    """Return the meaning of the names that PyTorch's pickles use; without `data`, tensors come as None."""
+class _Rebuild:
+    """What the functions that PyTorch's pickles name do here; without `data`, tensors come as None."""
 
-    def tensor(source: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> np.ndarray | None:
+    def __init__(self, path: str | Path, data: Mapped | None, storage: Callable[[str, str, int], _Storage]) -> None:
+        self.path, self.data, self.storage = path, data, storage
+        self.count = 0
+
+    def table(self) -> Table:
+        """Return the meaning of every name that a pickle may use."""
+        functions: dict[str, Callable[..., Any]] = {
+            "collections.OrderedDict": _ordered_dict,
+            "torch.Size": tuple,
+            "torch._utils._rebuild_tensor": self.tensor,
+            "torch._utils._rebuild_tensor_v2": self.tensor,
+            "torch._utils._rebuild_tensor_v3": self.tensor_of_bytes,
+            "torch_npu.utils.storage._rebuild_npu_tensor": self.tensor,
+            "torch._utils._rebuild_parameter": lambda value, *_: value,
+            "torch._utils._rebuild_parameter_with_state": lambda value, *_: value,
+            "torch._utils._rebuild_device_tensor_from_cpu_tensor": lambda value, *_: value,
+            "torch._tensor._rebuild_from_type_v2": self.tensor_of_class,
+            **{f"torch._utils.{name}": lambda *_, unread=unread: unread for name, unread in _UNREAD.items()},
+        }
+        return Table(functions, _constant, self.persistent)
+
+    def tensor(self, source: _Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> Any:
+        """Return a view of a storage, which begins at its element `offset`; `rest` may hold the state of lazy views."""
         if not isinstance(source, _Storage):
-            raise PickleError("a tensor without a storage")
-        if data is None:
+            raise PickleError("a tensor in it has no storage")
+        self.count += 1
+        check_count(self.path, self.count)
+        if self.data is None:
             return None
         if type(offset) is not int or offset < 0:
-            raise PickleError("a tensor with an invalid offset")
-        dtype = numpy_dtype(source.dtype)
-        stop = source.start + source.size * dtype.itemsize
-        array = view(data, dtype, shape, source.start + offset * dtype.itemsize, stop, strides)
-        if array.size > source.size:
-            raise PickleError("a tensor that repeats the elements of its storage; save it after .contiguous()")
-        return array
+            raise PickleError("a tensor in it has an invalid offset")
+        if any(isinstance(state, dict) and (state.get("conj") or state.get("neg")) for state in rest):
+            return _LAZY
+        stop = source.start + source.size * source.dtype.itemsize
+        array = view(self.data, source.dtype, shape, source.start + offset * source.dtype.itemsize, stop, strides)
+        return _REPEATS if array.size > source.size else array
 
-    def persistent(identifier: Any) -> _Storage:
+    def tensor_of_bytes(self, source: _Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> Any:
+        """Return a tensor of a storage of bytes; its type comes after requires_grad and hooks."""
+        kind = rest[2]
+        size = kind.itemsize if isinstance(kind, np.dtype) else _ODD_DTYPES.get(getattr(kind, "name", ""))
+        if size is None or not isinstance(source, _Storage):
+            return Unread(f"a tensor of {quoted(getattr(kind, 'name', 'an unknown type'))}; save it as float32")
+        dtype = kind if isinstance(kind, np.dtype) else odd_dtype(kind.name.removeprefix("torch."), size)
+        elements = source.size * source.dtype.itemsize // size
+        return self.tensor(_Storage(dtype, source.start, elements), offset, shape, strides, *rest[3:])
+
+    def tensor_of_class(self, function: Any, _: Any, arguments: tuple, state: Any = None) -> Any:
+        """Return a tensor without its attributes, or what a distributed one holds here if that is the whole of it."""
+        name = getattr(function, "name", "").rpartition(".")[2]
+        if name in ("_rebuild_tensor_v2", "_rebuild_tensor_v3"):
+            return (self.tensor if name.endswith("v2") else self.tensor_of_bytes)(*arguments)
+        slots = state[1] if isinstance(state, tuple) and len(state) == 2 else state
+        local = slots.get("_local_tensor") if isinstance(slots, dict) else None
+        return local if isinstance(local, np.ndarray) and local.shape == arguments[2] else _SHARD
+
+    def persistent(self, identifier: Any) -> _Storage:
+        """Return the storage that PyTorch's ("storage", class, key, device, elements) names."""
         tag, kind, key, _, size, *views = identifier
         if tag != "storage" or not isinstance(kind, Opaque) or not isinstance(key, str) or any(views):
-            raise PickleError("a reference to something that is not a storage")
-        if kind.name not in _STORAGES:
-            raise PickleError(f"tensors of the kind {kind.name} are not supported")
+            raise PickleError("it refers to something that is not a storage")
         if type(size) is not int or size < 0:
-            raise PickleError("a storage with an invalid size")
-        return storage(key, _STORAGES[kind.name], size)
-
-    functions: dict[str, Callable[..., Any]] = {
-        "collections.OrderedDict": _ordered_dict,
-        "torch.Size": tuple,
-        "torch._utils._rebuild_tensor": tensor,
-        "torch._utils._rebuild_tensor_v2": tensor,
-        "torch._utils._rebuild_parameter": lambda value, *_: value,
-        "torch._utils._rebuild_parameter_with_state": lambda value, *_: value,
-        "torch._tensor._rebuild_from_type_v2": lambda function, _, arguments, *__: _apply(tensor, function, arguments),
-    }
-    return Table(functions, _constant, persistent)
-
-
-def _apply(tensor: Callable[..., Any], function: Any, arguments: tuple) -> Any:
-    """Rebuild a tensor that carries attributes, which are left out."""
-    is_tensor = function == Opaque("torch._utils._rebuild_tensor_v2")
-    return tensor(*arguments) if is_tensor else Opaque(getattr(function, "name", "torch.Tensor"))
+            raise PickleError("a storage in it has an invalid size")
+        return self.storage(key, kind.name.rpartition(".")[2], size)
 
 
 def _ordered_dict(items: Iterable[Any] = ()) -> dict:
-    return {key: value for key, value in items if isinstance(key, KEYS)}
+    return {key: value for key, value in items if isinstance(key, str)}
 
 
 def _constant(name: str) -> Any:

@@ -157,7 +157,7 @@ def test_convert_recognises_its_source(source, said, tmp_path, capsys):
         ("latte_class.pt", ["--format", "ckpt"], "--format does not go with"),
         ("vae.bin", ["--num_heads", "4"], "--num_heads does not go with .*, which is an autoencoder; leave it out"),
         ("latte_t2v", ["--weights", "ema"], "--weights does not go with .*, which is a text-to-video folder"),
-        ("latte_t2v/transformer", [], "holds the transformer .*; name its folder with a model_index.json"),
+        ("latte_t2v/transformer", [], "holds the transformer .*; name its folder; tools/t2v_export.py makes one"),
         ("latte_t2v/scheduler", [], "is a folder without"),
     ],
 )

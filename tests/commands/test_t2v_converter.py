@@ -170,9 +170,15 @@ def config_of(source, name, **changes):
 
 BAD = {  # what is done to the folder, what the sentence must say
     "no index": (lambda s: (s / "model_index.json").unlink(), "is no folder with a model_index.json"),
-    "index is text": (lambda s: write(s / "model_index.json", b"hello"), "model_index.json is not valid"),
-    "index is a list": (lambda s: write(s / "model_index.json", b"[]"), "model_index.json is not valid"),
-    "missing shard": (lambda s: in_shards(s, "vae")[1].unlink(), "00002-of-00002.safetensors does not exist"),
+    "index is text": (lambda s: write(s / "model_index.json", b"hello"), "model_index.json is not valid JSON"),
+    "index is a list": (
+        lambda s: write(s / "model_index.json", b"[]"),
+        "model_index.json holds no JSON object but a list",
+    ),
+    "missing shard": (
+        lambda s: in_shards(s, "vae")[1].unlink(),
+        "are missing: diffusion_pytorch_model-00002-of-00002.safetensors",
+    ),
     "wrong shape": (wrong_shape, "does not fit the network: 1 mis-shaped (encoder.block."),
     "cut shard": (lambda s: os.truncate(in_shards(s, "transformer")[0], 50_000), "is a safetensors file that is cut"),
     "cut bin": (lambda s: os.truncate(in_shards(s, "text_encoder", "bin")[1], 9_000), "zip file that is cut off"),
@@ -242,7 +248,7 @@ def test_a_full_disk(tmp_path, convert, capsys, monkeypatch):
         patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**7, 10**7, 10**6))
         with pytest.raises(SystemExit):
             convert(FOLDER, tmp_path / "deep" / "x")
-    assert "has 0.0 GB free, 0.0 GB are needed" in capsys.readouterr().err
+    assert "has 1 MB free, 6 MB are needed" in capsys.readouterr().err
 
     def full(path, *rest):
         if "vae_temporal_decoder" in str(path):

@@ -59,7 +59,7 @@ def test_every_network_is_recognised_checked_and_loaded(kind, opened):
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_network_is_refused_by_name(kind):
     other = "t5" if kind == "latte" else "latte"
-    words = f"holds {KINDS[other].description}, not {KINDS[kind].description}; {KINDS[other].converter} converts it"
+    words = f"holds {KINDS[other].description}, not {KINDS[kind].description}; {KINDS[other].instead}"
     for function in (read, check, load):
         with pytest.raises(UserError, match=words):
             function(FILES[other], kind)
@@ -76,7 +76,7 @@ def test_an_autoencoder_may_have_either_decoder_but_a_temporal_one_is_temporal()
 def test_what_is_no_network_is_said():
     with pytest.raises(UserError, match=r"bare.pt is not a network that is known here"):
         read(WEIGHTS / "bare.pt")
-    with pytest.raises(UserError, match=r"bare.pt is not a Latte network: it has no weight x_embedder.proj.weight"):
+    with pytest.raises(UserError, match=r"not a Latte network: it has no weight x_embedder.proj.weight, but holds"):
         check(WEIGHTS / "bare.pt", "latte")
 
 

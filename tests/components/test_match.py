@@ -27,8 +27,17 @@ def test_sizes_of_latte():
     assert latte_config(tensors, '{"num_heads": 8, "depth": 9}')["num_heads"] == 8
     assert latte_config(tensors, '{"num_heads": 8, "input_size": [4, 16]}')["input_size"] == (4, 16)
     assert latte_config(tensors, '{"num_heads": 8, "input_size": [4, 4]}')["input_size"] == 8
-    for beside in ("", "[1]", '{"num_heads": "4"}', '{"input_size": {}}'):
-        with pytest.raises(UserError, match="--num_heads"):
+    for beside, said in {
+        "": "not valid JSON",
+        "[" * 100_000: "nested too deeply",
+        "[1]": "no JSON object but a list",
+        '{"num_heads": "4"}': "num_heads must be a whole number from 1 to 4,096, but is '4'",
+        '{"num_heads": [4]}': r"num_heads must be a whole number from 1 to 4,096, but is \[4\]",
+        '{"num_heads": 4, "input_size": {}}': "input_size must be a whole number",
+        '{"num_heads": 4, "input_size": [4, 2.5]}': "input_size must be a whole number",
+        '{"num_heads": null, "input_size": null}': "--num_heads",
+    }.items():
+        with pytest.raises(UserError, match=said):
             latte_config(tensors, beside)
     with pytest.raises(UserError, match="x holds a network with num_heads 8, but num_heads 4 is asked for"):
         latte_config(tensors, '{"num_heads": 8}', 4)
@@ -54,6 +63,7 @@ def test_heads_of_official_widths(width, heads):
         "pos_embed": np.zeros((1, 64, width)),
         "temp_embed": np.zeros((1, 16, width)),
         "final_layer.linear.bias": np.zeros(128),
+        "blocks.0.x": np.zeros(1),
     }
     config = LatteConfig.from_weights(tensors, {}, "x")
     assert (config.num_heads, config.patch_size, config.input_size) == (heads, 4, 32)

@@ -1,6 +1,7 @@
 """Reading options: precedence, types, and what is said about mistakes."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 import typing
@@ -71,6 +72,20 @@ def test_command_line_over_yaml_over_default(parse, tmp_path, before):
         ("output_format: gif", "output_format", ["gif"]),
         ("", "seed", 42),
         ("# only a comment", "seed", 42),
+        ("\ufeffseed: 3", "seed", 3),
+        ("output_path: 2024-01-05", "output_path", "2024-01-05"),
+        ("output_path: 20240105", "output_path", "20240105"),
+        ("output_path: 0123", "output_path", "0123"),
+        ("negative_prompt: off", "negative_prompt", "off"),
+        ("negative_prompt: 12:30", "negative_prompt", "12:30"),
+        ('negative_prompt: "null"', "negative_prompt", "null"),
+        ("checkpoint: ~", "checkpoint", None),
+        ("prompts: [2024-01-05, yes, a dog]", "prompts", ["2024-01-05", "yes", "a dog"]),
+        ("prompts: a cat, with a hat", "prompts", ["a cat, with a hat"]),
+        ("class_labels: 1, 2", "class_labels", [1, 2]),
+        ("seed: 010", "seed", 10),
+        ("seed: 1_000", "seed", 1000),
+        ("mask_feature: no", "mask_feature", False),
     ],
 )
 def test_yaml_value(parse, text, key, value):
@@ -99,6 +114,9 @@ def test_command_line_value(parse, words, key, value):
     assert found == value and type(found) is type(value)
 
 
+BOMB = "\n".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 9))
+
+
 @pytest.mark.parametrize(
     "text, said",
     [
@@ -112,7 +130,22 @@ def test_command_line_value(parse, words, key, value):
         ("mode: true", "mode is true, but must be one of 0, 1"),
         ("eta: [0.1]", "eta is [0.1], but must be a number"),
         ("use_parallel: 1", "use_parallel is 1, but must be true or false"),
-        ("checkpoint: 12", "checkpoint is 12, but must be text or null"),
+        ("checkpoint: [a]", 'checkpoint is ["a"], but must be text or null'),
+        ("output_path: null", "a.yaml, line 1: output_path is null, but must be text"),
+        ("seed: 1:30", 'seed is "1:30", but must be a whole number'),
+        ("seed: " + "9" * 5000, "999..., but must be a whole number"),
+        ("eta: 1e999", "but must be a finite number"),
+        ("sd_scale_factor: -.inf", "sd_scale_factor is -.inf, but must be a finite number"),
+        ("fps: 3\n\nseed: a", "a.yaml, line 3: seed is"),
+        ("seed: 1\nfps: 3\nseed: 2", "line 3 is not valid YAML: 'seed' stands there twice, the first time in line 1"),
+        ("class_labels: &a [*a]", "line 1 is not valid YAML: *a stands for nothing that ends before it"),
+        ("class_labels: " + "[" * 20000, "line 1 is not valid YAML: lists are nested more than 8 deep"),
+        ("{a: " * 5000, "line 1 is not valid YAML: lists are nested more than 8 deep"),
+        ("a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + BOMB, "more than 10,000 values"),
+        ("seed: 1\n---\nseed: 2", "line 2 is not valid YAML: a second document begins"),
+        ("seed: !!python/name:os.system", "the tag 'tag:yaml.org,2002:python/name:os.system' is not allowed"),
+        ("? [seed]\n: 1", "a name must be text"),
+        ("seed: 1 # \x07", "is not valid YAML: "),
         ("device_target: xpu", 'device_target is "xpu", but must be one of Ascend, GPU, CPU or null'),
         ("output_format: [mp4, avi]", "but must be a list such as [mp4, gif, png]"),
         ("sampling_steps: 0", "sampling_steps is 0, but must be from 1 to 1000"),
@@ -141,6 +174,9 @@ def test_mistake_in_yaml_names_the_file(parse, text, said):
         (["--fps", "0"], "command line: fps is 0, but must be from 1 to 100"),
         (["-c", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
         (["-c", "."], "cannot read the config file ."),
+        (["-c", "/dev/zero"], "cannot read the config file /dev/zero: it is a folder, a pipe or a device"),
+        (["--seed", "3 # comment"], 'seed is "3 # comment", but must be a whole number'),
+        (["--seed", "9" * 5000], "..., but must be a whole number"),
     ],
 )
 def test_mistake_on_command_line(parse, words, said):
@@ -268,6 +304,27 @@ def test_every_option_has_a_text(cls):
         assert len(text) > 5 and text[-1] not in ".;," and "\n" not in text, f"{field.name}: {text!r}"
 
 
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"seed: 1\nfps: \xff", "line 2 is not UTF-8; save the file as UTF-8"),
+        ("seed: 1".encode("utf-16"), "line 1 is not UTF-8"),
+        (b"#" * (1 << 20) + b"#", "is larger than 1,048,576 bytes"),
+    ],
+)
+def test_a_file_that_is_no_text_of_options(tmp_path, content, said):
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        parse_config(SampleConfig, ["-c", str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="a pipe or a device; name a file"):
+        parse_config(SampleConfig, ["-c", str(tmp_path / "a.yaml")])
+
+
 @pytest.fixture
 def files(tmp_path):
     """Write YAML files, by name and text, and return their folder."""
@@ -308,11 +365,17 @@ def test_an_included_file_finds_its_own_data(files):
     [
         ({"a": "include: [b.yaml]", "b": "include: [a.yaml]"}, "which includes it in turn"),
         ({"a": "include: [a.yaml]"}, "which includes it in turn"),
-        ({"a": "include: 3"}, "include is 3, but must be a list such as"),
+        ({"a": "include: {b: 3}"}, "a.yaml, line 1: include is {b: 3}, but must be a list such as"),
         ({"a": "include: [c.yaml]"}, "cannot read the config file"),
-        ({"a": "include: b.yaml", "b": "epochs: 0"}, "b.yaml: epochs is 0, but must be at least 1"),
-        ({"a": "include: b.yaml", "b": "epoch: 0"}, "b.yaml: there is no option 'epoch'; the nearest is 'epochs'"),
-        ({"a": "data_config: b.yaml", "b": "num_workers: 0"}, "b.yaml: num_workers is 0, but must be at least 1"),
+        ({"a": "include: b.yaml", "b": "epochs: 0"}, "b.yaml, line 1: epochs is 0, but must be at least 1"),
+        (
+            {"a": "include: b.yaml", "b": "epoch: 0"},
+            "b.yaml, line 1: there is no option 'epoch'; the nearest is 'epochs'",
+        ),
+        (
+            {"a": "data_config: b.yaml", "b": "num_workers: 0"},
+            "b.yaml, line 1: num_workers is 0, but must be at least 1",
+        ),
     ],
 )
 def test_mistake_in_an_included_file(files, texts, said):
@@ -337,7 +400,19 @@ def test_a_default_that_is_not_allowed_is_in_no_file():
         (["--prompts", "[a dog, a cat]"], "prompts", ["a dog", "a cat"]),
         (["--prompts", "[1, 2]"], "prompts", ["[1, 2]"]),
         (["--prompts", "12"], "prompts", ["12"]),
-        (["--prompts", "null"], "prompts", None),
+        (["--prompts", "null"], "prompts", ["null"]),
+        (["--prompts", "# sunset over the sea"], "prompts", ["# sunset over the sea"]),
+        (["--prompts", "&amp"], "prompts", ["&amp"]),
+        (["--prompts", "- a dog"], "prompts", ["- a dog"]),
+        (["--prompts", "a cat, with a hat"], "prompts", ["a cat, with a hat"]),
+        (["--prompts", '"quoted"'], "prompts", ['"quoted"']),
+        (["--prompts", '["a cat, with a hat", a dog]'], "prompts", ["a cat, with a hat", "a dog"]),
+        (["--prompts", "[a # b", "2024-01-05"], "prompts", ["[a # b", "2024-01-05"]),
+        (["--checkpoint", "a #b"], "checkpoint", "a #b"),
+        (["--class_labels", "3,14,15"], "class_labels", [3, 14, 15]),
+        (["--class_labels", "3,", "14"], "class_labels", [3, 14]),
+        (["--class_labels", "null"], "class_labels", None),
+        (["--output_format", "mp4,gif"], "output_format", ["mp4", "gif"]),
         (["--guidance_scale", "-1"], "guidance_scale", -1.0),
         (["--negative_prompt", "null"], "negative_prompt", "null"),
         (["--jit_level", "O1"], "jit_level", "O1"),

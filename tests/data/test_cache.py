@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import itertools
+import json
 from pathlib import Path
 
 import mindspore as ms
@@ -18,7 +19,8 @@ from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, make_loader
 from latte.errors import UserError
-from latte.training.build import build
+from latte.io.video_file import READER
+from latte.training.build import build, open_cache
 from latte.training.cache_maker import CacheMaker, ahead, make_cache, verify_cache
 
 NETWORK = {"hidden_size": 32, "depth": 1, "num_heads": 2, "patch_size": 2, "num_frames": 4, "train_batch_size": 2}
@@ -234,6 +236,24 @@ def test_a_cache_that_does_not_fit_is_refused(others, said, videos, tmp_path):
     if not {"random_flip", "frame_list", "cache_folder"} & set(others):
         with pytest.raises(UserError):
             make_cache(options(videos, tmp_path / "c", **others))
+
+
+def test_a_cache_of_video_files_by_an_earlier_reader_is_told_and_not_gone_on_with(videos, tmp_path, caplog):
+    cfg = options(videos, tmp_path / "c", resume_cache_index=4)
+    make_cache(cfg)
+    manifest = tmp_path / "c" / MANIFEST
+    made = json.loads(manifest.read_text())
+    assert made["settings"].pop("reader") == READER
+    manifest.write_text(json.dumps(made))
+    open_cache(training := TrainConfig(**SMALL), str(tmp_path / "c"), {})
+    assert not caplog.records  # frames in folders are what they were
+    made["videos"][0]["path"] = "day/a.AVI"
+    manifest.write_text(json.dumps(made))
+    open_cache(training, str(tmp_path / "c"), {})
+    said = "by another reader of video files, which may have taken other frames of day/a.AVI"
+    assert said in caplog.text and "make it again in a new folder" in caplog.text
+    with pytest.raises(UserError, match=said):
+        make_cache(cfg)
 
 
 def test_other_videos_or_a_damaged_manifest_are_refused(videos, tmp_path):

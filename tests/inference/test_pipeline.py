@@ -18,7 +18,7 @@ from latte.diffusion.noise import NoiseStream
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference import inputs, videos
-from latte.io.video import read_frames, read_video
+from latte.io.video import read_any, read_frames, read_video
 from latte.models import latte
 from latte.runtime import device
 
@@ -188,13 +188,89 @@ def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, caps
     printed = capsys.readouterr().out.splitlines()
     assert "s per network call" in printed[0] and "peak memory" in printed[0] and "compile" in printed[0]
     names = {p.name for p in (tmp_path / "out").iterdir()}
-    expected = {f"video-{k:04d}-class{c}{s}" for k, c in ((0, 2), (1, 0)) for s in (".mp4", ".gif", "")}
-    assert names == expected | {"grid.mp4", "grid.gif", "config.yaml"}
-    assert read_video(tmp_path / "out" / "video-0000-class2.mp4").shape == (4, 16, 16, 3)
-    assert len(read_frames(tmp_path / "out" / "video-0001-class0")) == 4
+    stems = ("video-0000-seed42-class2", "video-0001-seed43-class0")
+    expected = {f"{stem}{suffix}" for stem in stems for suffix in (".mp4", ".gif", "")}
+    assert names == expected | {"grid-seed42-43.mp4", "grid-seed42-43.gif", "config.yaml"}
+    assert read_video(tmp_path / "out" / f"{stems[0]}.mp4").shape == (4, 16, 16, 3)
+    assert len(read_frames(tmp_path / "out" / stems[1])) == 4
     run_sample(monkeypatch, "-c", tmp_path / "out" / "config.yaml", "--output_path", tmp_path / "again")
-    first, second = (read_frames(tmp_path / folder / "video-0000-class2") for folder in ("out", "again"))
+    first, second = (read_frames(tmp_path / folder / stems[0]) for folder in ("out", "again"))
     assert np.array_equal(first, second)
+
+
+def test_another_seed_overwrites_nothing(tmp_path, monkeypatch):
+    """Names alone: the videos themselves are those of the test before."""
+    monkeypatch.setattr(
+        videos,
+        "_make",
+        lambda cfg, pipe, batch, given: made(cfg, batch, np.zeros((len(batch), 4, 16, 16, 3), np.uint8)),
+    )
+    monkeypatch.setattr(videos, "summary", lambda pipe: "")
+    made_by = ("--num_samples", 2, "--output_path", tmp_path)
+    for seed in (42, 7):
+        run_sample(monkeypatch, *TINY, *made_by, "--seed", seed)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"video-0000-seed42.mp4", "video-0001-seed8.mp4", "grid-seed42-43.mp4", "grid-seed7-8.mp4"} <= names
+    assert {"config.yaml", "config-seed42.yaml"} <= names and len(names) == 8
+
+
+def made(cfg, batch, pixels):
+    """Return what `videos._make` does for these pixels (B, F, H, W, 3)."""
+    return [inputs.stem(k, cfg.seed + k, pixels.shape[1], {}, row) for row, k in enumerate(batch)], pixels
+
+
+def test_one_frame_is_an_image(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), dtype=np.uint8)
+    name = inputs.stem(3, 45, 1, {"prompt": ["A dog, running"]}, 0)
+    (file,) = videos._save(frames, tmp_path / name, ["mp4"], 8)
+    assert file.name == "image-0003-seed45-a-dog-running.png"
+    assert np.array_equal(read_any(file), frames)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, -3.0])
+def test_a_guidance_scale_of_one_and_less_is_no_guidance(scale):
+    assert inputs.effective_guidance(scale) == 1.0
+    assert inputs.guidance(options("x", guidance_scale=scale), tiny("class").config) == 1.0
+    with pytest.raises(UserError, match="guidance_scale is nan"):
+        inputs.effective_guidance(float("nan"))
+
+
+@pytest.mark.parametrize(
+    "seed, generator, expected",
+    [
+        (3, None, [3, 4]),
+        (np.int64(3), None, [3, 4]),
+        (None, 42, [42, 43]),
+        ([5, 9], None, [5, 9]),
+        (None, [5, np.random.default_rng(1)], [5, int(np.random.default_rng(1).integers(2**32))]),
+        (None, np.random.default_rng(1), np.random.default_rng(1).integers(2**32, size=2).tolist()),
+    ],
+)
+def test_seeds_from_numbers_lists_and_generators(seed, generator, expected):
+    assert inputs.seeds_of(seed, generator, 2) == expected
+
+
+class TorchGenerator:
+    """Stands for torch.Generator."""
+
+
+@pytest.mark.parametrize(
+    "seed, generator, words",
+    [
+        (None, TorchGenerator(), "TorchGenerator is no seed and no generator of NumPy; give seed=0"),
+        (None, [TorchGenerator()] * 2, "TorchGenerator is no seed"),
+        (1.5, None, "float is no seed"),
+        (True, None, "bool is no seed"),
+        ("1", None, "str is no seed"),
+        (-1, None, "a whole number from 0"),
+        (2**70, None, "a whole number from 0"),
+        ([1], None, "2 videos, but 1 seeds"),
+        (1, 2, "either a seed or a generator"),
+    ],
+)
+def test_what_is_no_seed(seed, generator, words):
+    with pytest.raises(UserError, match=words):
+        inputs.seeds_of(seed, generator, 2)
 
 
 def test_sample_with_another_sampler(tmp_path, monkeypatch, capsys):

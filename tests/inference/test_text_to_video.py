@@ -5,14 +5,17 @@ import json
 import shutil
 import sys
 
+import mindspore as ms
 import numpy as np
 import pytest
 from support.golden_values import FIXTURES, error, recorded
 
 from latte import LattePipeline, export_to_gif, export_to_video
 from latte.commands import sample
+from latte.components import text_encoder
 from latte.data.demo import make_clip
 from latte.errors import UserError
+from latte.inference.pipeline import dtype_name
 from latte.io.video import fit, read_any, read_video, save_png_frames
 from latte.runtime import device
 
@@ -195,12 +198,103 @@ def test_the_temporal_decoder_and_tiles(pipe):
         ({"prompt": "x", "frames": np.zeros((1, 15, 16, 3), np.uint8)}, "these videos take uint8"),
         ({"prompt": "x", "frames": np.zeros((1, 16, 16, 3), np.uint8), "frame_indices": [9]}, "0 to 3"),
         ({"prompt": "x", "output_type": "avi"}, "choose one of pil"),
+        ({"prompt": 3}, "prompt must be a text or a list"),
+        (
+            {"prompt": "x", "num_inference_steps": 0},
+            "num_inference_steps is 0, but must be a whole number from 1 to 1000",
+        ),
+        ({"prompt": "x", "num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+        ({"prompt": "x", "timesteps": [1]}, "either num_inference_steps or timesteps"),
+        ({"prompt": "x", "num_inference_steps": None, "timesteps": [1, 2]}, "timesteps must be .* that fall"),
+        ({"prompt": "x", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"prompt": "x", "num_images_per_prompt": 2, "num_videos_per_prompt": 3}, "two names for one number"),
+        ({"prompt": "x", "guidance": 3}, "no argument 'guidance'; the nearest is 'guidance_scale'"),
+        ({"prompt": "x", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "can only be"),
+        ({"prompt": "x", "callback_on_step_end": lambda *told: True}, "it returned something else"),
+        (
+            {"prompt": "x", "callback_on_step_end": lambda *told: {"latents": np.zeros(3)}},
+            r"returned latents .* \(3,\)",
+        ),
     ],
 )
 def test_arguments_that_cannot_be(pipe, arguments, words):
     with pytest.raises(UserError, match=words) as caught:
         pipe(**(SHORT | arguments))
     assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_diffusers(pipe):
+    options = {"progress": False, "output_type": "latent", "video_length": 4, "seed": 5}
+    made = pipe("x", "", 2, **options)
+    assert made[0] is made.frames and made.seeds == (5,)
+    (same,) = pipe("x", num_inference_steps=2, return_dict=False, **options)
+    assert np.array_equal(same, made[0])
+    listed = pipe("x", timesteps=[999, 500, 1], guidance_scale=1, num_images_per_prompt=2, **options)
+    assert listed[0].shape[0] == 2 and listed.seeds == (5, 6)
+
+
+def test_a_guidance_scale_of_zero_is_the_prompt_alone_with_one_call_a_step(pipe):
+    calls = len(pipe.latents.step_seconds)
+    zero, one = (pipe("x", guidance_scale=scale, **SHORT).frames for scale in (0, 1))
+    assert np.array_equal(zero, one) and len(pipe.latents.step_seconds) == calls + 4
+
+
+def test_a_callback_may_change_the_latents(pipe):
+    options = SHORT | {"num_inference_steps": 3, "sampler": "ddim", "guidance_scale": 1}
+    plain, seen = pipe("x", **options).frames, []
+
+    def unchanged(pipe, step, t, told):
+        seen.append(told["latents"].shape)
+        return told
+
+    def halved(pipe, step, t, told):
+        return {"latents": told["latents"] * 0.5}
+
+    assert np.array_equal(pipe("x", callback_on_step_end=unchanged, **options).frames, plain)
+    assert seen == [(1, 4, 4, 8, 8)] * 3
+    last = lambda pipe, step, t, told: {"latents": told["latents"] * 0.5} if step == 2 else None  # noqa: E731
+    assert np.array_equal(pipe("x", callback_on_step_end=last, **options).frames, plain * np.float32(0.5))
+    assert error(pipe("x", callback_on_step_end=halved, **options).frames, plain * 0.5) > 1e-2
+
+
+def test_the_text_encoder_can_be_kept(monkeypatch):
+    loads, load = [], text_encoder.load_t5
+    monkeypatch.setattr(text_encoder, "load_t5", lambda *given: loads.append(1) or load(*given))
+    for keep, expected in ((True, 1), (False, 3)):
+        prompts = text_encoder.Prompts(FOLDER, keep=keep)
+        prompts.encode(["a dog"])
+        prompts.encode(["a cat"])
+        assert len(loads) == expected
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"device_map": "auto"}, "from_pretrained has no argument 'device_map'; the nearest is"),
+        ({"num_frames": 4}, "a text-to-video folder determines this"),
+        ({"torch_dtype": "int8"}, "dtype int8 is not known"),
+        ({"dtype": "fp32", "torch_dtype": "float16"}, "dtype and torch_dtype are fp16 and fp32"),
+        ({"device_target": "GPU"}, "device_target is GPU, but this process computes on CPU"),
+    ],
+)
+def test_options_of_from_pretrained_that_cannot_be(options, words):
+    with pytest.raises(UserError, match=words):
+        LattePipeline.from_pretrained(FOLDER, **options)
+
+
+@pytest.mark.parametrize(
+    "dtype, name",
+    [
+        ("fp16", "fp16"),
+        ("torch.bfloat16", "bf16"),
+        (np.float16, "fp16"),
+        (np.dtype("float32"), "fp32"),
+        (ms.float16, "fp16"),
+        (None, "fp32"),
+    ],
+)
+def test_dtypes_of_other_libraries(dtype, name):
+    assert dtype_name(None, dtype) == name
 
 
 def broken(folder, how):
@@ -250,15 +344,15 @@ def test_sample_program(tmp_path, monkeypatch, capsys):
     run_sample(monkeypatch, *arguments)
     names = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
     assert (
-        names[0] == "video-0000"
-        and names[1] == "video-0001-etc-passwd"
+        names[0] == "video-0000-seed42"
+        and names[1] == "video-0001-seed43-etc-passwd"
         and names[3:]
         == [
-            "video-0003-a-dog",
-            "video-0004-a-dog",
+            "video-0003-seed45-a-dog",
+            "video-0004-seed46-a-dog",
         ]
     )
-    assert names[2].startswith("video-0002-word-word") and len(names[2]) <= 80
+    assert names[2].startswith("video-0002-seed44-word-word") and len(names[2]) <= 90
 
 
 @SLOW

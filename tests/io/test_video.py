@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import tempfile
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,11 +47,8 @@ def test_to_uint8_refuses_what_is_not_finite():
         video.to_uint8(np.full((3, 2, 2), np.nan))
 
 
-@pytest.mark.parametrize("has_decord", [True, False])
 @pytest.mark.parametrize("size", [(16, 64, 64), (5, 48, 66), (1, 32, 32), (4, 33, 47)])
-def test_mp4_reads_back(tmp_path, monkeypatch, size, has_decord):
-    if not has_decord:
-        monkeypatch.setitem(sys.modules, "decord", None)
+def test_mp4_reads_back(tmp_path, size):
     frames = gradient(*size)
     video.save_mp4(frames, tmp_path / "a.mp4", fps=8)
     found = video.read_video(tmp_path / "a.mp4")
@@ -115,6 +114,54 @@ def test_save_video_writes_every_format(tmp_path):
 def test_other_arrays_are_refused(tmp_path, frames):
     with pytest.raises(ValueError, match="frames must be uint8"):
         video.save_video(frames, tmp_path / "a")
+
+
+@pytest.mark.parametrize("size", [(5, 32, 48), (2, 33, 47), (1, 16, 16)])
+@pytest.mark.parametrize("suffix", ["mp4", "MP4", "mov", "mkv", "webm", "gif"])
+def test_a_video_is_exported_in_the_format_of_its_suffix(suffix, size, tmp_path):
+    frames = gradient(*size)
+    path = video.export_to_video(frames / 255, tmp_path / "new" / f"a.{suffix}", fps=12.5)
+    assert path == tmp_path / "new" / f"a.{suffix}" and [path] == list(path.parent.iterdir())
+    found = video.read_any(path)
+    assert found.shape == frames.shape and error(found, frames) < 4
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == {"webm": "vp9", "gif": "gif"}.get(suffix, "h264")
+        if suffix != "gif":
+            assert stream.average_rate == 12.5
+
+
+@pytest.mark.parametrize(
+    "export, name, options, said",
+    [
+        (video.export_to_video, "out", {}, r"out has no suffix, .* ends in \.mp4, \.mov, \.mkv, \.webm, \.gif"),
+        (video.export_to_video, "out.txt", {}, r"out\.txt has the suffix '\.txt'"),
+        (video.export_to_video, "out.avi", {}, r"out\.avi has the suffix '\.avi'"),
+        (video.export_to_gif, "out.mp4", {}, r"out\.mp4 has the suffix '\.mp4', .* ends in \.gif"),
+        (video.export_to_video, "out.mp4", {"fps": 0}, "fps is 0, but must be above 0"),
+        (video.export_to_gif, "out.gif", {"fps": 200}, "fps is 200, but must be above 0 and at most 100"),
+    ],
+)
+def test_exports_are_refused_before_anything_is_written(export, name, options, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        export(gradient(2, 16, 16), tmp_path / "new" / name, **options)
+    with pytest.raises(UserError, match="no frames"):
+        export([], tmp_path / "new" / "out.gif")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exports_without_a_path_go_to_a_temporary_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for export, suffix in ((video.export_to_video, ".mp4"), (video.export_to_gif, ".gif")):
+        path = export(gradient(3, 16, 16))
+        assert path.parent == tmp_path and path.suffix == suffix and len(video.read_any(path)) == 3
+
+
+def test_a_file_that_the_encoder_did_not_finish_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(video.iio, "imwrite", lambda path, *_, **__: path.write_bytes(b""))
+    with pytest.raises(UserError, match=r"cannot write .*a\.mp4: the encoder wrote 0 of 2 frames"):
+        video.export_to_video(gradient(2, 16, 16), tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_grid_lays_out_rows():
@@ -202,6 +249,36 @@ def clip(tmp_path):
 def test_frames_come_in_order_of_their_number(clip):
     assert video.read_frames(clip)[:, 0, 0, 0].tolist() == [8, 9, 10, 11]
     assert video.read_frames(clip, [3, 1])[:, 0, 0, 0].tolist() == [11, 9]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{:07d}.png", "frame{}.jpg", "img-{:04d}.jpeg", "f-{}.png", "a_{}.webp", "shot.{:04d}.tif", "x2_{}.bmp"]
+)
+def test_frames_come_in_order_of_the_number_that_ends_their_names(pattern, tmp_path):
+    for number in (0, 2, 9, 10, 11, 100):
+        Image.new("L", (4, 4), number).save(tmp_path / pattern.format(number))
+        (tmp_path / f"._{pattern.format(number)}").write_bytes(b"left by a Mac")
+    (tmp_path / "old_0.png").mkdir()
+    assert np.abs(video.read_frames(tmp_path)[:, 0, 0, 0].astype(int) - [0, 2, 9, 10, 11, 100]).max() < 2
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["1.png", "01.png"], "have the same frame number"),
+        (["a_1.png", "a_1.jpg"], "have the same frame number"),
+        (["left_1.png", "right_1.png"], "have the same frame number; a folder holds one video"),
+        (["20240101_235959.jpg", "20240102_000001.jpg"], "but before it by those in front of that"),
+        (["0.75.png", "1.5.png"], "named by decimal fractions"),
+        (["1.25.png", "1.5.png"], "named by decimal fractions"),
+        (["1.png", "cover.png"], r"cover\.png has no frame number at the end of its name"),
+    ],
+)
+def test_names_of_frames_that_do_not_tell_one_order_are_refused(names, said, tmp_path):
+    for name in names:
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    with pytest.raises(UserError, match=said):
+        video.list_frames(tmp_path)
 
 
 def test_grey_frames_become_colour(tmp_path):

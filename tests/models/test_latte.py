@@ -184,6 +184,7 @@ def test_float16_is_close_and_keeps_the_ends_in_float32():
         ({"condition": "audio"}, "audio"),
         ({"input_size": 33}, "multiple of patch_size"),
         ({"num_heads": 7}, "heads"),
+        ({"hidden_size": 66, "num_heads": 6}, "multiple of 4"),
         ({"heads": 7}, "num_heads"),
         ({"dtype": "int8"}, "bf16"),
     ],
@@ -273,3 +274,7 @@ def test_other_shapes_are_not_broadcast(shape):
     x, t, y = (ms.Tensor(a) for a in (np.zeros(shape, np.float32), np.zeros(2, np.int32), np.zeros(2, np.int32)))
     with pytest.raises(ValueError, match="takes x"):
         tiny("class")(x, t, y)
+
+
+def test_heads_may_be_of_odd_width():
+    assert LatteConfig(hidden_size=60, num_heads=4).hidden_size == 60

@@ -154,7 +154,7 @@ def test_files_of_older_versions(tmp_path):
     [
         ({"_class_name": "Transformer2DModel"}, "describes a Transformer2DModel"),
         ({"norm_type": "layer_norm"}, "norm_type 'layer_norm'"),
-        ({"num_layers": "28"}, "num_layers must be whole numbers"),
+        ({"num_layers": "28"}, "the config.json of x: num_layers must be a whole number from 1 to 256, but is '28'"),
         ({"cross_attention_dim": 1024}, "cross_attention_dim 1024"),
     ],
 )
@@ -193,7 +193,7 @@ def broken(folder, how):
         ("missing tensor", "2 missing .proj_out.weight"),
         ("wrong shape", r"proj_out.bias \(7,\) for \(32,\)"),
         ("another network", "holds an autoencoder"),
-        ("missing shard", "model-00001-of-00002.safetensors does not exist"),
+        ("missing shard", "are missing: model-00001-of-00002.safetensors"),
     ],
 )
 def test_broken_folders_are_one_sentence(tmp_path, how, words):

@@ -174,9 +174,10 @@ def test_attention_by_heads():
     check(biased, lambda q, k, v: reference(q, k, v, bias), q, k, v)
 
 
+@pytest.mark.parametrize("width", [4, 3])
 @pytest.mark.parametrize("temporal", [False, True])
-def test_self_attention_over_patches_or_frames(temporal):
-    b, f, t, heads, width = 2, 3, 5, 2, 4
+def test_self_attention_over_patches_or_frames(temporal, width):
+    b, f, t, heads = 2, 3, 5, 2
     d = heads * width
     x, qkv, proj = normal(b, f, t, d), normal(3 * d, d) * d**-0.5, normal(d, d) * d**-0.5
     zero = [np.zeros(3 * d), np.zeros(d)]

@@ -83,6 +83,32 @@ def test_an_absent_device_is_refused():
         device.init_device(absent)
 
 
+def test_the_library_chooses_the_best_device_once_unless_the_user_has_chosen(monkeypatch, caplog):
+    monkeypatch.setattr(device, "_current", None)
+    monkeypatch.setattr(device, "best_target", lambda: "CPU")
+    device.warn_once.cache_clear()
+    monkeypatch.setattr(device, "_is_set", lambda: True)
+    assert device.choose_device().target == "CPU" and not caplog.messages
+    monkeypatch.setattr(device, "_current", None)
+    monkeypatch.setattr(device, "_is_set", lambda: False)
+    assert [device.choose_device(target).target for target in (None, "CPU", None)] == ["CPU"] * 3
+    assert [message for message in caplog.messages if message.startswith("computing on CPU; device_target")] != []
+    assert len(caplog.messages) == 1
+    with pytest.raises(UserError, match="device_target is GPU, but this process computes on CPU"):
+        device.choose_device("GPU")
+
+
+def test_the_first_call_of_a_graph_is_said_to_compile(caplog):
+    caplog.set_level("INFO", "latte")
+    called = set()
+    for key in ("a", "a", "b"):
+        with graphs.first_call("the network", called, key):
+            pass
+    assert [message.split()[0] for message in caplog.messages] == ["compiling", "compiled"] * 2
+    with device.use("Ascend"), graphs.first_call("the network", called, "c"):
+        assert caplog.messages[-1] == "compiling the network, which takes minutes the first time"
+
+
 def test_the_best_target_is_one_that_is_there():
     assert ms.hal.is_available(device.best_target())
 

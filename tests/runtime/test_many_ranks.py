@@ -29,6 +29,7 @@ OPTIONS = {
     "vae_slice": 8,
     "sample_stride": 1,
     "sample_videos": 0,
+    "vae_check": False,
     "num_workers": 1,
     "log_interval": 2,
     "data_folder": "frames",

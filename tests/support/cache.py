@@ -8,7 +8,7 @@ from latte.config import CacheConfig
 from latte.data.cache import Cache, Entry, file_hash
 from latte.data.records import checksums, structure_hash, write_records
 
-SMALL = {"vae_checkpoint": str(FIXTURES / "vae.bin"), "image_size": 16, "vae_slice": 8}
+SMALL = {"vae_checkpoint": str(FIXTURES / "vae.bin"), "image_size": 16, "vae_slice": 8, "vae_check": False}
 TYPES = ("numpy", "mindrecord")
 
 

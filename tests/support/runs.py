@@ -14,7 +14,7 @@ from latte.weights.safetensors_file import read_safetensors
 
 TRAIN = {"vae_checkpoint": FIXTURES / "vae.bin", "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 2}
 TRAIN |= {"image_size": 16, "num_frames": 4, "vae_slice": 8, "num_workers": 1, "log_interval": 2, "max_steps": 4}
-TRAIN |= {"sample_videos": 1, "sample_steps": 2, "ckpt_save_interval": 4, "train_batch_size": 4}
+TRAIN |= {"sample_videos": 1, "sample_steps": 2, "vae_check": False, "ckpt_save_interval": 4, "train_batch_size": 4}
 SAMPLES = {
     "class": (
         "--checkpoint",

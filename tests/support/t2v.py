@@ -14,7 +14,14 @@ from latte.data.demo import CLASSES, caption, clip_name, make_clip, write_frames
 from latte.training.cache_maker import make_cache
 
 FOLDER = FIXTURES / "latte_t2v"
-SMALL = {"train_batch_size": 2, "num_workers": 1, "log_interval": 2, "sample_videos": 0, "vae_slice": 8}
+SMALL = {
+    "train_batch_size": 2,
+    "num_workers": 1,
+    "log_interval": 2,
+    "sample_videos": 0,
+    "vae_check": False,
+    "vae_slice": 8,
+}
 CLIPS = [(label, seed) for seed in range(2) for label in range(len(CLASSES))]
 
 

@@ -1,5 +1,6 @@
 """Checkpoints outlive a kill at any moment, a damaged file and a full disk; what is kept and what goes."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -95,6 +96,71 @@ def test_a_damaged_newest_falls_back_to_the_one_before(left, tmp_path, caplog):
     assert "state-00000002" in caplog.text and "the checkpoint before it is taken" in caplog.text
 
 
+def test_a_flipped_bit_anywhere_in_a_state_is_found(tmp_path, monkeypatch):
+    made = save(tmp_path, 1, 2)
+    file = tmp_path / "state-00000002.safetensors"
+    whole = file.read_bytes()
+    rng = np.random.default_rng()
+    spaces = whole.rindex(b"}") + 1, 8 + int.from_bytes(whole[:8], "little")  # which fill up the header: no matter
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(data)
+        if not spaces[0] <= place < spaces[1]:
+            assert made.newest() == 1, (place, data[place], whole[place])
+
+
+def test_a_state_under_the_name_of_another_step_is_damaged(tmp_path, caplog):
+    made = save(tmp_path, 1, 2)
+    shutil.copy(tmp_path / "state-00000001.safetensors", tmp_path / "state-00000003.safetensors")
+    with caplog.at_level(logging.WARNING, "latte"):
+        assert made.newest() == 2
+    assert "state-00000003.safetensors holds step 1; the checkpoint before it is taken" in caplog.text
+
+
+def test_without_one_whole_state_there_is_none_to_go_on_from(tmp_path, caplog):
+    made = save(tmp_path, 1, 2)
+    for file in tmp_path.glob("state-*"):
+        os.truncate(file, 30)
+    with pytest.raises(UserError, match=r"holds no state that can be resumed from \(.*state-00000002.*damaged"):
+        made.newest()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("call", [0, 1, 2, 3])
+def test_a_kill_between_two_removals_leaves_nothing_for_ever(call, tmp_path, monkeypatch):
+    save(tmp_path, 2, 4, keep_last=2)
+    calls = []
+
+    def unlink(path, **options):
+        calls.append(path)
+        if len(calls) > call:
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    remove = type(tmp_path).unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "unlink", unlink)
+        with contextlib.suppress(KeyboardInterrupt):
+            save(tmp_path, 6, keep_last=2)
+    for file in tmp_path.glob(".*"):
+        file.unlink()
+    save(tmp_path, 6, 8, 10, keep_last=2)
+    assert names(tmp_path) == sorted(
+        f"{kind}-000000{step}.{end}"
+        for kind, end in (("ema", "ckpt"), ("state", "safetensors"))
+        for step in ("08", "10")
+    )
+
+
+def test_old_weights_without_a_state_go_with_the_old_checkpoints(tmp_path):
+    save(tmp_path, 2, 4, 6, 8, keep_last=4)
+    for step in (2, 4, 6):
+        (tmp_path / f"state-{step:08d}.safetensors").unlink()
+    save(tmp_path, 10, keep_last=2, keep_every=4)
+    assert names(tmp_path)[:3] == ["ema-00000004.ckpt", "ema-00000008.ckpt", "ema-00000010.ckpt"]
+
+
 def test_the_last_and_the_multiples_are_kept(tmp_path):
     made = save(tmp_path, *range(2, 21, 2), keep_last=2, keep_every=8)
     assert made.steps() == [8, 16, 18, 20]
@@ -126,7 +192,7 @@ def test_a_disk_that_is_too_small_is_said_before_writing(tmp_path, monkeypatch):
     made = save(tmp_path, 1, keep_last=1)
     before = names(tmp_path)
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 100, 100))
-    with pytest.raises(UserError, match=r"0\.00 GiB free, but a checkpoint needs 0\.00; free some space"):
+    with pytest.raises(UserError, match=r"0\.00 MiB free, but a checkpoint needs 0\.00 MiB; free some space"):
         save(tmp_path, 2, keep_last=1)
     assert names(tmp_path) == before and made.newest() == 1
 

@@ -1,11 +1,13 @@
 """metrics.csv of a resumed run is the uninterrupted one's; TensorBoard hides what was redone; the plot is drawn."""
 
+import logging
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from latte.errors import UserError
 from latte.training.metrics import COLUMNS, Metrics, describe, read_metrics, smoothed
 
 OTHERS = {"videos_per_second": 2.5, "images_per_second": 40.0, "memory_gib": 1.25}
@@ -54,7 +56,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(tmp_path):
 
 def test_numbers_are_exact_and_there_are_no_times(tmp_path):
     file = run(tmp_path, 0, [3]).file
-    (row,) = read_metrics(file)
+    ((row,), _) = read_metrics(file)
     assert tuple(row) == COLUMNS and {name: float(text) for name, text in row.items()} == values(3)
     assert not set(COLUMNS) & set(OTHERS) and not any("time" in name for name in COLUMNS)
 
@@ -62,16 +64,68 @@ def test_numbers_are_exact_and_there_are_no_times(tmp_path):
 def test_a_row_is_in_the_file_at_once(tmp_path):
     metrics = Metrics(tmp_path, 0)
     metrics.write(values(1), OTHERS)
-    assert len(read_metrics(metrics.file)) == 1
+    assert len(read_metrics(metrics.file)[0]) == 1
     metrics.close()
 
 
-@pytest.mark.parametrize("text", ["", "step,loss\n1,2\n"])
-def test_another_file_of_that_name_is_an_error_and_stays(text, tmp_path):
-    (tmp_path / "metrics.csv").write_text(text)
-    with pytest.raises(UserError, match=r"metrics\.csv does not begin with the columns step,epoch"):
-        Metrics(tmp_path, 0)
-    assert (tmp_path / "metrics.csv").read_text() == text
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.replace(b"\n5,", b"\na,b,c,d,e,f,g,h,i\n5,"),
+        lambda data: data.replace(b"\n5,", b"\n4,1,x,1,1,1,1,1,1\n5,"),
+        lambda data: data.replace(b"\n5,", b"\n\xff\xfe\x00\n5,"),
+        lambda data: data.replace(b"\n5,", b"\n1,1,1,1,1,1,1,1,1\n,\n5,"),
+        lambda data: data.replace(b"\n5,", b"\n" + b"9" * 5000 + b",1,1,1,1,1,1,1,1\n5,"),
+        lambda data: data.replace(b"epoch", b"epo\x00h"),
+        lambda data: data[data.index(b"\n") + 1 :],
+    ],
+    ids=["text", "word", "no UTF-8", "out of order", "a huge step", "columns", "no columns"],
+)
+def test_damaged_rows_are_left_out_and_the_file_is_kept_beside(damage, tmp_path, caplog):
+    whole = run(tmp_path / "whole", 0, range(1, 21)).file.read_bytes()
+    file = run(tmp_path / "cut", 0, range(1, 21)).file
+    damaged = damage(whole)
+    file.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING, "latte"):
+        run(tmp_path / "cut", 10, range(11, 21))
+    assert file.read_bytes() == whole and "the file as it was is metrics-before-step-00000010.csv" in caplog.text
+    assert (tmp_path / "cut/metrics-before-step-00000010.csv").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n1,2\n", None])
+def test_another_file_or_none_of_that_name_ends_no_run(text, tmp_path):
+    if text is not None:
+        (tmp_path / "metrics.csv").write_text(text)
+    rows, _ = read_metrics(run(tmp_path, 4, [5]).file)
+    assert [row["step"] for row in rows] == ["5"]
+    aside = tmp_path / "metrics-before-step-00000004.csv"
+    assert aside.read_text() == text if text else not aside.exists()
+
+
+def test_a_file_with_other_line_ends_is_whole(tmp_path):
+    whole = run(tmp_path, 0, range(1, 6)).file
+    data = whole.read_bytes()
+    whole.write_bytes(data.replace(b"\n", b"\r\n"))
+    assert run(tmp_path, 5, []).file.read_bytes() == data
+
+
+def test_a_file_that_is_removed_while_training_is_begun_anew(tmp_path, caplog):
+    metrics = Metrics(tmp_path / "run", 0)
+    for step in range(1, 6):
+        if step == 3:
+            metrics.file.unlink()
+            metrics.sync()
+            metrics.plot()
+        if step == 5:
+            shutil.rmtree(tmp_path / "run")
+        metrics.write(values(step), OTHERS)
+        if step == 4:
+            assert [row["step"] for row in read_metrics(metrics.file)[0]] == ["3", "4"]
+    metrics.sync()
+    metrics.plot()
+    metrics.close()
+    assert read_metrics(metrics.file) == ([{name: str(values(5)[name]) for name in COLUMNS}], "")
+    assert caplog.text.count("was removed or emptied, and is begun anew") == 2
 
 
 @pytest.mark.parametrize("resume_step", [0, 4])

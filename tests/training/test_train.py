@@ -30,6 +30,7 @@ SMALL = {
     "vae_slice": 8,
     "train_batch_size": 2,
     "sample_videos": 0,
+    "vae_check": False,
     "num_workers": 1,
     "log_interval": 2,
 }
@@ -87,17 +88,20 @@ def run_of(path):
 @pytest.mark.slow
 def test_a_run_leaves_everything_behind(folders, tmp_path):
     options = {"data_folder": folders, "condition": "class", "num_classes": 2, "sample_videos": 2, "sample_steps": 2}
+    options |= {"vae_check": True}
     done = train(**options, output_path=tmp_path, max_steps=4, ckpt_save_interval=2, ckpt_max_keep=1, num_workers=2)
     assert done.returncode == 0, done.stderr
     run = run_of(tmp_path)
     names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    wanted = "config.yaml log.txt metrics.csv loss.png samples/step-00000002.gif samples/step-00000004.gif"
+    wanted = "config.yaml log.txt metrics.csv loss.png vae.png samples/step-00000002.gif samples/step-00000004.gif"
     wanted = {*wanted.split(), "ckpt/ema-00000004.ckpt", "ckpt/state-00000004.safetensors"}
     assert wanted <= names and not any("00000002.ckpt" in name for name in names)
     assert any(name.startswith("tensorboard/events") for name in names)
     rows = (run / "metrics.csv").read_text().splitlines()
     assert rows[0].startswith("step,epoch,loss") and [row.split(",")[0] for row in rows[1:]] == ["2", "4"]
-    assert "saved" in (run / "log.txt").read_text()
+    log = (run / "log.txt").read_text()
+    assert "compiled the training step in" in log and "set vae_checkpoint to one that knows such images" in log
+    assert f"to sample from this run: python {ROOT / 'sample.py'} --checkpoint {run}\n" in log
     net = load_model(run / "ckpt" / "ema-00000004.ckpt")
     assert net.config.num_classes == 2 and net.config.num_heads == 2 and net.config.num_frames == 4
     config = parse_config(TrainConfig, ["-c", str(run / "config.yaml")])
@@ -162,6 +166,13 @@ def test_bad_input_is_one_sentence(options, said, folders, tmp_path, monkeypatch
     assert ended.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said in line and not list((tmp_path / "out").glob("*/ckpt/*"))
+
+
+def test_classes_are_not_all_0_because_a_table_has_none(folders, tmp_path, monkeypatch, capsys):
+    (tmp_path / "t.csv").write_text("video\nday/a\nnight/c\n")
+    options = {"data_layout": "csv", "csv_path": tmp_path / "t.csv", "condition": "class", "num_classes": 2}
+    said = "condition is class, but the data has no classes: data_layout is csv; set"
+    test_bad_input_is_one_sentence(options, said, folders, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ from latte.models.precision import prepare
 from latte.runtime import device, graphs
 from latte.training.build import build
 from latte.training.cache_maker import make_cache
-from latte.training.state import check_same, load_state, state_of, weights_of
+from latte.training.identity import compare
+from latte.training.state import load_state, state_of, weights_of
 from latte.training.step import StepOptions, TrainStep
 from latte.training.trainer import Trainer
 from latte.weights import files, lora
@@ -281,7 +282,7 @@ def test_a_state_of_another_tuning_is_refused(tuned):
         load_state(training.step, state | {"adam_m.proj_out.bias": np.zeros(32)}, "a file")
     for key, said in ((lora.ALPHA, "lora_alpha 8, but the options ask for 16"), (lora.BASE, "another pretrained")):
         with pytest.raises(UserError, match=said):
-            check_same(training.metadata, training.metadata | {key: "16"}, "a file")
+            compare(training.metadata, training.metadata | {key: "16"}, "a file")
 
 
 def test_additions_to_widened_heads_are_saved_at_their_own_width():

@@ -108,6 +108,16 @@ def test_videos_are_read_where_there_are_no_images(tmp_path):
     assert train_vae.read_clips(str(tmp_path))[0].shape == (1, 32, 32, 3)
 
 
+def test_links_are_followed_and_what_a_mac_leaves_is_no_frame(tmp_path):
+    for folder in ("data/one", "elsewhere/two"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / folder / "x.webp")
+        (tmp_path / folder / "._x.webp").write_bytes(b"left by a Mac")
+    (tmp_path / "data" / "two").symlink_to(tmp_path / "elsewhere" / "two")
+    frames, clips = train_vae.read_clips(str(tmp_path / "data"))
+    assert frames.shape == (2, 32, 32, 3) and clips.tolist() == [0, 1]
+
+
 def test_an_interrupt_saves_after_the_step(tmp_path):
     settings = VaeTrainConfig(target=str(tmp_path / "vae.safetensors"), crop=16)
     config = train_vae.AutoencoderConfig(block_out_channels=(32,), layers_per_block=1, mid_block_add_attention=False)

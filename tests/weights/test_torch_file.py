@@ -6,14 +6,18 @@ import pickle  # noqa: TID251 -- writes what must not be read
 import random
 import struct
 import tarfile
+import time
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from latte.errors import UserError
-from latte.weights.pickle_data import Opaque, PickleError, Table, read_pickle
+from latte.weights.dtypes import dtype_name
+from latte.weights.mapped import verified
+from latte.weights.pickle_data import Opaque, PickleError, Table, Unread, read_pickle
 from latte.weights.torch_file import read_torch_file, write_torch_file
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -149,7 +153,6 @@ def test_nesting_does_not_exhaust_the_stack(tmp_path):
         {"offset": 3, "shape": (2,), "strides": (-1,)},
         {"offset": -1, "shape": (2,), "strides": (1,)},
         {"offset": 0, "shape": (-2,), "strides": (1,)},
-        {"offset": 0, "shape": (10**12,), "strides": (0,)},
         {"offset": 0, "shape": (2**40, 2**40), "strides": (0, 0)},
         {"offset": 0, "shape": (2, 2), "strides": (1,)},
         {"offset": 0, "shape": (1,) * 40, "strides": (1,) * 40},
@@ -159,7 +162,7 @@ def test_nesting_does_not_exhaust_the_stack(tmp_path):
         {"offset": 0, "shape": (4,), "strides": (1,), "count": 5},
         {"offset": 0, "shape": (1,), "strides": (1,), "count": -1},
         {"offset": 0, "shape": (1,), "strides": (1,), "count": 2**70},
-        {"offset": 0, "shape": (1,), "strides": (1,), "storage": "QInt8Storage"},
+        {"offset": 0, "shape": (5,), "strides": (1,), "storage": "QInt32Storage"},
     ],
 )
 def test_tensors_outside_their_storage(tmp_path, tensor):
@@ -218,6 +221,10 @@ def _tar(path):
         (b"\0\0\0\x20ftypisom" + bytes(100), "an MP4 video"),
         (b"\x1f\x8b\x08" + bytes(100), "a gzip archive; unpack it first"),
         ("# Lätte\n\nhello\n".encode() * 30, "a text file"),
+        (b"GGUF\3\0\0\0" + bytes(100), "a GGUF file"),
+        (b"\x08\x07\x12\x07pytorch\x1a" + bytes(100), "an ONNX graph"),
+        (pickle.dumps({"a": np.zeros(3)}, 4), "a pickle that torch.save did not write"),
+        (b"\n<?xml version='1.0'?><Error>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         (b"<!DOCTYPE html>\n<html>", "a web page"),
         (b"PK\x03\x04" + bytes(100), "cut off"),
@@ -241,7 +248,7 @@ def test_files_of_another_kind(tmp_path, content, said):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_torch_file(tmp_path / "x.pt")
-    with pytest.raises(UserError, match="directory"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         read_torch_file(tmp_path)
 
 
@@ -309,3 +316,221 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
         with pytest.raises(UserError, match=said):
             write_torch_file(path, bad)
     assert read_torch_file(path) == {"a": 1} and [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
+def literal(value):
+    """Return the opcodes of a value of the pickle module, without their head and end."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def call(name, *arguments):
+    """Return the opcodes of a call; each argument is opcodes."""
+    module, _, function = name.rpartition(".")
+    return f"c{module}\n{function}\n".encode() + b"(" + b"".join(arguments) + b"tR"
+
+
+def stored(kind="torch.FloatStorage", key="0", count=4):
+    module, _, name = kind.rpartition(".")
+    head = b"(" + literal("storage") + f"c{module}\n{name}\n".encode()
+    return head + literal(key) + literal("cpu") + literal(count) + b"tQ"
+
+
+FOUR = np.arange(4, dtype=np.float32)
+WHOLE = (literal(0), literal((4,)), literal((1,)), literal(False), literal({}))
+
+
+@pytest.mark.parametrize("info", [literal(True), call("torch_npu.npu._format.Format", literal(2))])
+def test_a_tensor_of_an_ascend_card_is_an_ordinary_one(tmp_path, info):
+    tensor = call("torch_npu.utils.storage._rebuild_npu_tensor", stored(), *WHOLE, info)
+    assert read_torch_file(zip_file(tmp_path / "x.pt", b"\x80\x02" + tensor + b".", FOUR.tobytes())).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize(
+    "tensor, name",
+    [
+        (
+            call(
+                "torch._utils._rebuild_tensor_v2",
+                stored("torch.ComplexFloatStorage", "0", 2),
+                literal(0),
+                literal((2,)),
+                literal((1,)),
+            ),
+            "ComplexFloat",
+        ),
+        (
+            call(
+                "torch._utils._rebuild_tensor_v3",
+                stored("torch.storage.UntypedStorage", "0", 16),
+                literal(0),
+                literal((16,)),
+                literal((1,)),
+                literal(False),
+                literal({}),
+                b"ctorch\nfloat8_e4m3fn\n",
+            ),
+            "float8_e4m3fn",
+        ),
+        (
+            call(
+                "torch._utils._rebuild_tensor_v3",
+                stored("torch.storage.UntypedStorage", "0", 16),
+                literal(0),
+                literal((8,)),
+                literal((1,)),
+                literal(False),
+                literal({}),
+                b"ctorch\nuint16\n",
+            ),
+            "uint16",
+        ),
+    ],
+)
+def test_a_tensor_of_a_rare_type_has_its_name_and_shape(tmp_path, form, tensor, name):
+    described = b"\x80\x02}(" + literal("odd") + tensor + b"u."
+    path = tmp_path / "x.pt"
+    if form == "zip":
+        zip_file(path, described, FOUR.tobytes())
+    else:
+        count = 2 if name == "ComplexFloat" else 16
+        path.write_bytes(LEGACY_HEAD + described + pickle.dumps(["0"], 2) + struct.pack("<q", count) + FOUR.tobytes())
+    odd = read_torch_file(path)["odd"]
+    assert dtype_name(odd) == name and odd.nbytes == 16 and odd.tobytes() == FOUR.tobytes()
+    with pytest.raises(UserError, match=f"odd has dtype {name}, which cannot be saved"):
+        write_torch_file(tmp_path / "y.pt", {"odd": odd})
+
+
+@pytest.mark.parametrize(
+    "tensor, said",
+    [
+        (call("torch._utils._rebuild_sparse_tensor", literal(0), literal(())), "a sparse tensor"),
+        (call("torch._utils._rebuild_qtensor", stored("torch.QInt8Storage", "0", 16), *WHOLE), "a quantized tensor"),
+        (
+            call("torch._utils._rebuild_tensor_v2", stored(), literal(0), literal((10**12,)), literal((0,))),
+            "repeats elements",
+        ),
+        (
+            call("torch._utils._rebuild_tensor_v2", stored(), *WHOLE, literal({"neg": True})),
+            "a conjugated or negated view",
+        ),
+        (
+            call(
+                "torch._utils._rebuild_tensor_v3",
+                stored("torch.storage.UntypedStorage", "0", 16),
+                *WHOLE,
+                b"ctorch\nint3\n",
+            ),
+            "a tensor of torch.int3",
+        ),
+    ],
+)
+def test_a_tensor_that_cannot_be_read_says_so_only_where_it_is(tmp_path, tensor, said):
+    plain = call("torch._utils._rebuild_tensor_v2", stored(), *WHOLE)
+    described = b"\x80\x02}(" + literal("odd") + tensor + literal("plain") + plain + b"u."
+    obj = read_torch_file(zip_file(tmp_path / "x.pt", described, FOUR.tobytes()))
+    assert isinstance(obj["odd"], Unread) and said in obj["odd"].name and obj["plain"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("local, whole", [((4,), True), ((2,), False)])
+def test_a_distributed_tensor_is_read_if_it_is_whole_here(tmp_path, local, whole):
+    part = call("torch._utils._rebuild_tensor_v2", stored(), literal(0), literal(local), literal((1,)))
+    state = b"(N}(" + literal("_local_tensor") + part + b"ut"
+    arguments = b"(cx\nDTensor\nctorch\nfloat32\n" + literal((4,)) + b"t"
+    tensor = call(
+        "torch._tensor._rebuild_from_type_v2",
+        b"ctorch._utils\n_rebuild_wrapper_subclass\n",
+        b"cx\nDTensor\n",
+        arguments,
+        state,
+    )
+    found = read_torch_file(zip_file(tmp_path / "x.pt", b"\x80\x02" + tensor + b".", FOUR.tobytes()))
+    assert found.tolist() == [0, 1, 2, 3] if whole else "part of a distributed tensor" in found.name
+
+
+def two_tensors(path):
+    """Write a file whose storage "bad" has a wrong byte, and return what it holds."""
+    write_torch_file(path, {"good": np.ones(1000, np.float32), "bad": np.full(1000, 2, np.float32)})
+    content = bytearray(path.read_bytes())
+    content[content.index(np.full(10, 2, np.float32).tobytes()) + 2002] ^= 1
+    path.write_bytes(content)
+    return read_torch_file(path)
+
+
+def test_a_wrong_checksum_is_told_when_the_record_is_used(tmp_path):
+    found = two_tensors(tmp_path / "x.pt")
+    assert verified(found["good"]).sum() == 1000
+    for use in (verified, lambda values: write_torch_file(tmp_path / "y.pt", {"bad": values})):
+        for part in (found["bad"], found["bad"][:3], found["bad"].reshape(10, 100).T):
+            with pytest.raises(UserError, match=r"x\.pt is damaged: the checksum of data/1 in it differs"):
+                use(part)
+    assert not (tmp_path / "y.pt").exists()
+
+
+def test_checksums_that_were_left_out_are_not_compared(tmp_path):
+    path = tmp_path / "x.pt"
+    two_tensors(path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        position = archive.start_dir
+    while content[position : position + 4] == b"PK\x01\x02":
+        content[position + 16 : position + 20] = bytes(4)
+        position += 46 + sum(struct.unpack_from("<HHH", content, position + 28))
+    path.write_bytes(content)
+    assert verified(read_torch_file(path)["bad"]).shape == (1000,)
+
+
+@pytest.mark.parametrize("name", ["a/data.pkl", "a/data/0", "b/data.pkl", "b/version"])
+def test_an_archive_that_two_readers_would_read_differently(tmp_path, name):
+    path = zip_file(tmp_path / "x.pt", tensor_pickle(0, (4,), (1,)), FOUR.tobytes())
+    assert read_torch_file(path).tolist() == [0, 1, 2, 3]
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns() if name.startswith("a/") else nullcontext():
+        archive.writestr(name, bytes(16))
+    with pytest.raises(UserError, match="a record twice, or two roots"):
+        read_torch_file(path)
+
+
+def many_sizes():
+    """A million times a torch.Size of the same long list."""
+    return b"](" + b"N" * 100_000 + b"eq\0" + b"(" + (b"ctorch\nSize\nh\0\x85R" * 50) + b"l"
+
+
+@pytest.mark.parametrize(
+    "described, said",
+    [
+        (tensor_pickle(0, (200,) * 20_000, None, 0), "is damaged"),
+        (b"\x80\x02}(" + b"".join(literal(k * (2**61 - 1)) + b"N" for k in range(1, 30_000)) + b"u.", None),
+        (b"\x80\x02" + many_sizes() + b".", "more than 100,000 objects"),
+        (b"\x80\x02" + b"N" * 200_000 + b".", "more than 100,000 objects"),
+        (b"\x80\x02}" + literal(1 << 20_000) + b"Ns.", None),
+    ],
+)
+def test_small_files_take_little_time(tmp_path, monkeypatch, described, said):
+    monkeypatch.setattr("latte.weights.pickle_data.MAX_STEPS", 100_000)
+    path, start = zip_file(tmp_path / "x.pt", described), time.process_time()
+    if said:
+        with pytest.raises(UserError, match=said):
+            read_torch_file(path)
+    else:
+        assert read_torch_file(path) == {}
+    assert time.process_time() - start < 2
+
+
+def test_an_archive_of_too_many_records(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"PK\x03\x04" + bytes(40) + b"PK\x05\x06" + b"\0\0\0\0\xff\xff\xff\xff" + bytes(10))
+    with pytest.raises(UserError, match="more than 65,534 records"):
+        read_torch_file(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "x.pt")
+    for path in (tmp_path / "x.pt", Path(os.devnull)):
+        with pytest.raises(UserError, match="a pipe, a socket or a device, not a file"):
+            read_torch_file(path)

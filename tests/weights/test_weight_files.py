@@ -1,7 +1,10 @@
 """Weight files from one form to another with every bit kept, and the sets of weights in them."""
 
 import json
+import pickle  # noqa: TID251 -- writes what must not be read
 import shutil
+import time
+import zipfile
 
 import mindspore as ms
 import numpy as np
@@ -11,8 +14,9 @@ from support.weights import WEIGHTS, kinds, same
 
 from latte.errors import UserError
 from latte.weights import mindspore_file
+from latte.weights.dtypes import dtype_name
 from latte.weights.files import CONFIG, read_state_dict, write_state_dict
-from latte.weights.mapped import release_pages
+from latte.weights.mapped import release_pages, verified
 from latte.weights.torch_file import read_torch_file
 
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
@@ -134,7 +138,7 @@ def test_sharded_folder(tmp_path):
     same(state.tensors, whole.tensors)
     assert json.loads(state.metadata[CONFIG])["norm_num_groups"] == 2
     (tmp_path / "model-1-of-2.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model-1-of-2\.safetensors does not exist"):
+    with pytest.raises(UserError, match=r"names 1 of 2 files that are missing: model-1-of-2\.safetensors;"):
         read_state_dict(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(UserError, match="index"):
@@ -142,7 +146,7 @@ def test_sharded_folder(tmp_path):
 
 
 def test_folders_without_one_file_of_weights(tmp_path):
-    with pytest.raises(UserError, match=r"without .safetensors, .bin or .ckpt files"):
+    with pytest.raises(UserError, match=r"without .safetensors, .bin, .ckpt, .pt or .pth files"):
         read_state_dict(tmp_path)
     for name in ("a.bin", "b.bin"):
         write_state_dict(tmp_path / name, {"x": np.zeros(1)}, {})
@@ -158,3 +162,104 @@ def test_pages_that_were_let_go_come_back(tmp_path, suffix):
     for values in (*found.values(), np.zeros(3), found["w3"][::2]):
         release_pages(values)
     same(found, tensors)
+
+
+def safetensors_file(path, header, length=8):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(length))
+    return path
+
+
+def entry(begin, end, shape=None, dtype="F32"):
+    return {"dtype": dtype, "shape": [(end - begin) // 4] if shape is None else shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry(0, 8), "b": entry(0, 8)},
+        {"a": entry(0, 4), "b": entry(2, 6, [1])},
+        {"a": entry(0, 4)},  # bytes after it
+        {"a": entry(4, 8)},  # bytes before it
+        {"a": entry(-8, 0, [2]), "b": entry(0, 8)},
+        {"a": entry(False, 8, [2])},
+        {"a": entry(0, 8, [True, 2])},
+        {"a": entry(0, 8, [2.0])},
+        {"a": entry(0, 8, [1] * 60 + [2])},
+        {"a": entry(0, 8, "2")},
+        {"a": entry(0, 8, dtype=5)},
+        {"a": entry(0, 8, dtype="F\x1b[2J")},
+        {"a": entry(0, 8), "__metadata__": [1]},
+        {"a": entry(0, 8), "__metadata__": "x"},
+        {"a": entry(0, 8), "__metadata__": {"x": 1}},
+        {"a": entry(0, 8), "__metadata__": {"x": "\ud800"}},
+        {"a": entry(0, 8), "__metadata__": {"\ud800": "x"}},
+        {"a\ud800": entry(0, 8)},
+        {"a": entry(0, float("inf"), [2])},
+        {"a": entry(0, 0, [0, 10**400]), "b": entry(0, 8)},
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+        b'{"a":{"dtype":"F32","shape":[' + b",".join([b"9"] * 60_000) + b'],"data_offsets":[0,8]}}',
+        b'{"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    ],
+)
+def test_what_the_safetensors_format_forbids(tmp_path, header):
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"x\.safetensors is a safetensors file that is cut off or damaged"):
+        read_state_dict(safetensors_file(tmp_path / "x.safetensors", header))
+    assert time.process_time() - start < 1
+
+
+def test_a_rare_dtype_of_safetensors_is_read_and_not_used(tmp_path):
+    header = {"a": entry(0, 4), "b": entry(4, 6, [2], "F8_E4M3"), "c": entry(6, 8, [4], "F4")}
+    tensors = read_state_dict(safetensors_file(tmp_path / "x.safetensors", header)).tensors
+    assert [dtype_name(values) for values in tensors.values()] == ["float32", "F8_E4M3", "F4"]
+    assert tensors["b"].shape == (2,) and tensors["c"].nbytes == 2
+    with pytest.raises(UserError, match="b has dtype F8_E4M3, which cannot be saved"):
+        write_state_dict(tmp_path / "y.ckpt", tensors, {})
+
+
+@pytest.mark.parametrize(
+    "dims, kind, content",
+    [
+        ([2**62] * 20_000, b"Float32", bytes(8)),
+        ([2], b"Float\x1b[2J", bytes(8)),
+        ([2], b"\xff", bytes(8)),
+        ([3], b"Float32", bytes(8)),
+        ([0], b"str", b"abc"),
+    ],
+)
+def test_damaged_values_of_mindspore(tmp_path, dims, kind, content):
+    encoded, block = mindspore_file._encoded, mindspore_file._block
+    tensor = b"".join(b"\x08" + encoded(size) for size in dims) + block(b"\x12", kind) + block(b"\x1a", content)
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(block(b"\x0a", block(b"\x0a", b"a") + block(b"\x12", tensor)))
+    start = time.process_time()
+    with pytest.raises(UserError, match="cut off, damaged or encrypted"):
+        read_state_dict(path)
+    assert time.process_time() - start < 1
+
+
+def test_the_checksum_of_mindspore_is_compared(tmp_path):
+    path = tmp_path / "x.ckpt"
+    values = [{"name": "a", "data": ms.Tensor(np.arange(100, dtype=np.float32))}]
+    ms.save_checkpoint(values, str(path), crc_check=True)
+    assert verified(read_state_dict(path).tensors["a"])[3] == 3
+    content = bytearray(path.read_bytes())
+    content[200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged: the checksum of the file in it differs"):
+        verified(read_state_dict(path).tensors["a"])
+
+
+def test_a_graph_of_mindspore_is_not_taken_for_a_checkpoint(tmp_path):
+    (tmp_path / "x.mindir").write_bytes(b"\x0a\x050.1.0\x12\x09MindSpore\x0a\x07" + bytes(50))
+    with pytest.raises(UserError, match="is a MindIR graph, not a checkpoint"):
+        read_state_dict(tmp_path / "x.mindir")
+
+
+def test_metadata_that_could_not_be_written_again(tmp_path):
+    described = pickle.dumps({"ema": {}, "metadata": {"config": "\ud800"}}, 2)
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("a/data.pkl", described)
+    with pytest.raises(UserError, match="has metadata that is not text"):
+        read_state_dict(tmp_path / "x.pt")
