@@ -205,6 +205,8 @@ class Cache:
                 continue
             path = self.folder / entry.file
             try:
+                if not all(part.is_file() for part in file_parts(path)):
+                    raise ValueError("it or its index is missing or no file")
                 there = structure_hash(path) if entry.structure else file_hash(path)
                 if there != (entry.structure or entry.sha256):
                     damaged[entry.file] = f"{path} is damaged: it differs from its checksum; {REMEDY}"
@@ -253,8 +255,10 @@ def read_cache(folder: str | Path) -> Cache:
     try:
         if not path.exists():
             return _read_old(folder)
-        content = path.read_text(encoding="utf-8")
-        journals = [(journal, journal.read_text(encoding="utf-8")) for journal in sorted(folder.glob(JOURNALS))]
+        files = [path, *sorted(folder.glob(JOURNALS))]
+        if odd := [file for file in files if not file.is_file()]:  # a pipe would be read for ever
+            raise UserError(f"{odd[0]} is no regular file; {REMAKE}")
+        content, *lines_of = [file.read_text(encoding="utf-8") for file in files]
     except OSError as error:
         raise UserError(f"cannot read the cache {folder}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -262,7 +266,7 @@ def read_cache(folder: str | Path) -> Cache:
     manifest = read_manifest(content, str(path))
     cache = Cache(folder, manifest["settings"], manifest["classes"], manifest["total"])
     cache.entries = {video["index"]: Entry(**video) for video in manifest["videos"]}
-    for journal, text in journals:
+    for journal, text in zip(files[1:], lines_of, strict=True):
         lines = text.split("\n")[:-1]  # the last one is empty, or was cut off
         for number, line in enumerate(lines):
             video = read_journal_line(line, f"{journal}, line {number + 1}", manifest)
@@ -312,6 +316,8 @@ class CachedClip:
         name, size = f"the cached video {self._path}", math.prod(frame) * dtype.itemsize
         numbers = int(flip) * length + indices
         try:
+            if not self._path.is_file():
+                raise ValueError("it is missing or no file")
             # Not a memory map: where the file shrinks, or a disk fails, that would end the process.
             with self._path.open("rb", buffering=0) as file:
                 there, begin, whole = read_header(file), file.tell(), self._path.stat().st_size

@@ -76,11 +76,12 @@ class Captions:
 
 def read_captions(path: str | Path) -> tuple[Captions, str]:
     """Return the embeddings of a file, and the fingerprint of their encoder; raises UserError if it holds none."""
-    names = ("captions", "text", "null", "null_mask", "encoder")
+    of_t5 = ("mask", "null_mask", "encoder")
     try:
-        file = read_npz(path, names, ("mask",))
-        if "mask" not in file:
-            raise UserError(f"{path} has no mask, so it is not T5's but CLIP's")
+        file = read_npz(path, ("captions", "text", "null"), of_t5)
+        missing = [name for name in of_t5 if name not in file]
+        if missing:
+            raise UserError(f"{path} has no {missing[0]}, so it is not T5's but CLIP's")
         text, null, mask, null_mask = (file[name] for name in ("text", "null", "mask", "null_mask"))
         known = caption_list(path, file["captions"])
         fits = mask.shape == (len(known), *null_mask.shape) and text.ndim == null.ndim == 2 and null_mask.ndim == 1

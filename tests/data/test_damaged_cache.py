@@ -1,6 +1,7 @@
 """Caches that are damaged, hostile or old: what is broken is named and passed over, and nothing else is lost."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -187,6 +188,17 @@ def test_a_manifest_or_journal_that_is_no_manifest_is_one_sentence(text, tmp_pat
     (tmp_path / MANIFEST).write_bytes(text.encode("latin1"))
     with pytest.raises(UserError, match=MANIFEST):
         read_cache(tmp_path)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(cache):
+    folder, _ = cache
+    file_of(folder, 2).unlink()
+    os.mkfifo(file_of(folder, 1).with_stem("00000002"))
+    assert "missing or no file" in read_epoch(folder)[1][2]
+    (folder / MANIFEST).unlink()
+    os.mkfifo(folder / MANIFEST)
+    with pytest.raises(UserError, match=r"manifest\.json is no regular file"):
+        read_cache(folder)
 
 
 def test_frames_of_the_tutorial_are_named_where_they_are_broken(tmp_path):

@@ -29,6 +29,7 @@ class Rows:
         worker.start()
         yield (1,)
         if self.number:
+            time.sleep(0.3)  # until the worker is at work
             os.kill(worker.pid, self.number)
             time.sleep(1.5)
         yield (2,)
