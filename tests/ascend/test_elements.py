@@ -234,6 +234,8 @@ def test_moves(dtype):
     assert np.array_equal(moved("Slice", x, 2, 1, -1, 2, shape=(2, 3, 1)), values[:, :, 1:-1:2])
     padded = moved("ConstantPadNd", x, [1, 2, 0, 1], np.int64(1), shape=(2, 4, 7))
     assert np.array_equal(padded, np.pad(values, ((0, 0), (0, 1), (1, 2)), constant_values=1))
+    cropped = moved("ConstantPadNd", x, [-1, 1, 0, -1], np.int64(1), shape=(2, 2, 4))
+    assert np.array_equal(cropped, np.pad(values[:, :-1, 1:], ((0, 0), (0, 0), (0, 1)), constant_values=1))
     transposed = x.transpose(1, 0, 2)  # a view
     assert np.array_equal(
         moved("IndexSelect", transposed, 0, np.array([2, 0]), shape=(2, 2, 4)), plain(transposed[[2, 0]])
@@ -298,6 +300,7 @@ REFUSALS = {
     "step is above 0": ("Slice", X, 1, 0, 3, 0, out((2, 3))),
     "the sizes add up to the length of dim": ("SplitWithSize", X, [1, 1], 1, [out((2, 1)), out((2, 1))]),
     "pad has two entries per axis from the last": ("ConstantPadNd", X, [1, 1, 1], ONE, out((2, 3))),
+    "a negative pad leaves no length below 0": ("ConstantPadNd", X, [-2, -2], ONE, out((2, 0))),
     "the stand-in adds along axis 0 only": ("IndexAdd", X, 1, INT[0], X, ONE, out((2, 3))),
     "source has the shape of self with the length of index": ("IndexAdd", X, 0, INT[0], X, ONE, out((2, 3))),
     "index is int32 or int64 with at most one axis": ("IndexSelect", X, 0, INT, out((2, 3))),

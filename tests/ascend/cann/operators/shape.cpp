@@ -224,20 +224,24 @@ ACLNN(ConstantPadNd, "ops-math conversion/pad_v3/docs/aclnnConstantPadNd.md", co
   NEED(pad->values.size() % 2 == 0 && pad->values.size() <= 2 * a->dims.size(), "pad has two entries per axis from the last");
   Dims expected = a->dims;
   for (size_t i = 0; i < pad->values.size(); i += 2) {
-    NEED(pad->values[i] >= 0 && pad->values[i + 1] >= 0, "pad is not negative");
-    expected[a->dims.size() - 1 - i / 2] += pad->values[i] + pad->values[i + 1];
+    int64_t &length = expected[a->dims.size() - 1 - i / 2];
+    length += pad->values[i] + pad->values[i + 1];
+    NEED(length >= 0, "a negative pad leaves no length below 0");
   }
   NEED(out->dims == expected, "out has the shape of self and its padding");
   const double number = value->number;
   const int64_t integer = value->integer;
   return READY([=] {
     fill(out, number, integer);
-    Tensor inner = *out;
+    Tensor from = *a, to = *out;  // what stays of self, and where; a negative pad cuts
     for (size_t i = 0; i < pad->values.size(); i += 2) {
-      const size_t axis = a->dims.size() - 1 - i / 2;
-      inner = narrowed(&inner, int64_t(axis), pad->values[i], a->dims[axis]);
+      const int64_t axis = int64_t(a->dims.size() - 1 - i / 2), before = pad->values[i], after = pad->values[i + 1];
+      const int64_t kept = a->dims[size_t(axis)] + std::min<int64_t>(before, 0) + std::min<int64_t>(after, 0);
+      if (kept <= 0) return;
+      from = narrowed(&from, axis, std::max<int64_t>(-before, 0), kept);
+      to = narrowed(&to, axis, std::max<int64_t>(before, 0), kept);
     }
-    copy(a, &inner);
+    copy(&from, &to);
   });
 }
 
