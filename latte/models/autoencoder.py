@@ -134,7 +134,7 @@ class AutoencoderConfig:
             temporal_decoder=temporal,
             scaling_factor=float(beside.get("scaling_factor") or SCALING_FACTOR),
         )
-        check_elements(config.least_elements, tensors, source)
+        check_elements(config.least_elements, config.layers_per_block, tensors, source)
         check_asked(vars(config), asked, source)
         return config
 

@@ -100,7 +100,7 @@ class LatteConfig:
         if name := asked.pop("model_name", None):
             asked = named_sizes(name) | asked
         found = _stored(tensors, metadata, source, asked.get("num_heads"))
-        check_elements(cls(**found).parameter_count, tensors, source)
+        check_elements(cls(**found).parameter_count, found["depth"], tensors, source)
         check_asked(found, {key: value for key, value in asked.items() if key not in RESIZABLE}, source)
         return cls(**(found | asked))
 

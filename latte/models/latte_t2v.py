@@ -106,7 +106,7 @@ class LatteT2VConfig:
         }
         check_numbers(sizes, BOUNDS, where)
         config = cls(**sizes)
-        check_elements(config.parameter_count, tensors, source)
+        check_elements(config.parameter_count, config.depth, tensors, source)
         check_asked(vars(config), asked, source)
         return config
 

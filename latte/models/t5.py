@@ -89,7 +89,7 @@ class T5Config:
             raise UserError(f"{where} lacks {', '.join(missing)}; it is not that of a T5 encoder")
         check_numbers(described, BOUNDS, where)
         config = cls(**{key: described[key] for key in BOUNDS if described.get(key) is not None})
-        check_elements(config.parameter_count, tensors, source)
+        check_elements(config.parameter_count, config.num_layers, tensors, source)
         check_asked(vars(config), asked, source)
         return config
 

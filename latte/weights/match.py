@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHOWN = 5  # names of each kind in an error
+BLOCKS = 64  # more than those of any network that has been trained
 ELEMENTS, FACTOR = 1 << 26, 4  # by which a network that is built may be larger than the weights for it
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int8")  # of weights; int8 beside their scales
 
@@ -96,12 +97,17 @@ def sizes_beside(
     return found
 
 
-def check_elements(count: int, tensors: Mapping[str, np.ndarray], source: str | Path) -> None:
-    """Raise UserError if a network of `count` elements is far larger than the weights that shall fill it.
+def check_elements(count: int, blocks: int, tensors: Mapping[str, np.ndarray], source: str | Path) -> None:
+    """Raise UserError if a network of `count` elements in `blocks` is far larger than the weights that shall fill it.
 
     What a configuration, or the shape of an empty tensor, says about sizes is so compared with what is there before
     memory of these sizes is asked for; names and shapes are compared later.
     """
+    if blocks > BLOCKS and len(tensors) < 4 * blocks:  # building these takes seconds
+        raise UserError(
+            f"{source} has {len(tensors):,} weights, too few for a network of {blocks} blocks; its configuration is "
+            "another network's, or weights are missing: download it again"
+        )
     held = stored_elements(tensors.values())
     if count > ELEMENTS + FACTOR * held:
         raise UserError(

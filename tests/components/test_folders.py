@@ -139,8 +139,8 @@ WRONG = {  # component, its config.json, what is said
     "captions of 10**12": ("transformer", {"caption_channels": 10**12}, "caption_channels must be a whole number"),
     "wide and deep": (
         "transformer",
-        {"num_layers": 256, "attention_head_dim": 4096, "num_attention_heads": 16, "cross_attention_dim": 1 << 16},
-        r"holds [\d,]+ elements, but a network of the sizes that it tells has 30,\d\d\d,\d\d\d,\d\d\d,\d\d\d",
+        {"num_layers": 16, "attention_head_dim": 4096, "num_attention_heads": 16, "cross_attention_dim": 1 << 16},
+        r"holds [\d,]+ elements, but a network of the sizes that it tells has 1,\d\d\d,\d\d\d,\d\d\d,\d\d\d",
     ),
     "no width": ("transformer", {"cross_attention_dim": 32}, "cross_attention_dim 32 is not the width"),
     "a class of escapes": ("transformer", {"_class_name": "\x1b[2J" * 99}, r"describes a \\x1b\[2J"),
@@ -149,6 +149,7 @@ WRONG = {  # component, its config.json, what is said
     "T5 num_layers 10**30": ("text_encoder", {"num_layers": 10**30}, "num_layers must be a whole number"),
     "T5 d_ff 10**12": ("text_encoder", {"d_ff": 10**12}, "d_ff must be a whole number"),
     "T5 words": ("text_encoder", {"vocab_size": 1 << 24, "d_model": 1 << 16}, "elements, but a network of the sizes"),
+    "T5 num_layers 256": ("text_encoder", {"num_layers": 256}, "has 21 weights, too few for a network of 256 blocks"),
     "T5 epsilon 0": ("text_encoder", {"layer_norm_epsilon": 0}, "layer_norm_epsilon must be a number from 1e-20 to 1"),
     "T5 epsilon NaN": ("text_encoder", {"layer_norm_epsilon": float("nan")}, '"layer_norm_epsilon" is nan'),
     "T5 epsilon list": ("text_encoder", {"layer_norm_epsilon": [1e-6]}, "layer_norm_epsilon must be a number"),
@@ -193,6 +194,10 @@ TENSORS = {
     "2**40 patches": (hostile("pos_embed", 1, 2**40, 0), "input_size must be a whole number"),
     "2**40 classes": (hostile("y_embedder.embedding_table.weight", 2**40, 0), "num_classes must be a whole number"),
     "10**7 classes": (hostile("y_embedder.embedding_table.weight", 10**7, 0), "elements, but a network of the sizes"),
+    "512 blocks": (
+        hostile("", **{f"blocks.{i}.x": np.empty(0, np.float32) for i in range(512)}),
+        "weights, too few for a network of 512 blocks",
+    ),
     "20,000 blocks": (
         hostile("", **{f"blocks.{i}.x": np.empty(0, np.float32) for i in range(20_000)}),
         "depth must be a whole number from 1 to 512, but is 20000",

@@ -264,7 +264,7 @@ def test_bad_options_are_one_sentence(given, said, data, tmp_path):
     if given.get("pretrained_model_path") == "patch8":
         given["pretrained_model_path"] = tmp_path / "patch8"
         shutil.copytree(FOLDER / "vae", tmp_path / "patch8" / "vae")
-        config = dataclasses.replace(TINY, patch_size=8, caption_channels=32)
+        config = dataclasses.replace(TINY, patch_size=8, sample_size=8, caption_channels=32)
         weights = {name: weight.asnumpy() for name, weight in LatteT2V(config).parameters_and_names()}
         folder = tmp_path / "patch8" / "transformer"
         write_state_dict(folder / "diffusion_pytorch_model.safetensors", weights, {})
