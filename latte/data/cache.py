@@ -26,6 +26,7 @@ from latte.data.records import REMEDY, RecordClip, check_frames, read_rows, segm
 from latte.errors import UserError
 from latte.io.arrays import Header, read_header, read_npy
 from latte.io.atomic import atomic_path
+from latte.io.json_files import read_bytes
 from latte.io.listing import VIDEO_SUFFIXES
 from latte.io.video_file import READER
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("latte")
 MANIFEST, JOURNALS = "manifest.json", "journal-*.jsonl"
 TEXT = "text_embeddings.npz"
+MAX_MANIFEST = 2**30  # bytes, of some million videos
 OLD, OLD_NAME = "frames", "video_latent-"  # of the tutorial's caches, one file per frame
 OLD_LOGVAR = -30.0  # of a posterior whose samples are its mean
 
@@ -256,9 +258,7 @@ def read_cache(folder: str | Path) -> Cache:
         if not path.exists():
             return _read_old(folder)
         files = [path, *sorted(folder.glob(JOURNALS))]
-        if odd := [file for file in files if not file.is_file()]:  # a pipe would be read for ever
-            raise UserError(f"{odd[0]} is no regular file; {REMAKE}")
-        content, *lines_of = [file.read_text(encoding="utf-8") for file in files]
+        content, *lines_of = [read_bytes(file, MAX_MANIFEST, REMAKE).decode() for file in files]
     except OSError as error:
         raise UserError(f"cannot read the cache {folder}: {error.strerror}") from error
     except UnicodeDecodeError as error:
