@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from latte.errors import UnreadableError, UserError
-from latte.io.atomic import check_room, sync_folder
+from latte.io.atomic import check_room, remove_leftovers, sync_folder
 from latte.training.health import unsound
 from latte.weights.files import write_state_dict
 from latte.weights.fingerprint import checksum
@@ -24,7 +24,6 @@ log = logging.getLogger("latte")
 CHECKSUM, KIND = "checksum", "checksum_kind"  # of the metadata; two keys, so that damage to one is no missing checksum
 _STATE = re.compile(r"state-(\d{8})\.safetensors")
 _WEIGHTS = re.compile(r"\w+-(\d{8})\.ckpt")
-_LEFTOVER = re.compile(r"\.\w+-\d{8}-.+\.(ckpt|safetensors)")  # the temporary names of `atomic_path`
 
 
 class Checkpoints:
@@ -139,14 +138,12 @@ class Checkpoints:
                 self._state_file(old).unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> None:
-        """Remove the temporary files of killed processes; raises UserError if `needed` bytes are not free.
+        """Remove what killed processes left; raises UserError if `needed` bytes are not free.
 
         The check comes first, because an incomplete file would fill the disk for everyone else.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in self.folder.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
         check_room(self.folder, needed, "free some space and go on with --resume auto, or lower ckpt_max_keep")
 
     def _state_file(self, step: int) -> Path:

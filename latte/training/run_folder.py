@@ -25,10 +25,6 @@ CONFIG_FILE, LOCK = "config.yaml", ".lock"
 _STATE = re.compile(r"state-\d{8}\.safetensors")
 _STAMP = re.compile(r".*-\d{8}-\d{6}(-\d+)?")
 _LATER = re.compile(r"config-from-step-(\d{8})\.yaml")
-_LEFTOVER = re.compile(  # the temporary names of `atomic_path` for the files of a run
-    r"\.(config|config-from-step-\d{8}|metrics|metrics-before-step-\d{8}|loss|(step|ema|model|state)-\d{8})"
-    r"-[a-z0-9_]{8}\.(yaml|csv|png|gif|ckpt|safetensors)"
-)
 
 
 def find_run(output_path: str, resume: str | None, name: str) -> Path:
@@ -145,17 +141,6 @@ def save_options(cfg: TrainConfig, folder: Path, step: int) -> None:
             own.touch()  # for `newest_run`
     except OSError as error:
         raise UserError(f"cannot write the options to {folder}: {error.strerror}") from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in a run; raises UserError if one cannot be removed."""
-    try:
-        for place in (folder, folder / "ckpt", folder / "samples"):
-            for path in place.iterdir() if place.is_dir() else ():
-                if _LEFTOVER.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot remove what a killed process left in {folder}: {error.strerror}") from error
 
 
 def log_to(folder: Path) -> None:

@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from latte.data.loader import WorkerLostError, fetch, make_loader, unwrapped, watching
 from latte.errors import UserError
+from latte.io.atomic import remove_leftovers
 from latte.io.video import grid, save_video
 from latte.runtime import device, graphs
 from latte.runtime.tensors import assign
@@ -63,7 +64,8 @@ class Trainer:
         per_epoch = max(1, len(training.source.dataset) // training.batch)
         self.save_interval = cfg.ckpt_save_interval * (1 if cfg.step_mode else per_epoch)
         if self.is_first:
-            run_folder.remove_leftovers(self.folder)
+            for place in (self.folder, self.checkpoints.folder, self.folder / "samples"):
+                remove_leftovers(place)
         if self.is_first and not self.at_end:
             run_folder.save_options(cfg, self.folder, self.step)
             run_folder.log_to(self.folder)

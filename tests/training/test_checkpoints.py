@@ -17,6 +17,7 @@ from support.golden_values import tiny
 
 from latte import load_model
 from latte.errors import UserError
+from latte.io.atomic import LOCK
 from latte.training import checkpoints
 from latte.training.checkpoints import Checkpoints
 from latte.weights import safetensors_file
@@ -179,12 +180,18 @@ def test_a_damaged_later_one_displaces_none(tmp_path):
     assert made.newest() == 25
 
 
-def test_leftovers_of_a_killed_write_go_and_other_hidden_files_stay(tmp_path):
-    save(tmp_path, 1)
-    for name in (".state-00000002-ab_c1x.safetensors", ".ema-00000002-q8.ckpt", ".nfs0001"):
-        (tmp_path / name).touch()
+def test_what_a_killed_write_left_goes_before_room_is_looked_for_and_other_hidden_files_stay(tmp_path, monkeypatch):
+    made = save(tmp_path, 1)
+    left = tmp_path / ".state-00000002-0123abcd"
+    left.mkdir()
+    for name in (LOCK, "state-00000002.safetensors"):
+        (left / name).touch()
+    (tmp_path / ".nfs0001").touch()
     (tmp_path / ".ipynb_checkpoints").mkdir()
+    seen = []
+    monkeypatch.setattr(checkpoints, "check_room", lambda *_: seen.append(left.exists()))
     save(tmp_path, 2)
+    assert seen == [False] and made.steps() == [1, 2]
     assert [name for name in names(tmp_path) if name.startswith(".")] == [".ipynb_checkpoints", ".nfs0001"]
 
 
