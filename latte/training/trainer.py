@@ -78,9 +78,13 @@ class Trainer:
     def fit(self) -> None:
         """Take steps until the end or until a signal asks to stop; then save. A run at its end stays as it is.
 
+        Samples of the step it goes on from are made if they are missing.
+
         Raises UserError if too many videos are bad, the training has gone wrong, or a file cannot be written.
         """
         training, cfg = self.training, self.cfg
+        if self.step and not self._samples_file().exists():
+            self._sample()  # the process that saved this step was killed before it had its samples
         if self.at_end:
             log.info(
                 "%s has reached its end, step %d of %d; for more steps raise max_steps or epochs",
@@ -254,7 +258,7 @@ class Trainer:
         file = self.checkpoints.save(self.step, state, weights, metadata, kind, of_state=self.identity)
         log.info("saved %s", file)
         self.metrics.plot()
-        if samples and self.cfg.sample_videos:
+        if samples:
             self._sample()
         self.seen = time.perf_counter(), self.step  # the time to save does not count as training time
 
@@ -273,13 +277,18 @@ class Trainer:
             guidance_scale=cfg.guidance_scale,
         )
 
+    def _samples_file(self) -> Path:
+        return self.folder / "samples" / f"step-{self.step:08d}.gif"
+
     def _sample(self) -> None:
-        """Write a grid of videos sampled with the current weights, always from the same seeds."""
+        """Write a grid of videos sampled with the current weights, always from the same seeds, on one rank only."""
         count = self.cfg.sample_videos
+        if not (self.is_first and count):
+            return
         with tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
             videos = self.previews.make(bar.update)
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
-        save_video(board, self.folder / "samples" / f"step-{self.step:08d}", ["gif"])
+        save_video(board, self._samples_file().with_suffix(""), ["gif"])
 
     def _resume(self) -> int:
         """Restore the newest checkpoint that is not damaged and return its step; 0 if there is none.

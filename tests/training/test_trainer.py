@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -14,6 +15,7 @@ from support.runs import TRAIN, write_clips
 
 from latte.config import TrainConfig, parse_config
 from latte.errors import UserError
+from latte.io.atomic import LOCK
 from latte.training import health, run_folder
 from latte.training import trainer as module
 from latte.training.build import build
@@ -309,20 +311,23 @@ def test_states_of_older_versions_are_resumed(start, run, caplog):
 
 
 def test_what_a_killed_run_left_goes_at_the_next_start_and_other_files_stay(start, run):
-    left = [
-        "metrics-ab_12xyz.csv",
-        "loss-0a1b2c3d.png",
-        "config-abcdefgh.yaml",
-        "config-from-step-00000004-abcdefgh.yaml",
-    ]
-    for name in (*left, "notes.txt", "loss-mine.png"):
-        (run / f".{name}").touch()
-    (run / "samples").mkdir(exist_ok=True)
-    (run / "samples" / ".step-00000008-q8q8q8q8.gif").touch()
-    (run / "ckpt" / ".ema-00000008-q8q8q8q8.ckpt").touch()
+    for place, name in (("", "loss"), ("", "metrics"), ("samples", "step-00000008"), ("ckpt", "ema-00000008")):
+        left = run / place / f".{name}-0123abcd"
+        left.mkdir(parents=True)
+        (left / LOCK).touch()
+    for name in (".notes.txt", ".loss-mine.png"):
+        (run / name).touch()
     resumed(start, max_steps=8)
     hidden = {path.name for path in run.rglob(".*")}
     assert hidden == {".lock", ".notes.txt", ".loss-mine.png"}
+
+
+@pytest.mark.parametrize("max_steps", [8, 9])
+def test_samples_that_a_killed_run_did_not_get_to_are_made_by_the_next(max_steps, start, run, monkeypatch):
+    monkeypatch.setattr(Trainer, "previews", SimpleNamespace(make=lambda _: np.zeros((1, 2, 16, 16, 3), np.uint8)))
+    resumed(start, max_steps=max_steps, sample_videos=1).fit()
+    made = sorted(file.name for file in (run / "samples").iterdir())
+    assert made == [f"step-{step:08d}.gif" for step in range(8, max_steps + 1)]
 
 
 def test_a_config_that_is_removed_while_training_is_written_again(start):
