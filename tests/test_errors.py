@@ -61,6 +61,16 @@ def test_other_ends_are_as_ever(error, capsys):
         assert ended.value.code == 2 and capsys.readouterr().err == "error: no data\n"
 
 
+def test_a_name_that_the_system_does_not_take_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "a").symlink_to("a")
+    for path in ("x" * 300, tmp_path / "a" / "b"):
+        with pytest.raises(SystemExit) as ended:
+            run_main(lambda path=path: print(os.stat(path)))
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.count("\n") == 1
+        assert error.startswith("error: ") and error.endswith("; check the option that names it\n")
+
+
 def test_with_something_abandoned_a_program_ends_at_once_with_its_code(monkeypatch, capsys):
     left = []
     monkeypatch.setattr(errors, "ABANDONED", [object()])
