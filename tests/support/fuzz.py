@@ -383,7 +383,7 @@ def campaign(folder: Path, first: int, count: int, kinds: tuple[str, ...] = KIND
         results[kind], seed = [], first
         while seed < first + count:
             command = [sys.executable, __file__, "--child", folder, str(seed), str(first + count - seed), kind]
-            limit = 60 + 2 * (first + count - seed)
+            limit = 120 + 10 * (first + count - seed)  # the child itself ends a reading after ten s, if it can
             silent = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             with subprocess.Popen(command, env=ENVIRONMENT, text=True, **silent) as child:
                 try:
