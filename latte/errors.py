@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import signal
@@ -64,6 +65,8 @@ def run_main(main: Callable[[], None]) -> None:
     log, handler = logging.getLogger("latte"), logging.StreamHandler()
     log.setLevel(logging.INFO)
     log.addHandler(handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text, or not of the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = 1
     try:
         _run(main)
