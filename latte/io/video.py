@@ -168,7 +168,7 @@ def export_to_video(frames: Any, path: str | Path | None = None, fps: float = 8)
     return path
 
 
-def _check_target(path: str | Path | None, suffixes: tuple[str, ...], fps: float, most: int) -> None:
+def _check_target(path: str | Path | None, suffixes: tuple[str, ...], fps: Any, most: int) -> None:
     if path is not None and Path(path).suffix.lower() not in suffixes:
         kind = f"the suffix {Path(path).suffix!r}" if Path(path).suffix else "no suffix"
         raise UserError(f"{path} has {kind}, which tells the format; name a file that ends in {', '.join(suffixes)}")

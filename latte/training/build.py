@@ -159,8 +159,8 @@ def _source(
             )
         if cfg.data_layout == "frame_folders" and (pair := nested([record.path for record in records])):
             raise UserError(
-                f"{pair[0]} holds images and, in {pair[1]}, another video, so that it has a class of its own and others "
-                "have shifted numbers; move its images away"
+                f"{pair[0]} holds images and, in {pair[1]}, another video, so that it has a class of its own and "
+                "shifts the numbers of others; move its images away"
             )
         classes, found = config.num_classes, 1 + max(record.label for record in records)
         if classes and found > classes:

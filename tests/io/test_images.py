@@ -154,7 +154,9 @@ def test_a_photo_that_no_decoder_reads_says_its_kind(tmp_path):
 @pytest.mark.parametrize("name", ["a.jp2", "a.jxl", "a.ppm"])
 def test_an_image_of_another_kind_is_refused_with_those_that_are_read(name, tmp_path):
     (tmp_path / name).write_bytes(b"P6 1 1 255 abc")
-    with pytest.raises(UserError, match=rf"{name}; it is broken or not a video, nor an image that is read \(JPEG, PNG, "):
+    with pytest.raises(
+        UserError, match=rf"{name}; it is broken or not a video, nor an image that is read \(JPEG, PNG, "
+    ):
         read_any(tmp_path / name)
 
 

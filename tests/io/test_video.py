@@ -152,7 +152,9 @@ def test_exports_are_refused_before_anything_is_written(export, name, options, s
 
 
 def test_a_pause_that_no_gif_can_tell_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"a frame of .*out\.gif would stay for more than a gif's 655 seconds; raise fps"):
+    with pytest.raises(
+        UserError, match=r"a frame of .*out\.gif would stay for more than a gif's 655 seconds; raise fps"
+    ):
         video.export_to_gif(gradient(2, 16, 16), tmp_path / "out.gif", fps=0.001)
     assert list(tmp_path.iterdir()) == []
     assert video.export_to_video(gradient(2, 16, 16), tmp_path / "out.mp4", fps=np.float32(8)).exists()
