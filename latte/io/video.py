@@ -6,7 +6,6 @@ import os
 import re
 import tempfile
 from itertools import pairwise
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +171,7 @@ def _check_target(path: str | Path | None, suffixes: tuple[str, ...], fps: Any, 
     if path is not None and Path(path).suffix.lower() not in suffixes:
         kind = f"the suffix {Path(path).suffix!r}" if Path(path).suffix else "no suffix"
         raise UserError(f"{path} has {kind}, which tells the format; name a file that ends in {', '.join(suffixes)}")
-    if not isinstance(fps, Real) or not 0 < fps <= most:
+    if not hasattr(fps, "__float__") or not 0 < fps <= most:
         raise UserError(f"fps is {fps}, but must be above 0 and at most {most}")
 
 
