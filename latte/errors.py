@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import os
 import signal
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 ABANDONED: list[object] = []
 # By which a program is asked to end, and how it says so; Python itself answers the first with a KeyboardInterrupt.
 ENDINGS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+_OF_NAMES = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)  # of files by their names
 
 
 class UserError(Exception):
@@ -62,6 +65,8 @@ def run_main(main: Callable[[], None]) -> None:
     log, handler = logging.getLogger("latte"), logging.StreamHandler()
     log.setLevel(logging.INFO)
     log.addHandler(handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text, or not of the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     code = 1
     try:
         _run(main)
@@ -88,9 +93,13 @@ def _run(main: Callable[[], None]) -> None:
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             end_by(received[0] if received else signal.SIGINT)
-        except Exception:
+        except Exception as error:
             if received:  # what a library made of it
                 end_by(received[0])
+            if isinstance(error, OSError) and error.errno in _OF_NAMES and isinstance(error.filename, str):
+                sentence = f"error: {quoted(error.filename)}: {error.strerror}; check the option that names it"
+                print(sentence, file=sys.stderr)
+                raise SystemExit(2) from None
             raise
 
 

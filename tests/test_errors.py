@@ -1,10 +1,12 @@
 """How programs end: with one sentence, or with one word and the code of a signal."""
 
+import io
 import os
 import pty
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +61,23 @@ def test_other_ends_are_as_ever(error, capsys):
         run_main(main)
     if isinstance(error, UserError):
         assert ended.value.code == 2 and capsys.readouterr().err == "error: no data\n"
+
+
+def test_a_name_that_the_system_does_not_take_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "a").symlink_to("a")
+    for path in ("x" * 300, tmp_path / "a" / "b"):
+        with pytest.raises(SystemExit) as ended:
+            run_main(lambda path=path: Path(path).stat())
+        error = capsys.readouterr().err
+        assert ended.value.code == 2 and error.count("\n") == 1
+        assert error.startswith("error: ") and error.endswith("; check the option that names it\n")
+
+
+def test_a_name_that_is_no_text_can_be_printed(monkeypatch):
+    for encoding in ("utf-8", "ascii"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True))
+        run_main(lambda: print("videos in night\udce9 and \u65e5"))
+        assert sys.stdout.buffer.getvalue().startswith(rb"videos in night\udce9 and ")
 
 
 def test_with_something_abandoned_a_program_ends_at_once_with_its_code(monkeypatch, capsys):

@@ -18,7 +18,7 @@ from latte.errors import UserError
 from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, is_litter, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import TextIO
 
     from latte.config import DataOptions
@@ -72,6 +72,8 @@ def _frame_folders(root: Path, _: DataOptions) -> tuple[list[Record], list[str]]
     """Every folder with images in it is a video; the folders above them are the classes, if there are several."""
     folders = sorted(folder for folder, _ in walk(root, FRAME_SUFFIXES))
     _name_empty(root, folders, FRAME_SUFFIXES)
+    if pair := nested(folders):
+        log.warning("%s holds images and, in %s, another video; as a video it has a class of its own", *pair)
     return _by_class(folders, [str(folder.parent.relative_to(root)) if folder != root else "" for folder in folders])
 
 
@@ -84,6 +86,12 @@ def _class_folders(root: Path, _: DataOptions) -> tuple[list[Record], list[str]]
     files = [path for path in _videos_below(root) if path.parent != root]
     _name_empty(root, files, VIDEO_SUFFIXES)
     return _by_class(files, [path.relative_to(root).parts[0] for path in files])
+
+
+def nested(paths: Iterable[Path]) -> tuple[Path, Path] | None:
+    """Return a folder of frames and one inside it, if there are such: a poster beside videos makes a video of both."""
+    known = set(paths)
+    return next(((above, path) for path in paths for above in path.parents if above in known), None)
 
 
 def _name_empty(root: Path, paths: list[Path], suffixes: tuple[str, ...]) -> None:

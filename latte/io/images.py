@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 2**28  # of an image: 16384 x 16384, which takes 2 GB while it is read
 MAX_BYTES = 2**31  # of all frames of an animation
 _COPIES = 4  # that Pillow makes of an animation's canvas, and of every webp
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # of Pillow's many: no other parser meets a file
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # of Pillow's many: no other parser meets a file
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ANIMATED = ("WEBP", "PNG")  # what ffmpeg reads as one image; it reads a gif as a video
 # Brands of the container that mp4 has too, for images: photos of telephones. There is no decoder for them here.
@@ -65,6 +65,9 @@ def read_image(path: str | Path, what: str = "image") -> np.ndarray:
     with _opened(path, what) as image:
         if image.format in (*_ANIMATED, "TIFF") and getattr(image, "is_animated", False):
             raise UserError(f"{path} holds several images, but one is wanted; save them as a folder of frames")
+        if image.format == "TIFF":  # which Pillow measures again
+            with _beyond_pillows_limit():
+                image.load()
         return to_rgb(image, path)
 
 
@@ -111,12 +114,8 @@ def _opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
             raise UserError(f"there is no {what} {path}")
         # Given a name, Pillow maps uncompressed TIFF into memory, and garbles one that is turned on its side.
         with Path(path).open("rb") as file:
-            with _limit:  # Pillow's limit holds for the process, and is lower than ours
-                before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-                try:
-                    image = Image.open(file, formats=_FORMATS)
-                finally:
-                    Image.MAX_IMAGE_PIXELS = before
+            with _beyond_pillows_limit():
+                image = Image.open(file, formats=FORMATS)
             copied = image.format == "WEBP" or (image.format == "PNG" and getattr(image, "is_animated", False))
             most = MAX_PIXELS // _COPIES if copied else MAX_PIXELS
             if image.width * image.height > most:
@@ -124,3 +123,14 @@ def _opened(path: str | Path, what: str = "image") -> Iterator[Image.Image]:
             yield image
     except _BROKEN as error:
         raise UserError(f"cannot read the {what} {path}; it is broken or not an image") from error
+
+
+@contextlib.contextmanager
+def _beyond_pillows_limit() -> Iterator[None]:
+    """Let Pillow read images of any size: its limit holds for the process, and is lower than ours."""
+    with _limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before

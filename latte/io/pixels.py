@@ -50,6 +50,8 @@ def _as_array(frames: Any) -> np.ndarray:
             images.append(_as_array(part) if isinstance(part, (list, tuple)) else _plain(part))
         if images[-1].shape != images[0].shape:
             raise UserError(f"frame {number} has the shape {images[-1].shape}, but the first one {images[0].shape}")
+        if images[-1].dtype != images[0].dtype:  # 0 to 255 beside 0 to 1 would be as good as black
+            raise UserError(f"frame {number} holds {images[-1].dtype} values, but the first one {images[0].dtype}")
     return np.stack(images)
 
 

@@ -61,7 +61,7 @@ def save_mp4(frames: np.ndarray, path: str | Path, fps: float = 8) -> None:
             frames,
             plugin="FFMPEG",
             extension=Path(path).suffix.lower(),
-            fps=fps,
+            fps=float(fps),
             codec=codec,
             pixelformat="yuv420p" if even else "yuv444p",
             quality=None,
@@ -93,15 +93,18 @@ def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0
     # A gif counts in hundredths of a second: rounding the times, not the pauses, keeps the speed right.
     times = np.round(np.arange(len(frames) + 1) * 100 / fps).astype(int)
     images = [Image.fromarray(frame) for frame in frames]
-    with atomic_path(path) as temporary:
-        images[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=images[1:],
-            duration=(np.diff(times) * 10).tolist(),
-            loop=loop,
-        )
+    try:
+        with atomic_path(path) as temporary:
+            images[0].save(
+                temporary,
+                format="GIF",
+                save_all=True,
+                append_images=images[1:],
+                duration=(np.diff(times) * 10).tolist(),
+                loop=loop,
+            )
+    except OverflowError:
+        raise UserError(f"a frame of {path} would stay for more than a gif's 655 seconds; raise fps") from None
 
 
 def save_png_frames(frames: np.ndarray, folder: str | Path) -> None:
@@ -142,8 +145,8 @@ def save_video(frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("
 
 def export_to_gif(frames: Any, path: str | Path | None = None, fps: float = 8) -> Path:
     """Write one video as an animated gif, and return its path; without one, a temporary file. See `export_to_video`."""
-    _check_target(path, (".gif",), fps, 100)  # a gif counts in hundredths of a second
     pixels = as_frames(frames)
+    _check_target(path, (".gif",), fps, 100)  # a gif counts in hundredths of a second
     path = _or_temporary(path, ".gif")
     save_gif(pixels, path, fps)
     return path
@@ -155,20 +158,20 @@ def export_to_video(frames: Any, path: str | Path | None = None, fps: float = 8)
     frames: what `as_frames` takes. Suffixes: .mp4, .mov, .mkv (H.264), .webm (VP9), .gif. Raises UserError, before
     anything is written, if frames, suffix or rate are none that can be written; or if the file cannot be.
     """
-    if path is not None and Path(path).suffix.lower() == ".gif":
-        return export_to_gif(frames, path, fps)
-    _check_target(path, (*_CODECS, ".gif"), fps, 1000)
     pixels = as_frames(frames)
+    if path is not None and Path(path).suffix.lower() == ".gif":
+        return export_to_gif(pixels, path, fps)
+    _check_target(path, (*_CODECS, ".gif"), fps, 1000)
     path = _or_temporary(path, ".mp4")
     save_mp4(pixels, path, fps)
     return path
 
 
-def _check_target(path: str | Path | None, suffixes: tuple[str, ...], fps: float, most: int) -> None:
+def _check_target(path: str | Path | None, suffixes: tuple[str, ...], fps: Any, most: int) -> None:
     if path is not None and Path(path).suffix.lower() not in suffixes:
         kind = f"the suffix {Path(path).suffix!r}" if Path(path).suffix else "no suffix"
         raise UserError(f"{path} has {kind}, which tells the format; name a file that ends in {', '.join(suffixes)}")
-    if not 0 < fps <= most:
+    if not hasattr(fps, "__float__") or not 0 < fps <= most:
         raise UserError(f"fps is {fps}, but must be above 0 and at most {most}")
 
 

@@ -22,7 +22,8 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
 from latte.errors import UserError
-from latte.io.images import MAX_BYTES
+from latte.io.images import FORMATS, MAX_BYTES
+from latte.io.listing import VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -354,4 +355,5 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        raise UserError(f"cannot read the video {path}; it is broken or not a video") from error
+        kinds = "" if path.suffix.lower() in VIDEO_SUFFIXES else f", nor an image that is read ({', '.join(FORMATS)})"
+        raise UserError(f"cannot read the video {path}; it is broken or not a video{kinds}") from error

@@ -13,7 +13,7 @@ from latte.components.loading import load
 from latte.data.cache import TEXT, Cache, read_cache
 from latte.data.check import check_files
 from latte.data.dataset import PixelStore, Store, VideoDataset
-from latte.data.index import Index, list_records
+from latte.data.index import Index, list_records, nested
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
 from latte.models.latte import LatteConfig, named_sizes
@@ -156,6 +156,11 @@ def _source(
             raise UserError(
                 f"condition is class, but the data has no classes: data_layout is {cfg.data_layout}; set data_layout: "
                 "class_folders, or data_layout: csv with a class_column"
+            )
+        if cfg.data_layout == "frame_folders" and (pair := nested([record.path for record in records])):
+            raise UserError(
+                f"{pair[0]} holds images and, in {pair[1]}, another video, so that it has a class of its own and "
+                "shifts the numbers of others; move its images away"
             )
         classes, found = config.num_classes, 1 + max(record.label for record in records)
         if classes and found > classes:

@@ -146,7 +146,7 @@ def save_options(cfg: TrainConfig, folder: Path, step: int) -> None:
 def log_to(folder: Path) -> None:
     """Append the log also to log.txt of the run, on one rank only; raises UserError if it cannot be written."""
     try:
-        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8", errors="backslashreplace")  # names of files
     except OSError as error:
         raise UserError(f"cannot write {folder / 'log.txt'}: {reason(error)}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -144,6 +144,13 @@ def test_what_is_not_data_makes_no_class_and_linked_classes_are_classes(tmp_path
     assert found == [("day/c", 0), ("night/c", 1)] and index.classes == ["day", "night"]
 
 
+@pytest.mark.parametrize("stray", ["poster1.jpg", "day/poster1.jpg", "day/c1/thumbnails/1.png"])
+def test_images_beside_videos_are_named_as_they_make_a_class(stray, tmp_path, caplog):
+    touch(tmp_path, "day/c1/1.png", "day/c2/1.png", "night/c1/1.png", stray)
+    assert len(listed(tmp_path)[1].classes) == 3
+    assert "holds images and, in" in caplog.text and caplog.text.count("\n") == 1
+
+
 def test_a_folder_without_videos_is_named_as_it_gets_no_number(tmp_path, caplog):
     touch(tmp_path, "day/1.mp4", "dusk/1.xyz", "night/1.m4v")
     assert listed(tmp_path, data_layout="class_folders")[1].classes == ["day", "night"]

@@ -119,17 +119,18 @@ def test_a_large_animation_is_refused(tmp_path, monkeypatch):
         read_animation(tmp_path / "a.webp")
 
 
-def test_a_panorama_beyond_the_limit_of_pillow_is_read_and_one_beyond_ours_refused(halves, tmp_path, monkeypatch):
-    halves.save(tmp_path / "a.png")
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_panorama_beyond_the_limit_of_pillow_is_read_and_one_beyond_ours_refused(name, halves, tmp_path, monkeypatch):
+    halves.save(tmp_path / name, compression="tiff_lzw")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
     monkeypatch.setattr(images, "_STRIP", 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(read_image(tmp_path / "a.png"), np.asarray(halves))
+        assert np.array_equal(read_image(tmp_path / name), np.asarray(halves))
     assert Image.MAX_IMAGE_PIXELS == 2000
     monkeypatch.setattr(images, "MAX_PIXELS", 48 * 96 - 1)
-    with pytest.raises(UserError, match=r"a\.png has 96 x 48 pixels, more than 4,607; scale it down"):
-        read_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.(png|tif) has 96 x 48 pixels, more than 4,607; scale it down"):
+        read_image(tmp_path / name)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -148,6 +149,15 @@ def test_a_photo_that_no_decoder_reads_says_its_kind(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     with pytest.raises(UserError, match=r"a\.jpg is a HEIC or AVIF image, which is not read; save it as JPEG or PNG"):
         read_any(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("name", ["a.jp2", "a.jxl", "a.ppm"])
+def test_an_image_of_another_kind_is_refused_with_those_that_are_read(name, tmp_path):
+    (tmp_path / name).write_bytes(b"P6 1 1 255 abc")
+    with pytest.raises(
+        UserError, match=rf"{name}; it is broken or not a video, nor an image that is read \(JPEG, PNG, "
+    ):
+        read_any(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["missing.png", "x" * 300 + ".png", "a\0.png"])

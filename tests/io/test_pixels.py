@@ -76,6 +76,7 @@ def test_tensors_images_of_a_palette_and_truth_values():
         (BYTES[:0], "no frames"),
         ([], "no frames"),
         ([BYTES[0], BYTES[0, :4]], r"frame 1 has the shape \(4, 8, 3\), but the first one \(6, 8, 3\)"),
+        ([BYTES[0], FLOATS[1]], "frame 1 holds float.* values, but the first one uint8"),
         ("out.mp4", "the text 'out.mp4'"),
         (None, "of the type NoneType"),
     ],

@@ -139,6 +139,7 @@ def test_a_video_is_exported_in_the_format_of_its_suffix(suffix, size, tmp_path)
         (video.export_to_video, "out.avi", {}, r"out\.avi has the suffix '\.avi'"),
         (video.export_to_gif, "out.mp4", {}, r"out\.mp4 has the suffix '\.mp4', .* ends in \.gif"),
         (video.export_to_video, "out.mp4", {"fps": 0}, "fps is 0, but must be above 0"),
+        (video.export_to_video, "out.mp4", {"fps": None}, "fps is None, but must be above 0"),
         (video.export_to_gif, "out.gif", {"fps": 200}, "fps is 200, but must be above 0 and at most 100"),
     ],
 )
@@ -148,6 +149,15 @@ def test_exports_are_refused_before_anything_is_written(export, name, options, s
     with pytest.raises(UserError, match="no frames"):
         export([], tmp_path / "new" / "out.gif")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pause_that_no_gif_can_tell_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"a frame of .*out\.gif would stay for more than a gif's 655 seconds; raise fps"
+    ):
+        video.export_to_gif(gradient(2, 16, 16), tmp_path / "out.gif", fps=0.001)
+    assert list(tmp_path.iterdir()) == []
+    assert video.export_to_video(gradient(2, 16, 16), tmp_path / "out.mp4", fps=np.float32(8)).exists()
 
 
 def test_exports_without_a_path_go_to_a_temporary_file(tmp_path, monkeypatch):

@@ -126,10 +126,12 @@ def test_the_log_goes_on_after_what_is_there(tmp_path):
         log.setLevel(logging.INFO)
         run_folder.log_to(tmp_path)
         log.info("step %d", 3)
+        log.info("skipped: %s", "night\udce9.mp4")  # a file's name need not be text
     finally:
         log.setLevel(level)
         for handler in set(log.handlers) - set(handlers):
             log.removeHandler(handler)
             handler.close()
-    before, line = (tmp_path / "log.txt").read_text().splitlines()
+    before, line, name = (tmp_path / "log.txt").read_text().splitlines()
     assert before == "before" and re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d step 3", line)
+    assert name.endswith(r" skipped: night\udce9.mp4")

@@ -175,6 +175,15 @@ def test_classes_are_not_all_0_because_a_table_has_none(folders, tmp_path, monke
     test_bad_input_is_one_sentence(options, said, folders, tmp_path, monkeypatch, capsys)
 
 
+def test_a_poster_beside_videos_does_not_shift_the_classes(folders, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    for name in ("day", "night"):
+        (tmp_path / "data" / name).symlink_to(folders / name)
+    Image.fromarray(frames(1, 0)[0]).save(tmp_path / "data" / "poster_1.jpg")
+    options = {"data_folder": tmp_path / "data", "condition": "class", "num_classes": 3}
+    test_bad_input_is_one_sentence(options, "holds images and, in", folders, tmp_path, monkeypatch, capsys)
+
+
 @pytest.mark.slow
 def test_bad_videos_are_named_and_too_many_stop_the_run(folders, tmp_path):
     root = tmp_path / "data"
