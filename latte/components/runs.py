@@ -10,6 +10,7 @@ from latte.config.train import TEXT_TO_VIDEO
 from latte.config.values import fit
 from latte.config.yaml_file import Plain, read_yaml
 from latte.errors import UserError
+from latte.io.json_files import exists
 
 CONFIG_FILE, CHECKPOINTS = "config.yaml", "ckpt"
 _WEIGHTS = re.compile(r"(ema|model)-(\d{8,})\.ckpt")
@@ -19,6 +20,8 @@ _STATE = re.compile(r"state-\d{8,}\.safetensors")
 def run_of(path: str | Path) -> Path | None:
     """Return the folder of the run that a path names: the folder itself, its `ckpt`, or a file in that; else None."""
     path = Path(path)
+    if not exists(path):
+        return None
     ckpt = path.parent if path.is_file() else path
     run = ckpt.parent if ckpt.name == CHECKPOINTS else path
     return run if (run / CHECKPOINTS).is_dir() and (run / CONFIG_FILE).is_file() else None

@@ -150,6 +150,8 @@ class _Help(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
+        if message.endswith("argument"):  # argparse: "argument --seed: expected one argument"
+            message += "; a value that begins with - is written --name=VALUE"
         raise UserError(f"{COMMAND_LINE}: {message}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def seeds_of(seed: int | Sequence[int] | None, generator: Any, count: int) -> li
     if seed is not None and generator is not None:
         raise UserError("give either a seed or a generator")
     given = seed if generator is None else generator
-    if isinstance(given, list | tuple | np.ndarray):
+    if isinstance(given, list | tuple) or np.ndim(given):
         seeds = [_drawn(each, 1)[0] if isinstance(each, np.random.Generator) else _seed(each) for each in given]
     elif given is None or isinstance(given, np.random.Generator):
         seeds = _drawn(given or np.random.default_rng(), count)
@@ -82,9 +83,9 @@ def effective_guidance(scale: float) -> float:
 
     Raises UserError if it is not finite.
     """
-    if not math.isfinite(scale):
-        raise UserError(f"guidance_scale is {scale}, but must be a finite number")
-    return float(scale) if scale > 1 else 1.0
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        raise UserError(f"guidance_scale is {scale!r}, but must be a finite number")
+    return max(float(scale), 1.0)
 
 
 def guidance(cfg: SampleConfig, config: Config) -> float:
@@ -121,6 +122,8 @@ def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | 
     """
     if isinstance(solver, Solver):
         return solver
+    if solver is not None and not isinstance(solver, str):
+        raise UserError(f"sampler is {solver!r}, but must be the name of a solver, or a Solver")
     if not scheduler:
         return Solver(solver or default or "ddpm", eta=eta)
     name, options = solver_of(scheduler, solver or default)
@@ -307,9 +310,11 @@ def label_conditions(
     if given[wanted[kind]] is None:
         raise UserError(f"this model is conditioned on {kind}: give {wanted[kind]}, one per video")
     if kind == "class":
-        classes, rows = _classes(config), np.atleast_1d(np.asarray(labels, np.int32))
-        if rows.ndim != 1 or rows.min() < 0 or rows.max() > classes:  # the last one is the null class
-            raise UserError(f"class labels are 0 to {classes - 1}; got {rows.tolist()}")
+        classes, rows = _classes(config), np.atleast_1d(np.asarray(labels))
+        known = rows.dtype.kind in "iu" and ((rows >= 0) & (rows <= classes)).all()  # the last one is the null class
+        if rows.ndim != 1 or not rows.size or not known:
+            raise UserError(f"class labels are whole numbers from 0 to {classes - 1}; got {rows.tolist()}")
+        rows = rows.astype(np.int32)
         return (rows,), (np.full_like(rows, classes),) if guided else ()
     text = np.asarray(text, np.float32)
     if text.shape[1:] != CLIP_TEXT:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from latte.io.json_files import exists
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -20,7 +22,7 @@ def find(name: str | Path) -> Path:
     relative to the repository's root, such as `models/demo/latte.safetensors`.
     """
     path = Path(name)
-    if path.is_absolute() or ".." in path.parts or path.exists() or not (root() / path).exists():
+    if path.is_absolute() or ".." in path.parts or exists(path) or not exists(root() / path):
         return path
     return root() / path
 
@@ -32,4 +34,4 @@ def find_config(name: str | Path) -> Path:
     """
     found = find(name)
     bare = [root() / "configs" / kind / f"{name}.yaml" for kind in ("inference", "training")]
-    return next((path for path in (found, *bare) if path.is_file()), found)
+    return next((path for path in (found, *bare) if exists(path) and path.is_file()), found)

@@ -231,8 +231,9 @@ def test_one_frame_is_an_image(tmp_path):
 def test_a_guidance_scale_of_one_and_less_is_no_guidance(scale):
     assert inputs.effective_guidance(scale) == 1.0
     assert inputs.guidance(options("x", guidance_scale=scale), tiny("class").config) == 1.0
-    with pytest.raises(UserError, match="guidance_scale is nan"):
-        inputs.effective_guidance(float("nan"))
+    for wrong in (float("nan"), "7.5", [7.5], True):
+        with pytest.raises(UserError, match="guidance_scale is .*, but must be a finite number"):
+            inputs.effective_guidance(wrong)
 
 
 @pytest.mark.parametrize(
