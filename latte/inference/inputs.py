@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -205,8 +206,12 @@ def _shown(given: dict[str, Any], row: int) -> str:
     """Return the part of a file name that tells a video's class or prompt, in safe characters only."""
     if "class_labels" in given:
         return f"-class{given['class_labels'][row]}"
-    words = re.sub(r"[^a-z0-9]+", "-", given["prompt"][row].lower()).strip("-") if "prompt" in given else ""
-    return f"-{words[:LONGEST_NAME].strip('-')}" if words else ""
+    prompt = given["prompt"][row] if "prompt" in given else ""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    parts = [words[:LONGEST_NAME].strip("-")] if words else []
+    if not prompt.isascii() or len(words) > LONGEST_NAME:  # what is left out tells it from other prompts
+        parts.append(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8])
+    return "".join(f"-{part}" for part in parts)
 
 
 def read_text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
