@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -88,9 +89,12 @@ def _run(main: Callable[[], None]) -> None:
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             end_by(received[0] if received else signal.SIGINT)
-        except Exception:
+        except Exception as error:
             if received:  # what a library made of it
                 end_by(received[0])
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # from any path that somebody typed
+                print(f"error: no file can have so long a name: {quoted(error.filename)}; correct it", file=sys.stderr)
+                raise SystemExit(2) from None
             raise
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import signal
 import sys
 import time
@@ -114,3 +115,10 @@ def test_a_closed_terminal_does_not_break_what_is_written_at_the_end(tmp_path):
     os.close(terminal)  # as a closed ssh session
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 129 and (tmp_path / "saved").exists()
+
+
+def test_a_name_too_long_for_a_file_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_main(lambda: (tmp_path / ("a" * 5000)).mkdir())
+    assert ended.value.code == 2
+    assert re.fullmatch(r"error: no file can have so long a name: \S+\.\.\.; correct it\n", capsys.readouterr().err)
