@@ -153,8 +153,10 @@ def check_options(cfg: SampleConfig, text: bool) -> None:
 
 
 def check_inputs(cfg: SampleConfig, config: Config) -> None:
-    """Raise UserError if labels, text embeddings or guidance do not fit the network."""
+    """Raise UserError if labels, prompts, text embeddings or guidance do not fit the network."""
     kind, guided = config.conditioning, guidance(cfg, config) != 1
+    if cfg.prompts is not None:
+        _list([*cfg.prompts, cfg.negative_prompt], "prompts")
     if cfg.class_labels and kind != "class":
         raise UserError(f"class_labels are given, but {cfg.checkpoint} is not a class-conditional model")
     if cfg.class_labels and max(cfg.class_labels) >= _classes(config):
@@ -347,7 +349,7 @@ def _list(prompt: Prompt, name: str, count: int | None = None) -> list[str]:
         raise UserError(f"{name} must be a text or a list of one or more texts")
     for text in texts:
         if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-            raise UserError(f"{name} {text!r} is no valid Unicode: it holds half of a surrogate pair")
+            raise UserError(f"{name} {text!r} is no valid Unicode: it holds half of a surrogate pair; type it in UTF-8")
     if count is not None and len(texts) != count:
         raise UserError(f"there are {count} prompts, but {len(texts)} of {name}")
     return texts
