@@ -1,6 +1,7 @@
 """What every test shares."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,16 @@ from latte.runtime import device
 def cpu():
     """Tests compute on the CPU, whatever the machine has; those marked ascend or gpu use processes of their own."""
     device.init_device("CPU")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_in_a_terminal():
+    """Whoever started the tests may ignore signals: `nohup` does, and a shell in what it starts in the background."""
+    python = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in python.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items):

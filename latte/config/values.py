@@ -114,7 +114,8 @@ def read_words(words: list[str], hint: Any) -> Any:
         return listed if are_texts else list(words)  # a prompt may contain a colon or begin with "["
     if item is not None:
         text = ",".join(word.strip().rstrip(",") for word in words)
-        return Plain(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+        inner = text[1:-1].strip() if text.startswith("[") and text.endswith("]") else None
+        return [] if inner == "" else Plain(text if inner is None else inner)
     (word,) = words
     if str in alternatives(hint) and not (word == "null" and type(None) in alternatives(hint)):
         return word

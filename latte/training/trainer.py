@@ -76,8 +76,16 @@ class Trainer:
     def fit(self) -> None:
         """Take steps until the end or until a signal asks to stop; then save. A run at its end stays as it is.
 
+        The run is free for another process, or another trainer of this one, when this ends.
         Raises UserError if too many videos are bad, the training has gone wrong, or a file cannot be written.
         """
+        try:
+            self._fit()
+        finally:
+            if self.lock:
+                self.lock.release()
+
+    def _fit(self) -> None:
         training, cfg = self.training, self.cfg
         if self.at_end:
             log.info(
