@@ -51,7 +51,7 @@ def seeds_of(seed: int | Sequence[int] | None, generator: Any, count: int) -> li
     if seed is not None and generator is not None:
         raise UserError("give either a seed or a generator")
     given = seed if generator is None else generator
-    if isinstance(given, list | tuple) or np.ndim(given):
+    if isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim):
         seeds = [_drawn(each, 1)[0] if isinstance(each, np.random.Generator) else _seed(each) for each in given]
     elif given is None or isinstance(given, np.random.Generator):
         seeds = _drawn(given or np.random.default_rng(), count)
@@ -79,7 +79,7 @@ def _seed(value: Any) -> int:
     return int(value)
 
 
-def effective_guidance(scale: float) -> float:
+def effective_guidance(scale: Any) -> float:
     """Return the scale of classifier-free guidance, 1 for all that means no guidance: 1 and less, as in diffusers.
 
     Raises UserError if it is not finite.
