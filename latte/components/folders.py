@@ -18,6 +18,9 @@ LATTE = "maxin-cn/Latte (unconditional and with classes)"  # where huggingface.c
 LATTE_1 = "maxin-cn/Latte-1 (text to video)"
 AUTOENCODER = "stabilityai/sd-vae-ft-mse"
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB = re.compile(
+    r"(\w+://)?(www\.)?((huggingface|hf)\.co/)?([^/@]+/[^/@]+)(@.*|/(tree|blob|resolve)/.*|/*)"
+)  # as browsers show
 BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a file of a hub's cache is called after the hash of its contents
 
 
@@ -34,7 +37,7 @@ class Parts:
 
 def is_t2v_folder(path: str | Path | None) -> bool:
     """Return whether a path is a diffusers folder."""
-    return path is not None and (Path(path) / INDEX).is_file()
+    return path is not None and exists(path) and (Path(path) / INDEX).is_file()
 
 
 def check_there(path: str | Path, *official: str) -> Path:
@@ -42,14 +45,23 @@ def check_there(path: str | Path, *official: str) -> Path:
     if exists(path):
         return Path(path)
     name, home = str(path), "huggingface.co has the official weights: " + " and ".join(official)
-    known = name in [repository.partition(" ")[0] for repository in official]
-    if known or (REPOSITORY.fullmatch(name) and not Path(name).suffix and not exists(Path(name).parent)):
-        local = f"models/{Path(name).name}"
+    asked = match[5] if (match := HUB.fullmatch(name)) else name
+    known = {_spelled(repository): repository for repository in (text.partition(" ")[0] for text in official)}
+    repository = known.get(_spelled(asked))
+    is_here = exists(Path(name).parent)
+    if repository or (REPOSITORY.fullmatch(asked) and not Path(asked).suffix and not is_here):
+        local = name if is_here else f"models/{Path(repository or asked).name}"
         raise UserError(
-            f"there is no folder {name} here, and nothing is downloaded by itself: run `hf download {name} --local-dir "
-            f"{local}` and name {local}" + ("" if known else f", if that is a repository; {home}")
+            f"there is no folder {quoted(name)} here, and nothing is downloaded by itself: run `hf download "
+            f"{repository or asked} --local-dir {local}` and name {local}"
+            + ("" if repository else f", if that is a repository; {home}")
         )
     raise UserError(f"{quoted(name, 500)} does not exist; correct the name, or download weights first; {home}")
+
+
+def _spelled(name: str) -> str:
+    """Return the last part of a name without what people mistake in it: capitals and hyphens."""
+    return re.sub(r"[\W_]", "", Path(name).name).lower()
 
 
 def check_own(path: Path, root: Path) -> Path:
@@ -88,9 +100,12 @@ def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder
         return Parts(path / "transformer", Path(vae or path / decoder), path, path / "scheduler")
     if temporal_decoder:
         raise UserError(f"enable_vae_temporal_decoder is for text-to-video folders; {path} has no {INDEX}")
+    whole = next((folder for folder in path.resolve().parents[:2] if is_t2v_folder(folder)), None)
+    if whole and (vae is None or path.is_dir()):
+        raise UserError(f"{path} is a part of a text-to-video folder; name the whole folder, {whole}")
     if not path.is_dir():
         if vae is None:
-            raise UserError(f"{path} needs an autoencoder; name one as vae")
+            raise UserError(f"{path} is one file and needs an autoencoder; name that as vae, or a folder with both")
         return Parts(path, Path(vae))
     return Parts(_only(path, "latte"), Path(vae) if vae else _only(path, "vae"))
 

@@ -46,7 +46,10 @@ def parts_of_run(path: str | Path, vae: str | Path | None = None) -> Parts | Non
     if path.is_file() and _STATE.fullmatch(path.name):
         raise UserError(f"{path} is the state that a run resumes from, not weights; name the run's folder, {run}")
     network = path if path.is_file() else newest_weights(run)
-    values, _ = read_yaml(run / CONFIG_FILE)
+    options = max(
+        run.glob("config-from-step-*.yaml"), default=run / CONFIG_FILE
+    )  # of the last resume, if it changed some
+    values, _ = read_yaml(options)
     if fit(values.get("model_name", Plain("null")), str | None) == TEXT_TO_VIDEO:
         base = fit(values.get("pretrained_model_path", Plain("null")), str | None)
         raise UserError(
@@ -57,7 +60,7 @@ def parts_of_run(path: str | Path, vae: str | Path | None = None) -> Parts | Non
     found = Path(vae or stored or "")
     if not vae and not (stored and found.exists()):
         said = f"names the autoencoder {stored}, which does not exist" if stored else "names no autoencoder"
-        raise UserError(f"{run / CONFIG_FILE} {said} here; name it (--vae_checkpoint, or vae of from_pretrained)")
+        raise UserError(f"{options} {said} here; name it (--vae_checkpoint, or vae of from_pretrained)")
     factor = fit(values.get("sd_scale_factor", Plain("null")), float | None)
     return Parts(network, found, scale_factor=None if vae else factor)
 

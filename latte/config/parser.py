@@ -21,9 +21,10 @@ import yaml
 
 from latte.config.values import allowed_by, fit, item_of, metavar, read_words, show
 from latte.config.yaml_file import read_yaml
-from latte.errors import UserError
+from latte.errors import UserError, quoted
 from latte.io import resources
 from latte.io.atomic import atomic_path
+from latte.io.json_files import exists
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -96,7 +97,7 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
     hints = typing.get_type_hints(cls)
     given = _read_arguments(_make_parser(cls, hints, description), argv, hints)
     path = given.pop("config", None)
-    path = path and str(resources.find_config(path))  # the configurations are installed with the package
+    path = path and _config_file(path)
     # Later layers override earlier ones.
     layers = [*(_read_file(path, hints) if path else ()), Layer(COMMAND_LINE, given, {})]
     data = _merged(layers).get(DATA_CONFIG)
@@ -110,6 +111,18 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
     except OptionError as error:
         source = next((layer.place(error.key) for layer in reversed(layers) if error.key in layer.values), None)
         raise OptionError(error.key, error.value, error.allowed, source) from None
+
+
+def _config_file(name: str) -> str:
+    """Return the path of a config file, which may be a shipped one; raises UserError, with the nearest, for none."""
+    path = resources.find_config(name)  # the configurations are installed with the package
+    if not exists(path) and (shipped := resources.config_names()):
+        known = nearest(Path(name).stem, shipped)
+        raise UserError(
+            f"cannot read the config file {quoted(name)}: there is no such file, and the nearest that is shipped is "
+            f"{known!r}; correct the name"
+        )
+    return str(path)
 
 
 def save_config(config: Options, path: str | Path) -> None:
@@ -150,6 +163,8 @@ class _Help(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
+        if message.endswith("argument"):  # argparse: "argument --seed: expected one argument"
+            message += "; a value that begins with - is written --name=VALUE"
         raise UserError(f"{COMMAND_LINE}: {message}")
 
 

@@ -144,7 +144,8 @@ def allowed_by(hint: Any) -> str:
         if typing.get_origin(kind) is Literal:
             parts.append("one of " + ", ".join(map(str, typing.get_args(kind))))
         elif typing.get_origin(kind) is list:
-            parts.append(f"a list such as [{', '.join(map(str, typing.get_args(item_of(kind)) or (0, 1)))}]")
+            examples = typing.get_args(item_of(kind)) or (('"a"', '"b"') if item_of(kind) is str else (0, 1))
+            parts.append(f"a list such as [{', '.join(map(str, examples))}]")
         else:
             parts.append(NAMES[kind][0])
     return " or ".join(parts)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 1 << 20  # bytes; a file of options has some thousands
 DEEPEST = 8  # levels of lists in lists; an option needs two
+YAML_SIGNS = (yaml.scanner.ScannerError, yaml.parser.ParserError)
 MOST_VALUES = 10_000  # with those that aliases repeat
 
 
@@ -113,7 +114,9 @@ def read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{where} is not valid YAML: {problem}") from None
+        # What YAML's own parser says about a text such as `a: b` helps nobody who does not know YAML.
+        hint = "; put a text with such characters in quotation marks" if isinstance(error, YAML_SIGNS) else ""
+        raise UserError(f"{path}{where} is not valid YAML: {problem}{hint}") from None
     if values is None or (isinstance(values, Plain) and not values.text):
         return {}, {}
     if not isinstance(values, dict):

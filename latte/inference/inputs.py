@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +51,7 @@ def seeds_of(seed: int | Sequence[int] | None, generator: Any, count: int) -> li
     if seed is not None and generator is not None:
         raise UserError("give either a seed or a generator")
     given = seed if generator is None else generator
-    if isinstance(given, list | tuple | np.ndarray):
+    if isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim):
         seeds = [_drawn(each, 1)[0] if isinstance(each, np.random.Generator) else _seed(each) for each in given]
     elif given is None or isinstance(given, np.random.Generator):
         seeds = _drawn(given or np.random.default_rng(), count)
@@ -77,14 +79,14 @@ def _seed(value: Any) -> int:
     return int(value)
 
 
-def effective_guidance(scale: float) -> float:
+def effective_guidance(scale: Any) -> float:
     """Return the scale of classifier-free guidance, 1 for all that means no guidance: 1 and less, as in diffusers.
 
     Raises UserError if it is not finite.
     """
-    if not math.isfinite(scale):
-        raise UserError(f"guidance_scale is {scale}, but must be a finite number")
-    return float(scale) if scale > 1 else 1.0
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+        raise UserError(f"guidance_scale is {scale!r}, but must be a finite number")
+    return max(float(scale), 1.0)
 
 
 def guidance(cfg: SampleConfig, config: Config) -> float:
@@ -121,6 +123,8 @@ def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | 
     """
     if isinstance(solver, Solver):
         return solver
+    if solver is not None and not isinstance(solver, str):
+        raise UserError(f"sampler is {solver!r}, but must be the name of a solver, or a Solver")
     if not scheduler:
         return Solver(solver or default or "ddpm", eta=eta)
     name, options = solver_of(scheduler, solver or default)
@@ -149,8 +153,10 @@ def check_options(cfg: SampleConfig, text: bool) -> None:
 
 
 def check_inputs(cfg: SampleConfig, config: Config) -> None:
-    """Raise UserError if labels, text embeddings or guidance do not fit the network."""
+    """Raise UserError if labels, prompts, text embeddings or guidance do not fit the network."""
     kind, guided = config.conditioning, guidance(cfg, config) != 1
+    if cfg.prompts is not None:
+        _list([*cfg.prompts, cfg.negative_prompt], "prompts")
     if cfg.class_labels and kind != "class":
         raise UserError(f"class_labels are given, but {cfg.checkpoint} is not a class-conditional model")
     if cfg.class_labels and max(cfg.class_labels) >= _classes(config):
@@ -202,8 +208,12 @@ def _shown(given: dict[str, Any], row: int) -> str:
     """Return the part of a file name that tells a video's class or prompt, in safe characters only."""
     if "class_labels" in given:
         return f"-class{given['class_labels'][row]}"
-    words = re.sub(r"[^a-z0-9]+", "-", given["prompt"][row].lower()).strip("-") if "prompt" in given else ""
-    return f"-{words[:LONGEST_NAME].strip('-')}" if words else ""
+    prompt = given["prompt"][row] if "prompt" in given else ""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    parts = [words[:LONGEST_NAME].strip("-")] if words else []
+    if not prompt.isascii() or len(words) > LONGEST_NAME:  # what is left out tells it from other prompts
+        parts.append(hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8])
+    return "".join(f"-{part}" for part in parts)
 
 
 def read_text_embeddings(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -307,9 +317,11 @@ def label_conditions(
     if given[wanted[kind]] is None:
         raise UserError(f"this model is conditioned on {kind}: give {wanted[kind]}, one per video")
     if kind == "class":
-        classes, rows = _classes(config), np.atleast_1d(np.asarray(labels, np.int32))
-        if rows.ndim != 1 or rows.min() < 0 or rows.max() > classes:  # the last one is the null class
-            raise UserError(f"class labels are 0 to {classes - 1}; got {rows.tolist()}")
+        classes, rows = _classes(config), np.atleast_1d(np.asarray(labels))
+        known = rows.dtype.kind in "iu" and ((rows >= 0) & (rows <= classes)).all()  # the last one is the null class
+        if rows.ndim != 1 or not rows.size or not known:
+            raise UserError(f"class labels are whole numbers from 0 to {classes - 1}; got {rows.tolist()}")
+        rows = rows.astype(np.int32)
         return (rows,), (np.full_like(rows, classes),) if guided else ()
     text = np.asarray(text, np.float32)
     if text.shape[1:] != CLIP_TEXT:
@@ -337,7 +349,7 @@ def _list(prompt: Prompt, name: str, count: int | None = None) -> list[str]:
         raise UserError(f"{name} must be a text or a list of one or more texts")
     for text in texts:
         if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-            raise UserError(f"{name} {text!r} is no valid Unicode: it holds half of a surrogate pair")
+            raise UserError(f"{name} {text!r} is no valid Unicode: it holds half of a surrogate pair; type it in UTF-8")
     if count is not None and len(texts) != count:
         raise UserError(f"there are {count} prompts, but {len(texts)} of {name}")
     return texts

@@ -86,12 +86,14 @@ class LatentSampler:
         `on_step` gets the number of videos in each network call, `callback` the number of each step and the latents
         after it, which an array that it returns replaces. Where the device takes videos one by one, both are called for
         each video.
-        Raises UserError if `latents` do not have the shape of the videos.
+        Raises UserError if `latents` do not have the shape of the videos, or are not finite.
         """
         count = len(request.seeds)
         expected = (count, *request.shape)
         if request.latents is not None and np.shape(request.latents) != expected:
             raise UserError(f"latents are {np.shape(request.latents)}, but these videos take {expected}")
+        if request.latents is not None and not np.isfinite(request.latents).all():
+            raise UserError("latents hold values that are not finite; give standard normal noise")
         together = device.current().batches_videos or count == 1
         made = []
         for part in [request] if together else [request.one(k) for k in range(count)]:

@@ -20,6 +20,7 @@ from latte.config.parser import nearest
 from latte.errors import UserError
 from latte.inference.inputs import Prompt, choose_solver, effective_guidance, make_conditions, seeds_of
 from latte.inference.latents import LatentSampler, Request
+from latte.io.json_files import check_numbers
 from latte.models.latte import LatteConfig
 from latte.runtime import device
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from latte.diffusion.timesteps import StepCount
     from latte.models import Latte, LatteT2V
 
+BOUNDS = {"feature_cache": (0.0, 1.0), "decode_chunk_size": (1, 1 << 16)}
 OUTPUT_TYPES = ("pil", "np", "uint8", "latent")
 DTYPE_NAMES = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
 MODEL_OPTIONS = {field.name for field in fields(LatteConfig)} | {"model_name", "patch_embedder"}
@@ -236,6 +238,7 @@ class LattePipeline:
             raise UserError(f"output_type {output_type!r} is not known; choose one of {', '.join(OUTPUT_TYPES)}")
         if set(callback_on_step_end_tensor_inputs) - {"latents"}:
             raise UserError("callback_on_step_end_tensor_inputs can only be ['latents']; leave it out")
+        check_numbers({"feature_cache": feature_cache, "decode_chunk_size": decode_chunk_size}, BOUNDS)
         config, side = self.net.config, self.codec.vae.config.downsampling
         scale = effective_guidance(config.default_guidance if guidance_scale is None else guidance_scale)
         shape = config.latent_shape(video_length, height, width, side)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from latte.io.json_files import exists
+
+KINDS = ("inference", "training")  # of configs
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -20,7 +23,7 @@ def find(name: str | Path) -> Path:
     relative to the repository's root, such as `models/demo/latte.safetensors`.
     """
     path = Path(name)
-    if path.is_absolute() or ".." in path.parts or path.exists() or not (root() / path).exists():
+    if path.is_absolute() or ".." in path.parts or exists(path) or not exists(root() / path):
         return path
     return root() / path
 
@@ -31,5 +34,10 @@ def find_config(name: str | Path) -> Path:
     Where nothing has that name, it is returned as it is, for the message of whoever opens it.
     """
     found = find(name)
-    bare = [root() / "configs" / kind / f"{name}.yaml" for kind in ("inference", "training")]
-    return next((path for path in (found, *bare) if path.is_file()), found)
+    bare = [root() / "configs" / kind / f"{name}.yaml" for kind in KINDS]
+    return next((path for path in (found, *bare) if exists(path) and path.is_file()), found)
+
+
+def config_names() -> list[str]:
+    """Return the bare names of the shipped configs, sorted."""
+    return sorted(path.stem for kind in KINDS for path in (root() / "configs" / kind).glob("*.yaml"))

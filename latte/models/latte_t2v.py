@@ -36,6 +36,7 @@ FIXED = {  # what every LatteTransformer3DModel has and this one computes; anoth
     "norm_elementwise_affine": False,
     "norm_eps": 1e-6,
 }
+ASKED = {"height": (1, 1 << 16), "width": (1, 1 << 16), "video_length": (1, 1 << 16)}  # of videos
 BOUNDS = {  # of sizes, far beyond those that anybody has trained
     "num_attention_heads": (1, 4096),
     "attention_head_dim": (1, 4096),
@@ -151,12 +152,11 @@ class LatteT2VConfig:
         Raises UserError if the sizes are not whole patches.
         """
         unit, own = side * self.patch_size, self.sample_size * side
-        height, width, frames = height or own, width or own, frames or self.video_length
-        if frames < 1 or any(size < unit or size % unit for size in (height, width)):
-            raise UserError(
-                f"height and width must be multiples of {unit}, video_length 1 or more; "
-                f"asked for are {height}, {width} and {frames}"
-            )
+        check_numbers({"height": height, "width": width, "video_length": frames}, ASKED)
+        height, width = own if height is None else height, own if width is None else width
+        frames = self.video_length if frames is None else frames
+        if height % unit or width % unit:
+            raise UserError(f"height and width must be multiples of {unit}; asked for are {height} and {width}")
         return frames, self.in_channels, height // side, width // side
 
     @property

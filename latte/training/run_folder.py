@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from latte.components.runs import CHECKPOINTS, CONFIG_FILE
 from latte.config.parser import save_config
 from latte.errors import UnreadableError, UserError, reason
 from latte.io.atomic import sync_folder
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from latte.config import TrainConfig
 
 log = logging.getLogger("latte")
-CONFIG_FILE, LOCK = "config.yaml", ".lock"
+LOCK = ".lock"
 _STATE = re.compile(r"state-\d{8}\.safetensors")
 _STAMP = re.compile(r".*-\d{8}-\d{6}(-\d+)?")
 _LATER = re.compile(r"config-from-step-(\d{8})\.yaml")
@@ -36,7 +37,7 @@ def find_run(output_path: str, resume: str | None, name: str) -> Path:
     """
     try:
         folder = newest_run(output_path) if resume == "auto" else _named_run(Path(resume)) if resume else None
-        has_checkpoints = folder is not None and (folder / "ckpt").is_dir()
+        has_checkpoints = folder is not None and (folder / CHECKPOINTS).is_dir()
     except OSError as error:
         raise UnreadableError(f"cannot read {error.filename}: {error.strerror}; resume when it can be read") from error
     if folder is None:
@@ -56,7 +57,7 @@ def create_run(output_path: str, name: str) -> Path:
     for number in range(1000):
         folder = root / (f"{stamp}-{number}" if number else stamp)
         try:
-            (folder / "ckpt").mkdir(parents=True)
+            (folder / CHECKPOINTS).mkdir(parents=True)
             for made in (folder, root):
                 sync_folder(made)
             return folder
@@ -93,7 +94,7 @@ def newest_run(output_path: str) -> Path | None:
 def _named_run(named: Path) -> Path:
     is_state = named.is_file() and _STATE.fullmatch(named.name) is not None
     folder = named.parent if is_state else named
-    folder = folder.parent if folder.name == "ckpt" else folder
+    folder = folder.parent if folder.name == CHECKPOINTS else folder
     if not (folder / CONFIG_FILE).is_file():
         raise UserError(
             f"resume: {named} is not the folder of a run, because it has no {CONFIG_FILE}; name one, or auto"

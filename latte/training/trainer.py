@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from latte.components.runs import CHECKPOINTS, CONFIG_FILE
 from latte.data.loader import WorkerLostError, fetch, make_loader, unwrapped, watching
 from latte.errors import UserError
 from latte.io.atomic import remove_leftovers
@@ -52,7 +53,7 @@ class Trainer:
         name = (cfg.model_name or "Latte").replace("/", "-")
         found = str(run_folder.find_run(cfg.output_path, cfg.resume, name)) if self.is_first else ""
         self.folder = Path(agree_on(found))
-        self.checkpoints = Checkpoints(self.folder / "ckpt", cfg.ckpt_max_keep, cfg.ckpt_keep_every)
+        self.checkpoints = Checkpoints(self.folder / CHECKPOINTS, cfg.ckpt_max_keep, cfg.ckpt_keep_every)
         self.lock = run_folder.lock(self.folder) if self.is_first else None
         self.identity = identity(cfg, training)
         self.changes: list[str] = []  # of options, since the state that the run goes on from
@@ -255,7 +256,7 @@ class Trainer:
             )
         if not self.is_first:
             return
-        if not (self.folder / run_folder.CONFIG_FILE).exists():  # somebody removed it; without it nothing is resumed
+        if not (self.folder / CONFIG_FILE).exists():  # somebody removed it; without it nothing is resumed
             run_folder.save_options(self.cfg, self.folder, self.step)
         self.metrics.sync()  # before the checkpoint that counts on its rows
         place = {"step": str(self.step), "world_size": str(device.current().world_size)}

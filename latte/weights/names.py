@@ -207,9 +207,15 @@ def _without_weights(obj: Any) -> str:
         return "holds no tensors with names; name a checkpoint"
     if "param_groups" in obj:
         return "is the state of an optimizer, without weights; name the file with the weights"
-    whole = [key for key, value in obj.items() if isinstance(value, Opaque)]
+    inner = [item for value in obj.values() if isinstance(value, Mapping) for item in value.items()]
+    whole = [(key, value) for key, value in [*obj.items(), *inner] if isinstance(value, Opaque)]
     if whole:
-        name = f'"{quoted(whole[0])}", {quoted(obj[whole[0]].name)}'
+        (key, value), *_ = whole
+        if isinstance(value, Unread):
+            return f'holds no tensors that can be read: "{quoted(key)}" is {quoted(value.name, 200)}'
+        name = f'"{quoted(key)}", {quoted(value.name)}'
+        if value.name.startswith("numpy."):
+            return f"holds no tensors with names, but arrays of NumPy such as {name}; save tensors instead"
         return f"holds no tensors with names, but whole pickled objects such as {name}; save its state_dict() instead"
     keys = [f'"{quoted(key, 40)}"' for key in obj]
     return f"holds no tensors with names{f', only {_listed(keys)}' if keys else ''}; name a checkpoint"

@@ -40,6 +40,14 @@ def test_a_run_gives_its_newest_ema_weights_its_autoencoder_and_its_scale(run):
     assert LattePipeline.from_pretrained(run).codec.scale_factor == 0.5
 
 
+def test_a_resume_with_another_autoencoder_path_counts(run):
+    again = run / "config-from-step-00000004.yaml"
+    again.write_text((run / "config.yaml").read_text().replace("sd_scale_factor: 0.5", "sd_scale_factor: 0.25"))
+    assert runs.find(run).scale_factor == 0.25
+    again.unlink()
+    assert runs.find(run).scale_factor == 0.5
+
+
 def test_sample_takes_the_folder_of_a_run(run, capsys):
     sample.main(["--checkpoint", str(run), "--dry_run"])
     assert "1 videos of 4 frames, 16 x 16 pixels, 250 ddpm steps, guidance 1" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The pipeline and sample.py: the same video for a seed everywhere, one compilation, files, and clear refusals."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -174,6 +175,19 @@ def test_labels_are_taken_in_turn_or_drawn_from_the_seed():
     assert set(drawn) == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("labels", [1.7, [1.0], "a", [None], [], -1, 6, [[1]], True])
+def test_what_is_no_class_label_is_said(labels):
+    with pytest.raises(UserError, match="class labels are whole numbers from 0 to 4; got"):
+        inputs.label_conditions(tiny("class").config, labels, (None, None), False)
+
+
+def test_prompts_that_no_file_name_can_tell_apart_do_not_overwrite_each_other():
+    prompts = ["猫", "狗", "Ä dog", "Ö dog", "a " * 40, "a " * 40 + "dog", "a dog"]
+    names = [inputs.stem(0, 42, 16, {"prompt": [prompt]}, 0) for prompt in prompts]
+    assert len(set(names)) == len(prompts) and all(re.fullmatch(r"[a-z0-9-]{,100}", name) for name in names)
+    assert names[-1] == "video-0000-seed42-a-dog"
+
+
 def run_sample(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["sample.py", *map(str, arguments)])
     sample.main()
@@ -231,8 +245,9 @@ def test_one_frame_is_an_image(tmp_path):
 def test_a_guidance_scale_of_one_and_less_is_no_guidance(scale):
     assert inputs.effective_guidance(scale) == 1.0
     assert inputs.guidance(options("x", guidance_scale=scale), tiny("class").config) == 1.0
-    with pytest.raises(UserError, match="guidance_scale is nan"):
-        inputs.effective_guidance(float("nan"))
+    for wrong in (float("nan"), "7.5", [7.5], True):
+        with pytest.raises(UserError, match="guidance_scale is .*, but must be a finite number"):
+            inputs.effective_guidance(wrong)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +277,7 @@ class TorchGenerator:
         (1.5, None, "float is no seed"),
         (True, None, "bool is no seed"),
         ("1", None, "str is no seed"),
+        (np.array(5), None, "ndarray is no seed"),
         (-1, None, "a whole number from 0"),
         (2**70, None, "a whole number from 0"),
         ([1], None, "2 videos, but 1 seeds"),

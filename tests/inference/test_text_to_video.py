@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 
@@ -188,7 +189,15 @@ def test_the_temporal_decoder_and_tiles(pipe):
         ({"prompt": "x", "prompt_embeds": np.zeros((1, 3, 32))}, "give either"),
         ({"prompt_embeds": np.zeros((1, 3, 31))}, r"\(1, 3, 31\); this network takes \(1, tokens, 32\)"),
         ({"prompt": "x", "height": 17}, "multiples of 4"),
-        ({"prompt": "x", "video_length": -1}, "video_length 1 or more"),
+        ({"prompt": "x", "video_length": -1}, "video_length must be a whole number from 1"),
+        ({"prompt": "x", "video_length": 0}, "video_length must be a whole number from 1"),
+        ({"prompt": "x", "height": 0}, "height must be a whole number from 1"),
+        ({"prompt": "x", "decode_chunk_size": 0}, "decode_chunk_size must be a whole number from 1"),
+        ({"prompt": "x", "feature_cache": float("nan")}, "feature_cache must be a number from 0 to 1, but is nan"),
+        ({"prompt": "x", "feature_cache": -1}, "feature_cache must be a number from 0 to 1, but is -1"),
+        ({"prompt": "x", "guidance_scale": "7.5"}, "guidance_scale is '7.5', but must be a finite number"),
+        ({"prompt": "x", "sampler": 3}, "sampler is 3, but must be the name of a solver"),
+        ({"prompt": "x", "latents": np.full((1, 4, 4, 8, 8), np.nan)}, "latents hold values that are not finite"),
         ({"prompt": "x", "class_labels": [1]}, "give a prompt"),
         ({"prompt": "x", "sampler": "eulr"}, "the nearest is 'euler'"),
         ({"prompt": "x", "eta": 0.5, "sampler": "heun"}, "eta = 0.5 has no meaning"),
@@ -345,14 +354,14 @@ def test_sample_program(tmp_path, monkeypatch, capsys):
     names = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
     assert (
         names[0] == "video-0000-seed42"
-        and names[1] == "video-0001-seed43-etc-passwd"
+        and re.fullmatch("video-0001-seed43-etc-passwd-[0-9a-f]{8}", names[1])
         and names[3:]
         == [
             "video-0003-seed45-a-dog",
             "video-0004-seed46-a-dog",
         ]
     )
-    assert names[2].startswith("video-0002-seed44-word-word") and len(names[2]) <= 90
+    assert names[2].startswith("video-0002-seed44-word-word") and len(names[2]) <= 100
 
 
 @SLOW
@@ -389,6 +398,7 @@ def test_a_video_goes_on(tmp_path, monkeypatch):
         (("--checkpoint", FOLDER, "--prompts", "x", "--image_size", 16, "--width", 16), "give either"),
         (("--checkpoint", FIXTURES / "latte_class.pt", "--prompts", "x", "--vae_checkpoint", "v"), "prompts is for"),
         (("--checkpoint", FOLDER, "--prompts", "x", "--init_frames", "nowhere.png"), "nowhere.png"),
+        (("--checkpoint", FOLDER, "--prompts", "x\udce9", "--dry_run"), "no valid Unicode: .*; type it in UTF-8"),
     ],
 )
 def test_options_that_cannot_be(arguments, words, monkeypatch):

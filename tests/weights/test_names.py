@@ -86,6 +86,11 @@ def containing_itself():
         (OPTIMIZER | {"state": {}}, "the state of an optimizer, without weights"),
         (Opaque("models.Latte"), r"a whole pickled object, models.Latte; save its state_dict()"),
         ({"model": Opaque("models.Latte"), "epoch": 3}, 'whole pickled objects such as "model", models.Latte'),
+        ({"model": {"a.b": Opaque("numpy.core.multiarray._reconstruct")}}, 'arrays of NumPy such as "a.b", numpy.core'),
+        (
+            {"model": {"a.b": Unread("on the device meta; load it")}},
+            'no tensors that can be read: "a.b" is on the device',
+        ),
         (np.zeros(3), "no tensors with names"),
         (None, "no tensors with names"),
         ({**weights(), **prefixed("module.", weights())}, "has pos_embed twice, with and without"),
