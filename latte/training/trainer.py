@@ -91,7 +91,7 @@ class Trainer:
 
     def _fit(self) -> None:
         training, cfg = self.training, self.cfg
-        if self.step and not self._samples_file().exists():
+        if self.cfg.resume and self.step and not self._samples_file().exists():
             self._sample()  # the process that saved this step was killed before it had its samples
         if self.at_end:
             log.info(
