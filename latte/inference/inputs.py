@@ -51,7 +51,7 @@ def seeds_of(seed: int | Sequence[int] | None, generator: Any, count: int) -> li
     if seed is not None and generator is not None:
         raise UserError("give either a seed or a generator")
     given = seed if generator is None else generator
-    if isinstance(given, list | tuple) or (isinstance(given, np.ndarray) and given.ndim):
+    if isinstance(given, list | tuple | range) or (isinstance(given, np.ndarray) and given.ndim):
         seeds = [_drawn(each, 1)[0] if isinstance(each, np.random.Generator) else _seed(each) for each in given]
     elif given is None or isinstance(given, np.random.Generator):
         seeds = _drawn(given or np.random.default_rng(), count)

@@ -257,6 +257,7 @@ def test_a_guidance_scale_of_one_and_less_is_no_guidance(scale):
         (np.int64(3), None, [3, 4]),
         (None, 42, [42, 43]),
         ([5, 9], None, [5, 9]),
+        (range(5, 7), None, [5, 6]),
         (None, [5, np.random.default_rng(1)], [5, int(np.random.default_rng(1).integers(2**32))]),
         (None, np.random.default_rng(1), np.random.default_rng(1).integers(2**32, size=2).tolist()),
     ],

