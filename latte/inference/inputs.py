@@ -19,6 +19,7 @@ from latte.diffusion.scheduler_config import solver_of
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.io.arrays import read_npz
+from latte.io.json_files import is_unicode
 from latte.models.latte import CLIP_TEXT, LatteConfig
 from latte.models.latte_t2v import LatteT2VConfig
 
@@ -51,7 +52,9 @@ def seeds_of(seed: int | Sequence[int] | None, generator: Any, count: int) -> li
     if seed is not None and generator is not None:
         raise UserError("give either a seed or a generator")
     given = seed if generator is None else generator
-    if isinstance(given, list | tuple | range) or (isinstance(given, np.ndarray) and given.ndim):
+    if isinstance(given, np.ndarray) and given.ndim:
+        given = given.tolist()
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
         seeds = [_drawn(each, 1)[0] if isinstance(each, np.random.Generator) else _seed(each) for each in given]
     elif given is None or isinstance(given, np.random.Generator):
         seeds = _drawn(given or np.random.default_rng(), count)
@@ -348,7 +351,7 @@ def _list(prompt: Prompt, name: str, count: int | None = None) -> list[str]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name} must be a text or a list of one or more texts")
     for text in texts:
-        if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        if not is_unicode(text):
             raise UserError(f"{name} {text!r} is no valid Unicode: it holds half of a surrogate pair; type it in UTF-8")
     if count is not None and len(texts) != count:
         raise UserError(f"there are {count} prompts, but {len(texts)} of {name}")

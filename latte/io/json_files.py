@@ -47,7 +47,7 @@ def parse_json(
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")  # some editors begin a file with a mark of its encoding
-        found = json.loads(text, object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=once)
         _check_values(found, infinite)
     except UnicodeDecodeError:
         raise UserError(f"{source} is not JSON but binary data; {remedy}") from None
@@ -119,8 +119,13 @@ def check_numbers(values: Mapping[str, Any], bounds: Mapping[str, tuple[float, f
             raise UserError(f"{where}{': ' if where else ''}{key} must be {what}, but is {shown}")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object; raises ValueError if a key is there twice."""
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written: JSON and pickles can have halves of surrogate pairs, which cannot."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object from its pairs, for `json.loads`; raises ValueError if a key is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -154,11 +159,8 @@ def _check_values(root: Any, infinite: Collection[str]) -> None:
 def _check_texts(texts: Collection[str]) -> None:
     """Raise ValueError for a text that cannot be written as UTF-8."""
     for text in texts:
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"{_name(text)} is no text") from None
+        if not is_unicode(text):
+            raise ValueError(f"{_name(text)} is no text")
 
 
 def _name(key: str) -> str:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError, quoted
 from latte.io.atomic import atomic_path
-from latte.io.json_files import LIMIT, exists, parse_json, read_bytes
-from latte.weights.mapped import REMEDY, is_unicode, map_file, not_a_checkpoint, sniff
+from latte.io.json_files import LIMIT, exists, is_unicode, parse_json, read_bytes
+from latte.weights.mapped import REMEDY, map_file, not_a_checkpoint, sniff
 from latte.weights.mindspore_file import read_mindspore, write_mindspore
 from latte.weights.names import unnest
 from latte.weights.safetensors_file import read_safetensors, write_safetensors

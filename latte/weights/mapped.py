@@ -113,11 +113,6 @@ def read_through(path: str | Path) -> None:
         raise UnreadableError(f"cannot read {path}: {error.strerror}") from None
 
 
-def is_unicode(text: str) -> bool:
-    """Return whether a text can be written: JSON and pickles can have halves of surrogate pairs, which cannot."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def check_count(path: str | Path, count: int) -> None:
     """Raise UserError if a file names more tensors than any network here has."""
     if count > MAX_TENSORS:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from latte.errors import UserError, quoted
-from latte.weights.mapped import REMEDY, is_unicode
+from latte.io.json_files import is_unicode
+from latte.weights.mapped import REMEDY
 from latte.weights.pickle_data import Opaque, Unread
 
 SETS = ("ema", "model")  # EMA weights first: they are what one samples with

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+from latte.io.json_files import is_unicode, once
 from latte.weights.dtypes import TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
 from latte.weights.mapped import (
     MAX_AXES,
@@ -19,7 +20,6 @@ from latte.weights.mapped import (
     REMEDY,
     Mapped,
     check_count,
-    is_unicode,
     map_file,
     view,
 )
@@ -50,7 +50,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
         check_count(path, text.count(b"{") // 2)  # before they are made
         if text.count(b"[") > 4 * MAX_TENSORS:
             raise ValueError("lists within lists")
-        header = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_no_constant)
+        header = json.loads(text, object_pairs_hook=once, parse_constant=_no_constant)
         metadata = header.pop(_METADATA, None)
         metadata = {} if metadata is None else metadata
         check_count(path, len(header))
@@ -89,13 +89,6 @@ def _tensor(data: Mapped, kind: str, shape: list[int], begin: int, end: int) -> 
     else:  # several elements in a byte
         dtype, shape = odd_dtype(kind, 1), [length]
     return view(data, dtype, shape, begin, end)
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key twice")
-    return found
 
 
 def _no_constant(name: str) -> None:
