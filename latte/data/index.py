@@ -15,7 +15,7 @@ from reprlib import Repr
 from typing import TYPE_CHECKING
 
 from latte.errors import UserError
-from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, is_litter, walk
+from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, files_below, is_litter, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -78,12 +78,12 @@ def _frame_folders(root: Path, _: DataOptions) -> tuple[list[Record], list[str]]
 
 
 def _video_files(root: Path, _: DataOptions) -> tuple[list[Record], list[str]]:
-    return [Record(path) for path in _videos_below(root)], []
+    return [Record(path) for path in files_below(root, VIDEO_SUFFIXES)], []
 
 
 def _class_folders(root: Path, _: DataOptions) -> tuple[list[Record], list[str]]:
     """The first folder below the root is the class."""
-    files = [path for path in _videos_below(root) if path.parent != root]
+    files = [path for path in files_below(root, VIDEO_SUFFIXES) if path.parent != root]
     _name_empty(root, files, VIDEO_SUFFIXES)
     return _by_class(files, [path.relative_to(root).parts[0] for path in files])
 
@@ -106,10 +106,6 @@ def _name_empty(root: Path, paths: list[Path], suffixes: tuple[str, ...]) -> Non
 def _by_class(paths: list[Path], kinds: list[str]) -> tuple[list[Record], list[str]]:
     labels = {kind: label for label, kind in enumerate(sorted(set(kinds)))}
     return [Record(path, labels[kind]) for path, kind in zip(paths, kinds, strict=True)], list(labels)
-
-
-def _videos_below(root: Path) -> list[Path]:
-    return sorted(folder / name for folder, names in walk(root, VIDEO_SUFFIXES) for name in names)
 
 
 def _table(root: Path, options: DataOptions) -> tuple[list[Record], list[str]]:

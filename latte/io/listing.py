@@ -31,6 +31,11 @@ def is_litter(name: str) -> bool:
     return name.startswith(".") or name.endswith("~") or name.casefold() in _LITTER
 
 
+def files_below(root: str | Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files that `walk` finds, sorted; raises UserError as it does."""
+    return sorted(folder / name for folder, names in walk(root, suffixes) for name in names)
+
+
 def walk(root: str | Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder from `root` down that holds files with these suffixes, and their names, all in sorted order.
 
