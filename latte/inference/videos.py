@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -32,8 +31,7 @@ from latte.inference.inputs import (
     stem,
 )
 from latte.inference.pipeline import LattePipeline
-from latte.io.atomic import atomic_path
-from latte.io.video import fit, grid, read_any, save_video
+from latte.io.video import fit, grid, read_any, save_png, save_video
 from latte.runtime import device, graphs
 
 if TYPE_CHECKING:
@@ -68,8 +66,7 @@ def check(cfg: SampleConfig) -> Plan:
     checkpoint = cfg.require_checkpoint()
     text = is_t2v_folder(checkpoint)
     check_options(cfg, text)
-    if cfg.init_frames:
-        read_any(cfg.init_frames)  # before the weights, which take longer
+    frames = _init_frames(cfg)  # before the weights, which take longer
     parts = runs.find(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
     vae = read(parts.vae, "autoencoder")
     network = read_network(cfg, parts, vae.config)
@@ -82,7 +79,7 @@ def check(cfg: SampleConfig) -> Plan:
             f"takes {config.in_channels}; use the autoencoder that the network was trained with"
         )
     check_inputs(cfg, config)
-    given_frames(cfg, latent_shape(cfg, config, vae.config.downsampling), vae.config.downsampling)
+    given_frames(cfg, frames, latent_shape(cfg, config, vae.config.downsampling), vae.config.downsampling)
     if parts.prompts:
         load_tokenizer(parts.prompts / "tokenizer")
         encoder = read(parts.prompts / "text_encoder", "t5")
@@ -124,15 +121,21 @@ def video_numbers(cfg: SampleConfig) -> list[int]:
     return list(range(here.rank, cfg.num_samples * len(cfg.prompts or [None]), here.world_size))
 
 
-def given_frames(cfg: SampleConfig, shape: tuple[int, int, int, int], side: int) -> dict[str, Any]:
+def _init_frames(cfg: SampleConfig) -> np.ndarray | None:
+    """Return the frames (N, H, W, 3) uint8 of init_frames, if it is set; raises UserError if they cannot be read."""
+    return read_any(cfg.init_frames) if cfg.init_frames else None
+
+
+def given_frames(
+    cfg: SampleConfig, given: np.ndarray | None, shape: tuple[int, int, int, int], side: int
+) -> dict[str, Any]:
     """Return the pipeline's arguments for conditioning frames, resized to the videos.
 
-    shape: (F, C, h, w) of a video's latents; side: pixels per latent. Raises UserError if init_frames cannot be read or
-    init_count does not fit.
+    given: the frames (N, H, W, 3) uint8 of init_frames; shape: (F, C, h, w) of a video's latents; side: pixels per
+    latent. Raises UserError if init_count does not fit.
     """
-    if not cfg.init_frames:
+    if given is None:
         return {}
-    given = read_any(cfg.init_frames)
     if not cfg.init_count <= min(len(given), shape[0] - 1):
         raise UserError(
             f"init_count is {cfg.init_count}, but must be at most {min(len(given), shape[0] - 1)}: "
@@ -148,8 +151,9 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     """Sample and save this rank's videos and, if there are several, a grid of the first ones; return the files."""
     numbers, folder = video_numbers(cfg), Path(cfg.output_path)
     side = pipe.codec.vae.config.downsampling
-    given = given_frames(cfg, latent_shape(cfg, pipe.net.config, side), side)
-    if latent_shape(cfg, pipe.net.config, side)[0] == 1 and cfg.output_format != ["png"]:
+    shape = latent_shape(cfg, pipe.net.config, side)
+    given = given_frames(cfg, _init_frames(cfg), shape, side)
+    if shape[0] == 1 and cfg.output_format != ["png"]:
         log.info("videos of one frame are saved as .png, whatever output_format says")
     files: list[Path] = []
     videos: list[np.ndarray] = []
@@ -179,11 +183,7 @@ def _save(video: np.ndarray, path: Path, formats: Sequence[str], fps: int) -> li
     if len(video) > 1:
         return save_video(video, path, formats, fps)
     file = path.with_name(f"{path.name}.png")
-    try:
-        with atomic_path(file) as temporary:
-            Image.fromarray(video[0]).save(temporary, format="png")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+    save_png(video[0], file)
     return [file]
 
 

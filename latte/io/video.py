@@ -107,6 +107,12 @@ def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0
         raise UserError(f"a frame of {path} would stay for more than a gif's 655 seconds; raise fps") from None
 
 
+def save_png(image: np.ndarray, path: str | Path) -> None:
+    """Write an image (H, W, 3) uint8; raises UserError if the file cannot be written."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+
+
 def save_png_frames(frames: np.ndarray, folder: str | Path) -> None:
     """Write `folder`/frame_0000.png and so on, and remove such files of a longer, earlier video.
 
@@ -114,8 +120,7 @@ def save_png_frames(frames: np.ndarray, folder: str | Path) -> None:
     """
     _check_frames(frames)
     for i, frame in enumerate(frames):
-        with atomic_path(Path(folder) / f"frame_{i:04d}.png") as temporary:
-            Image.fromarray(frame).save(temporary, format="PNG")
+        save_png(frame, Path(folder) / f"frame_{i:04d}.png")
     for path in Path(folder).glob("frame_*.png"):
         number = path.stem.removeprefix("frame_")
         if number.isdecimal() and int(number) >= len(frames):

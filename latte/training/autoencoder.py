@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
-from PIL import Image
 from tqdm import tqdm
 
 from latte.components.codec import LOGVAR_RANGE
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
 from latte.io.images import read_image
-from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, walk
-from latte.io.video import read_any, to_uint8
+from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, files_below
+from latte.io.video import read_any, save_png, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.runtime import graphs, tensors
 from latte.runtime.tensors import assign, mean, rows
@@ -109,7 +108,7 @@ def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
 def _files_below(folder: str, suffixes: tuple[str, ...]) -> list[Path]:
     if not Path(folder).is_dir():
         return []
-    return sorted(below / name for below, names in walk(folder, suffixes) for name in names)
+    return files_below(folder, suffixes)
 
 
 def _read_frame(path: Path) -> np.ndarray:
@@ -170,8 +169,7 @@ def save(vae: AutoencoderKL, held_out: np.ndarray, settings: VaeTrainConfig) -> 
     write_state_dict(settings.target, tensors, metadata)
     shown = np.linspace(0, len(held_out) - 1, min(SHOWN, len(held_out))).astype(int)
     image = np.concatenate([np.concatenate(list(rows[shown]), axis=1) for rows in (held_out, decoded)])
-    with atomic_path(Path(settings.target).with_suffix(".png")) as temporary:
-        Image.fromarray(image).save(temporary)
+    save_png(image, Path(settings.target).with_suffix(".png"))
     return psnr, 1 / deviation
 
 

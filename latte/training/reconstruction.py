@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from latte.errors import UserError
-from latte.io.atomic import atomic_path
-from latte.io.video import to_uint8
+from latte.io.video import save_png, to_uint8
 from latte.training.autoencoder import decibels
 
 if TYPE_CHECKING:
@@ -40,11 +38,7 @@ def report(codec: Codec, frames: Sequence[np.ndarray], folder: Path, name: str |
     real = to_uint8(pixels)
     psnr = decibels(max(float(np.square((decoded.astype(np.float32) - real) / 127.5).mean()), 1e-10))
     file = folder / FILE
-    try:
-        with atomic_path(file) as temporary:
-            _board({"real": real, f"reconstructed, PSNR {psnr:.1f} dB": decoded}).save(temporary, format="png")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}") from error
+    save_png(_board({"real": real, f"reconstructed, PSNR {psnr:.1f} dB": decoded}), file)
     if psnr < LEAST:
         log.warning(
             "the autoencoder %s reconstructs frames of these videos with only %.1f dB, see %s: no sample can be better "
@@ -59,8 +53,8 @@ def report(codec: Codec, frames: Sequence[np.ndarray], folder: Path, name: str |
     return psnr
 
 
-def _board(rows: dict[str, np.ndarray]) -> Image.Image:
-    """Return an image with a title above each row of frames (N, H, W, 3) uint8; small frames are enlarged."""
+def _board(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """Return an image (H, W, 3) uint8: a title above each row of frames (N, H, W, 3) uint8, small ones enlarged."""
     count, height, width, _ = next(iter(rows.values())).shape
     times = max(1, -(-SMALLEST // width))
     size = width * times, height * times
@@ -71,4 +65,4 @@ def _board(rows: dict[str, np.ndarray]) -> Image.Image:
         draw.text((3, top + 2), title, fill="black")
         for column, frame in enumerate(frames):
             board.paste(Image.fromarray(frame).resize(size, Image.Resampling.NEAREST), (column * size[0], top + TITLE))
-    return board
+    return np.asarray(board)
