@@ -46,9 +46,7 @@ def parts_of_run(path: str | Path, vae: str | Path | None = None) -> Parts | Non
     if path.is_file() and _STATE.fullmatch(path.name):
         raise UserError(f"{path} is the state that a run resumes from, not weights; name the run's folder, {run}")
     network = path if path.is_file() else newest_weights(run)
-    options = max(
-        run.glob("config-from-step-*.yaml"), default=run / CONFIG_FILE
-    )  # of the last resume, if it changed some
+    options = options_of(run)
     values, _ = read_yaml(options)
     if fit(values.get("model_name", Plain("null")), str | None) == TEXT_TO_VIDEO:
         base = fit(values.get("pretrained_model_path", Plain("null")), str | None)
@@ -63,6 +61,11 @@ def parts_of_run(path: str | Path, vae: str | Path | None = None) -> Parts | Non
         raise UserError(f"{options} {said} here; name it (--vae_checkpoint, or vae of from_pretrained)")
     factor = fit(values.get("sd_scale_factor", Plain("null")), float | None)
     return Parts(network, found, scale_factor=None if vae else factor)
+
+
+def options_of(run: Path) -> Path:
+    """Return the file with the options of a run's newest steps: of its start, or of a resume with other ones."""
+    return max(run.glob("config-from-step-*.yaml"), default=run / CONFIG_FILE)
 
 
 def newest_weights(run: Path) -> Path:

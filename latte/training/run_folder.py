@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from latte.components.runs import CHECKPOINTS, CONFIG_FILE
+from latte.components.runs import CHECKPOINTS, CONFIG_FILE, options_of
 from latte.config.parser import save_config
 from latte.errors import UnreadableError, UserError, reason
 from latte.io.atomic import sync_folder
@@ -132,11 +132,11 @@ def save_options(cfg: TrainConfig, folder: Path, step: int) -> None:
         names = [path.name for path in folder.iterdir()]
         later = {int(match[1]): folder / match[0] for match in map(_LATER.fullmatch, names) if match}
         for start in [start for start in later if start >= max(step, 1)]:
-            later.pop(start).unlink()
+            later[start].unlink()
+        in_effect = options_of(folder)
         target = folder / f"config-from-step-{step:08d}.yaml" if step and own.exists() else own
         save_config(dataclasses.replace(cfg, data_config=None, resume=None), target)
         if target != own:
-            in_effect = later[max(later)] if later else own
             if target.read_bytes() == in_effect.read_bytes():
                 target.unlink()
             own.touch()  # for `newest_run`
