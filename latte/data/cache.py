@@ -23,7 +23,7 @@ import numpy as np
 from latte.data.index import Index, Record
 from latte.data.manifest import DTYPES, FORMAT, REMAKE, read_journal_line, read_manifest
 from latte.data.records import REMEDY, RecordClip, check_frames, read_rows, segment_frames, structure_hash
-from latte.errors import UserError
+from latte.errors import UserError, reason
 from latte.io.arrays import Header, read_header, read_npy
 from latte.io.atomic import atomic_path
 from latte.io.json_files import read_bytes
@@ -140,8 +140,8 @@ class Cache:
     def open(self, record: Record) -> CachedClip | RecordClip | OldClip:
         """Return the moments of a video of the index; raises UserError if they are missing or broken."""
         entry, row = self._places[record.path]
-        if reason := entry.error or self._damaged.get(entry.file):
-            raise UserError(reason)
+        if problem := entry.error or self._damaged.get(entry.file):
+            raise UserError(problem)
         if self.has_records:
             return RecordClip(entry.frames, row, self.segment)
         path = self.folder / entry.file
@@ -151,10 +151,12 @@ class Cache:
 
     def load(self, frames: np.ndarray) -> np.ndarray:
         """Return the moments of what a clip has read: themselves, or those of rows; raises UserError as `moments`."""
-        if not self.has_records:
-            return frames
-        needed = np.unique(frames[:, 0])
-        return self.moments(frames, dict(zip(needed, self.read_rows(needed), strict=True)))
+        return self.moments(frames, self.rows_of(frames)) if self.has_records else frames
+
+    def rows_of(self, places: np.ndarray) -> dict[int, np.ndarray]:
+        """Return the rows of MindRecord that frames are in, given by row and place (n, 2); raises UserError."""
+        needed = np.unique(places[:, 0])
+        return dict(zip(needed.tolist(), self.read_rows(needed), strict=True))
 
     def read_rows(self, rows: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
         """Yield the moments (frames, 2 L, h, w) of rows of MindRecord; raises UserError if they cannot be read."""
@@ -333,8 +335,7 @@ class CachedClip:
                     _read_at(file, table + 4 * first, sums := np.empty(last - first + 1, "<u4"))
                     expected = sums[numbers - first]
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"cannot read {name}; it is missing or broken: {reason}; {REMEDY}") from error
+            raise UserError(f"cannot read {name}; it is missing or broken: {reason(error)}; {REMEDY}") from error
         return check_frames(frames, expected, name)
 
 
@@ -371,8 +372,7 @@ class OldClip:
             if latent.shape != self._shape or latent.dtype.kind != "f":
                 raise ValueError(f"it is {latent.dtype} {latent.shape}, and the cache has {self._shape}")
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UserError(f"cannot read the cached frame {path}; it is missing or broken: {reason}") from error
+            raise UserError(f"cannot read the cached frame {path}; it is missing or broken: {reason(error)}") from error
         return check_frames(latent, None, f"the cached frame {path}")
 
 

@@ -156,8 +156,7 @@ class _RecordRows:
             except BrokenVideoError as error:
                 broken[error.path] = str(error)
             sample = source.dataset.sample(position, broken)
-            needed = np.unique(sample.x[:, 0])
-            rows = dict(zip(needed, self.cache.read_rows(needed), strict=True))
+            rows = self.cache.rows_of(sample.x)
 
 
 def make_loader(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
-from latte.errors import UserError
+from latte.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ def kind_of(path: str | Path) -> Literal["folder", "image", "animation", "video"
         with path.open("rb") as file:
             head = file.read(16)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF:
         raise UserError(f"{path} is a HEIC or AVIF image, which is not read; save it as JPEG or PNG")
     if not head.startswith(_SIGNATURES) and not (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):

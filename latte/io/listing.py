@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latte.errors import UserError
+from latte.errors import UserError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def walk(root: str | Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, li
                         # It may have been a folder of videos: without it the other classes would get other numbers.
                         raise UserError(f"the link {entry.path} leads nowhere; mend or remove it")
         except OSError as error:
-            raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+            raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
         here = (status.st_dev, status.st_ino)
         if here in above:
             return

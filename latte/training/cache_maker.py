@@ -45,7 +45,7 @@ AHEAD = 4  # slices of frames to decode in advance
 MAX_FILES = 1000  # MindRecord files per cache; MindSpore takes at most 4096
 DEFAULT_SIZE, DEFAULT_DTYPE = 256, "fp16"
 WORK = ".moments-"  # prefix of temporary files
-# Hidden names that a killed process leaves: of `_write`, `write_records` and `atomic_path`. Others are not the cache's.
+# Hidden names that a killed process leaves, of `_write` and `write_records`, or of an older version.
 _LEFTOVER = re.compile(r"\.(\d{8,}|(\.?moments-)?\d{8,}(-\w{8})?\.npy|(manifest|text_embeddings)-\w{8}\.(json|npz))")
 
 

@@ -336,7 +336,20 @@ def stored(kind="torch.FloatStorage", key="0", count=4):
 
 
 FOUR = np.arange(4, dtype=np.float32)
-WHOLE = (literal(0), literal((4,)), literal((1,)), literal(False), literal({}))
+
+
+def layout(count):
+    """Return the arguments of a tensor that is the first `count` elements of its storage."""
+    return literal(0), literal((count,)), literal((1,)), literal(False), literal({})
+
+
+def of_bytes(dtype, count):
+    """Return the opcodes of a tensor whose storage is 16 bytes without a type of their own."""
+    storage = stored("torch.storage.UntypedStorage", "0", 16)
+    return call("torch._utils._rebuild_tensor_v3", storage, *layout(count), f"ctorch\n{dtype}\n".encode())
+
+
+WHOLE = layout(4)
 
 
 @pytest.mark.parametrize("info", [literal(True), call("torch_npu.npu._format.Format", literal(2))])
@@ -358,36 +371,16 @@ def test_a_tensor_of_an_ascend_card_is_an_ordinary_one(tmp_path, info):
             call(
                 "torch._utils._rebuild_tensor_v2",
                 stored("torch.ComplexFloatStorage", "0", 2),
-                literal(0),
-                literal((2,)),
-                literal((1,)),
+                *layout(2)[:3],
             ),
             "ComplexFloat",
         ),
         (
-            call(
-                "torch._utils._rebuild_tensor_v3",
-                stored("torch.storage.UntypedStorage", "0", 16),
-                literal(0),
-                literal((16,)),
-                literal((1,)),
-                literal(False),
-                literal({}),
-                b"ctorch\nfloat8_e4m3fn\n",
-            ),
+            of_bytes("float8_e4m3fn", 16),
             "float8_e4m3fn",
         ),
         (
-            call(
-                "torch._utils._rebuild_tensor_v3",
-                stored("torch.storage.UntypedStorage", "0", 16),
-                literal(0),
-                literal((8,)),
-                literal((1,)),
-                literal(False),
-                literal({}),
-                b"ctorch\nuint16\n",
-            ),
+            of_bytes("uint16", 8),
             "uint16",
         ),
     ],
@@ -420,12 +413,7 @@ def test_a_tensor_of_a_rare_type_has_its_name_and_shape(tmp_path, form, tensor, 
             "a conjugated or negated view",
         ),
         (
-            call(
-                "torch._utils._rebuild_tensor_v3",
-                stored("torch.storage.UntypedStorage", "0", 16),
-                *WHOLE,
-                b"ctorch\nint3\n",
-            ),
+            of_bytes("int3", 4),
             "a tensor of torch.int3",
         ),
     ],
