@@ -130,9 +130,9 @@ def save_options(cfg: TrainConfig, folder: Path, step: int) -> None:
     own = folder / CONFIG_FILE
     try:
         names = [path.name for path in folder.iterdir()]
-        later = {int(match[1]): folder / match[0] for match in map(_LATER.fullmatch, names) if match}
-        for start in [start for start in later if start >= max(step, 1)]:
-            later[start].unlink()
+        for match in filter(None, map(_LATER.fullmatch, names)):
+            if int(match[1]) >= max(step, 1):
+                (folder / match[0]).unlink()
         in_effect = options_of(folder)
         target = folder / f"config-from-step-{step:08d}.yaml" if step and own.exists() else own
         save_config(dataclasses.replace(cfg, data_config=None, resume=None), target)
