@@ -243,10 +243,15 @@ LATE = """
 import sys
 from collections import Counter
 from latte.io.mindir import count
-from support.graphs import inference, training
+from support.graphs import TEXT_TOKENS, inference, training
+
+def columns(nodes):
+    # A recomputed block computes products of the label or the text again, or shares the first ones: left out here.
+    return sum(count([n for n in nodes if n.op != "Dense" or n.outputs[0].shape[0] > TEXT_TOKENS]).values(), Counter())
+
 
 for nodes in (inference, training):
-    now, late = (sum(count(nodes(sys.argv[1], 4, "bf16", late=late)).values(), Counter()) for late in (False, True))
+    now, late = (columns(nodes(sys.argv[1], 4, "bf16", late=late)) for late in (False, True))
     for column in ("MatMul", "Flash", "LayerNorm", "Transpose", "Pad", "Softmax"):
         assert now[column] == late[column], (column, now[column], late[column])
 """

@@ -14,6 +14,7 @@ from latte.models.precision import prepare
 from latte.runtime import device
 from latte.training.step import StepOptions, TrainStep
 
+TEXT_TOKENS = 120
 HALVES = {"fp16": ms.float16, "bf16": ms.bfloat16}
 
 
@@ -45,7 +46,8 @@ def model_of(kind, depth, dtype, late=False):
         net = network(kind, depth, dtype)
         share(net, late)
         if kind == "LatteT2V":
-            return graph_of(Denoiser(net, 1.0), *zeros((1, 16, 4, 64, 64), (1,), (1, 120, 4096), (1, 120)))
+            texts = [(1, TEXT_TOKENS, 4096), (1, TEXT_TOKENS)]
+            return graph_of(Denoiser(net, 1.0), *zeros((1, 16, 4, 64, 64), (1,), *texts))
         return graph_of(net, *zeros((1, 16, 4, 32, 32), (1,)))
 
 
@@ -75,7 +77,7 @@ def training_model(kind, depth, dtype, recompute=True, accumulation=2, ranks=2, 
         side = 64 if kind == "LatteT2V" else 32
         latents = (1, 16, 4, side, side)
         given = [(1, 16, 8, side, side), latents, (1,), latents, (1, 8)]
-        conditions = [(1, 120, 4096), (1, 120)] if kind == "LatteT2V" else [(1, 1)]
+        conditions = [(1, TEXT_TOKENS, 4096), (1, TEXT_TOKENS)] if kind == "LatteT2V" else [(1, 1)]
         return graph_of(step, *zeros(*given, *conditions))
 
 
