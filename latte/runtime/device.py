@@ -108,6 +108,13 @@ class Device:
         return self.chip is not None and re.fullmatch(r"Ascend910(Pro|Premium)?[AB]?", self.chip) is not None
 
     @property
+    def card(self) -> str | None:
+        """The name under which `latte estimate` knows this device, or None if it does not."""
+        if self.target == "Ascend":
+            return "910A" if self.first_generation else "A3" if "910_93" in (self.chip or "") else "910B"
+        return "cpu" if self.target == "CPU" else None
+
+    @property
     def sinks_data(self) -> bool:
         """Whether the device can fetch batches itself, many a call (data sinking)."""
         return self.target != "CPU"

@@ -7,6 +7,7 @@ The stand-in computes nothing in this mode, so that weights cost no memory here.
 
 import argparse
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,43 +16,100 @@ import numpy as np
 
 from latte import create_model
 from latte.diffusion.denoiser import make_denoiser
+from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
 from latte.models.precision import prepare
 from latte.runtime import device, graphs
 from latte.training.step import StepOptions, TrainStep
 
-SIDE, CHANNELS = 32, 4  # of the latents of 256 pixels
+CHANNELS = 4  # of the latents
+TEXT = 4096  # width of T5's embeddings
 
 
 def zeros(*shape, dtype=np.float32):
     return ms.Tensor(np.zeros(shape, dtype))
 
 
+def sizes(given):
+    """The options that change the size of the network; None leaves that of the model."""
+    asked = {"depth": given.depth, "hidden_size": given.width, "num_heads": given.heads}
+    return {key: value for key, value in asked.items() if value}
+
+
 def network(given, **options):
+    if given.model == "LatteT2V":
+        heads, width = given.heads or 16, given.width or 1152
+        config = LatteT2VConfig(
+            num_layers=(given.depth or 56) // 2,
+            num_attention_heads=heads,
+            attention_head_dim=width // heads,
+            cross_attention_dim=width,
+        )
+        return LatteT2V(config, flash=given.flash, seed=None, dtype=device.compute_dtype(given.dtype))
     dtype = {"dtype": given.dtype, "enable_flash_attention": given.flash, "num_frames": given.frames}
-    return create_model(given.model, seed=None, **dtype, **options)
+    return create_model(given.model, seed=None, input_size=given.side, **dtype, **sizes(given), **options)
 
 
 def sampling(given):
-    """A guided denoising step of `batch` videos, class-conditional."""
-    net = network(given, condition="class", num_classes=101)
-    step = graphs.compile_step(make_denoiser(net, True, True))
-    x, labels = zeros(given.batch, given.frames, CHANNELS, SIDE, SIDE), zeros(given.batch, dtype=np.int32)
-    return step, (x, zeros(given.batch), ms.Tensor(np.float32(7)), labels, labels)
+    """A denoising step of `batch` videos: guided by classes or, of LatteT2V, by texts, or without conditions."""
+    kinds = {} if given.unguided or given.model == "LatteT2V" else {"condition": "class", "num_classes": 99}
+    net = network(given, **kinds)
+    if given.loaded:
+        prepare(net)
+    step = graphs.compile_step(make_denoiser(net, not given.unguided, True))
+    x, conditions = zeros(given.batch, given.frames, CHANNELS, given.side, given.side), ()
+    if given.model == "LatteT2V":
+        text, mask = zeros(given.batch, given.text, TEXT), ms.Tensor(np.ones((given.batch, given.text), np.float32))
+        conditions = (text, mask) if given.unguided else (text, mask, text, mask)
+    elif not given.unguided:
+        conditions = (zeros(given.batch, dtype=np.int32),) * 2
+    return net, step, (x, zeros(given.batch), ms.Tensor(np.float32(7)), *conditions)
 
 
 def training(given):
-    """A training step from a latent cache: loss scale, AdamW, EMA."""
+    """A training step: loss scale, AdamW, EMA; from moments or, with `pixels`, from frames."""
     nets = [network(given) for _ in range(2)]
     for net in nets:
         prepare(net, for_training=True)
     for block in nets[0].blocks if given.recompute else ():
         block.recompute()
     scale = {"loss_scale": 65536.0, "loss_scale_window": 1000} if given.dtype == "fp16" else {}
-    step = TrainStep(*nets, None, np.full(1000, 1e-4, np.float32), StepOptions(**scale))
-    x = (given.batch, given.frames, CHANNELS, SIDE, SIDE)
-    moments = (given.batch, given.frames, 2 * CHANNELS, SIDE, SIDE)
+    vae = autoencoder() if given.pixels else None
+    options = StepOptions(accumulation=given.accumulation, **scale)
+    step = TrainStep(*nets, vae, np.full(1000, 1e-4, np.float32), options)
+    x = (given.batch, given.frames, CHANNELS, given.side, given.side)
+    pixels = (given.batch, given.frames, 3, 8 * given.side, 8 * given.side)
+    moments = (given.batch, given.frames, 2 * CHANNELS, given.side, given.side)
     times, skipped = zeros(given.batch, dtype=np.int32), zeros(given.batch, 8, dtype=np.int32)
-    return graphs.compile_training(step.construct), (zeros(*moments), zeros(*x), times, zeros(*x), skipped)
+    text = ()
+    if given.model == "LatteT2V":
+        text = (zeros(given.batch, given.text, TEXT), ms.Tensor(np.ones((given.batch, given.text), np.float32)))
+    first = zeros(*(pixels if given.pixels else moments))
+    return nets[0], graphs.compile_training(step.construct), (first, zeros(*x), times, zeros(*x), skipped, *text)
+
+
+def autoencoder():
+    vae = AutoencoderKL(AutoencoderConfig(), seed=None)
+    for weight in vae.get_parameters():
+        weight.requires_grad = False
+    return vae
+
+
+def encoding(given):
+    """The encoder on `batch` x `frames` images at once."""
+    images = zeros(given.batch * given.frames, 3, 8 * given.side, 8 * given.side)
+    vae = autoencoder()
+    return vae, graphs.compile_step(vae.encode), (images,)
+
+
+def decoding(given):
+    """The decoder on the latents of `batch` x `frames` images at once."""
+    latents = zeros(given.batch * given.frames, CHANNELS, given.side, given.side)
+    vae = autoencoder()
+    return vae, graphs.compile_step(vae.decode), (latents,)
+
+
+PLANS = {"sample": sampling, "train": training, "encode": encoding, "decode": decoding}
 
 
 def launched(trace):
@@ -66,9 +124,17 @@ def launched(trace):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("sample", "train"))
+    parser.add_argument("what", choices=tuple(PLANS))
     parser.add_argument("trace", type=Path, help="the file of --trace")
-    parser.add_argument("--model", default="Latte-XL/2")
+    parser.add_argument("--model", default="Latte-XL/2", help="Latte-XL/2 and its like, or LatteT2V")
+    for size in ("depth", "width", "heads"):
+        parser.add_argument(f"--{size}", type=int, help="in place of the model's; blocks over patches and frames count")
+    parser.add_argument("--side", type=int, default=32, help="latents a side: an eighth of the pixels")
+    parser.add_argument("--text", type=int, default=120, help="tokens of a text")
+    parser.add_argument("--unguided", action="store_true", help="sample without guidance")
+    parser.add_argument("--loaded", action="store_true", help="sample with weights as a pipeline loads them, in dtype")
+    parser.add_argument("--pixels", action="store_true", help="train from pixels, with the autoencoder in the step")
+    parser.add_argument("--accumulation", type=int, default=1, help="batches of a training step")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--dtype", default="fp16")
@@ -77,9 +143,11 @@ def main():
     parser.add_argument("--jit_level", default="O0")
     given = parser.parse_args()
     device.init_device("Ascend", jit_level=given.jit_level)
-    step, inputs = (training if given.what == "train" else sampling)(given)
+    net, step, inputs = PLANS[given.what](given)
+    start = time.process_time()  # of this process, whatever else the machine does
     step(*inputs)
     ms.runtime.synchronize()
+    compiling = time.process_time() - start
     before, moved_before = launched(given.trace)
     step(*inputs)
     ms.runtime.synchronize()
@@ -87,7 +155,10 @@ def main():
     launches = after - before
     report = vars(given) | {
         "trace": given.trace.name,
+        "weights": sum(weight.size for weight in net.get_parameters()),
+        "compile": round(compiling, 1),
         "peak": ms.runtime.max_memory_allocated(),
+        "resident": ms.runtime.memory_allocated(),  # between two calls: weights, moments, EMA
         "reserved": ms.runtime.max_memory_reserved(),
         "launches": dict(launches.most_common()),
         "bytes": {op: moved[op] - moved_before[op] for op in launches},

@@ -1,0 +1,423 @@
+"""What a training or a sampling is predicted to take on a card: operations, bytes, launches, memory and time.
+
+`latte.runtime.roofline` has the model; here are the options of a run, and the lines that `latte estimate` and every
+`--dry_run` print. docs/estimate.md says what the predictions rest on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import mindspore as ms
+
+from latte.diffusion.solvers import Solver
+from latte.components import runs
+from latte.components.loading import open_weights
+from latte.config import TEXT_TO_VIDEO
+from latte.errors import UserError
+from latte.inference.inputs import Config, guidance, latent_shape, model_options
+from latte.io.json_files import exists
+from latte.models.autoencoder import AutoencoderConfig
+from latte.models.latte import LatteConfig, named_sizes
+from latte.models.latte_t2v import LatteT2VConfig
+from latte.runtime import device, graphs, roofline
+from latte.runtime.roofline import Card, Sizes, Times
+
+if TYPE_CHECKING:
+    from latte.config import SampleConfig, TrainConfig
+
+GIB = 2**30
+SLICE = 8  # frames that the autoencoder takes at once on an accelerator, unless vae_slice says otherwise
+FITS = 0.94  # of a card's memory is MindSpore's to use
+LARGEST = "Latte-XL/2"  # the default, as in `latte.training.build`
+MILLION = 10**6  # steps of the official trainings
+LORA = 24  # matrices of LoRA adapters (rank, width) in a pair of blocks
+MOMENTS = 8  # bytes of AdamW's moments per weight
+CPU_CARD = "cpu"
+# A CPU's run time, measured in float32 (docs/devices.md): bytes of the process and of what compiling a training leaves;
+# tensors as large as the tokens that a block keeps for its backward pass; bytes per element of the tokens of the one
+# block that sampling has, per attention score, and per pixel and channel of a frame in the autoencoder.
+BYTES_BASE, BYTES_COMPILER, KEPT = int(0.5 * GIB), int(0.7 * GIB), 24
+BYTES_TOKEN, BYTES_SCORE, BYTES_PIXEL = 4 * 45, 4 * 3, 4 * 50
+PRODUCTS = 0.75  # of a CPU's time is in products, at the speed of the one that is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A step to predict, and how often it is done."""
+
+    kind: str  # of its launches, in the tables
+    config: Config
+    sizes: Sizes
+    grid: float  # of 16 x 16 pixels, that is of latents of the autoencoder, of a frame
+    dtype: str = "fp16"
+    fused: bool = True  # the fused attention kernel
+    vae: AutoencoderConfig = dataclasses.field(default_factory=AutoencoderConfig)
+    encoded: float = 0  # frames that the autoencoder encodes in a step
+    decoded: float = 0  # frames that it decodes after the last step
+    vae_slice: int = SLICE  # frames at once
+    calls: int = 0  # of the network for a batch of videos; 0 in a training
+    accumulation: int = 1  # batches of a training step
+    trained: float = 0  # weights
+    ema: bool = True
+    recompute: bool = False
+    shared: bool = False  # AdamW's moments, by ZeRO-1
+    total_steps: int = MILLION
+    videos: int = 1  # to sample
+    int8: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is a training."""
+        return not self.calls
+
+    def of_batch(self, batch: float) -> Work:
+        """Return the same with another number of videos at once."""
+        factor = batch / self.sizes.batch
+        sizes = dataclasses.replace(self.sizes, batch=batch)
+        return dataclasses.replace(self, sizes=sizes, encoded=self.encoded * factor, decoded=self.decoded * factor)
+
+
+class Memory(NamedTuple):
+    """Predicted bytes at the peak; `peak` is less than the sum where the parts are not there at once."""
+
+    weights: float
+    optimizer: float  # AdamW's moments, EMA, gradients that stay
+    activations: float
+    autoencoder: float
+    peak: float
+
+
+class Prediction(NamedTuple):
+    """What is predicted of some work on a card."""
+
+    flops: float
+    bytes: float
+    launches: float
+    times: Times  # of a step: of all batches that it accumulates
+    after: float  # seconds of decoding, after the last step of a sampling
+    memory: Memory
+    compiling: float
+
+
+def training(
+    cfg: TrainConfig, config: Config, shape: tuple[int, ...], vae: AutoencoderConfig, trained: float | None = None
+) -> Work:
+    """Return the work of a training; shape: (F, C, h, w) of a video's latents without its single images."""
+    frames, _, h, w = shape
+    frames += cfg.images_per_video
+    text = config.conditioning == "prompt"
+    sizes = _sizes(config, cfg.train_batch_size, frames, h, w)
+    return Work(
+        kind=("t2v train" if text else "train") + (" recomputed" if cfg.use_recompute else ""),
+        config=config,
+        sizes=sizes,
+        grid=_vae_grid(h, w, vae),
+        dtype=cfg.dtype,
+        fused=cfg.enable_flash_attention and cfg.dtype != "fp32",
+        vae=vae,
+        encoded=0 if cfg.cache_folder else cfg.train_batch_size * frames,
+        vae_slice=cfg.vae_slice or SLICE,
+        accumulation=cfg.gradient_accumulation_steps,
+        trained=_trained(cfg, config, sizes) if trained is None else trained,
+        ema=cfg.use_ema,
+        recompute=cfg.use_recompute,
+        shared=cfg.zero_stage > 0,
+        total_steps=cfg.max_steps or MILLION,
+    )
+
+
+def sampling(cfg: SampleConfig, config: Config, vae: AutoencoderConfig) -> Work:
+    """Return the work of a sampling: one video, or as many as batch_size, of all that are asked for."""
+    frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
+    text, guided = config.conditioning == "prompt", guidance(cfg, config) != 1
+    steps = cfg.sampling_steps or config.default_steps
+    solver = Solver(cfg.sampler or ("ddim" if cfg.ddim_sampling else None) or config.default_solver or "ddim")
+    videos = cfg.num_samples * len(cfg.prompts or [None])
+    batch = min(cfg.batch_size, videos)
+    # Texts are planned with guidance only; without it there is half of it.
+    halves = 0.5 if text and not guided else 1.0
+    return Work(
+        kind="t2v sample guided" if text else "sample guided" if guided else "sample",
+        config=config,
+        sizes=_sizes(config, batch * halves, frames, h, w),
+        grid=_vae_grid(h, w, vae),
+        dtype=cfg.dtype,
+        fused=cfg.enable_flash_attention and cfg.dtype != "fp32",
+        vae=vae,
+        decoded=batch * frames,
+        vae_slice=cfg.vae_slice or SLICE,
+        calls=solver.calls(steps),
+        videos=videos,
+        int8=bool(cfg.quantize),
+    )
+
+
+def described(cfg: TrainConfig) -> tuple[Config, tuple[int, int, int, int], AutoencoderConfig]:
+    """Return network, (F, C, h, w) of its latents and autoencoder that options of a training name; reads no file."""
+    vae = AutoencoderConfig()
+    size, frames = cfg.image_size or 256, cfg.num_frames or 16
+    if cfg.model_name == TEXT_TO_VIDEO:
+        config: Config = LatteT2VConfig()
+        return config, config.latent_shape(cfg.num_frames, cfg.image_size, cfg.image_size, vae.downsampling), vae
+    asked = {name: getattr(cfg, name) for name in ("hidden_size", "depth", "num_heads", "patch_size")}
+    config = LatteConfig(
+        **(named_sizes(cfg.model_name or LARGEST) | {name: value for name, value in asked.items() if value}),
+        input_size=size // vae.downsampling,
+        num_frames=frames,
+        condition=cfg.condition,
+        num_classes=cfg.num_classes,
+    )
+    return config, config.latent_shape(frames, size, size, vae.downsampling), vae
+
+
+def stored(cfg: SampleConfig) -> tuple[Config, AutoencoderConfig, str]:
+    """Return network and autoencoder that options of a sampling name, and a line on what was assumed of them.
+
+    Only names and shapes are read. Files that are not here yet are taken to be the official ones. Raises UserError if
+    files are here that do not fit the options.
+    """
+    checkpoint = cfg.require_checkpoint()
+    if exists(checkpoint) and (not cfg.vae_checkpoint or exists(cfg.vae_checkpoint)):
+        parts = runs.find(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
+        state, kind = open_weights(parts.vae, "autoencoder")
+        vae = kind.config.from_weights(state.tensors, state.metadata, state.path)
+        state, kind = open_weights(parts.network, "latte_t2v" if parts.prompts else "latte")
+        asked = {} if parts.prompts else model_options(cfg, vae)
+        return kind.config.from_weights(state.tensors, state.metadata, state.path, **asked), vae, ""
+    vae = AutoencoderConfig()
+    if cfg.prompts:
+        config: Config = LatteT2VConfig()
+    else:
+        asked = {key: value for key, value in model_options(cfg, vae).items() if value is not None}
+        if cfg.condition or (cfg.guidance_scale or 1) != 1:
+            asked |= {"condition": cfg.condition or "class", "num_classes": cfg.num_classes or 101}
+        config = LatteConfig(**(named_sizes(asked.pop("model_name", LARGEST)) | asked))
+    missing = next(path for path in (checkpoint, cfg.vae_checkpoint) if path and not exists(path))
+    return config, vae, f"{missing} is not here: the sizes of the official files are assumed, {config.describe()}"
+
+
+def _sizes(config: Config, batch: float, frames: float, h: int, w: int) -> Sizes:
+    width, heads, pairs = config.hidden_size, config.num_heads, config.depth / 2
+    text, inner = config.conditioning == "prompt", roofline.padded(config.hidden_size, config.num_heads)
+    extra = roofline.pair_weights(width, inner, text) - roofline.pair_weights(width, width, text)
+    return Sizes(
+        batch=batch,
+        frames=frames,
+        grid=math.sqrt(h * w) / config.patch_size,
+        width=width,
+        heads=heads,
+        pairs=pairs,
+        text=120 if text else 0,
+        weights=config.parameter_count + pairs * extra,
+    )
+
+
+def _vae_grid(h: int, w: int, vae: AutoencoderConfig) -> float:
+    return math.sqrt(h * w) * vae.downsampling / 16
+
+
+def _trained(cfg: TrainConfig, config: Config, sizes: Sizes) -> float:
+    if cfg.trainable == "lora":
+        return LORA * cfg.lora_rank * config.hidden_size * sizes.pairs
+    if cfg.trainable == "temporal":
+        return sizes.weights * 12 / 26  # of a pair's products, those of the block over frames
+    return sizes.weights
+
+
+def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
+    """Return what a step of some work is predicted to take on each of `ranks` cards."""
+    found, after = steps(work, on), []
+    if work.decoded:
+        after = autoencoder(work, "decode", work.decoded)
+    exchange = 0.0
+    if work.trains and ranks > 1:
+        exchange = roofline.all_reduce(4 * work.trained, on, ranks, hosts)
+        exchange += roofline.all_gather(4 * work.trained, on, ranks) if work.shared else 0.0
+    once = roofline.seconds(found, on, exchange)
+    table = roofline.tables()[work.kind]
+    return Prediction(
+        flops=work.accumulation * sum(each.count * each.flops for each in found),
+        bytes=work.accumulation * sum(each.count * each.bytes for each in found),
+        launches=work.accumulation * sum(each.count for each in found),
+        times=Times(*(work.accumulation * each for each in once)),
+        after=roofline.seconds(after, on).total,
+        memory=memory(work, ranks) if on.name != CPU_CARD else memory_of_cpu(work),
+        compiling=table["compile"][0] + table["compile"][1] * work.sizes.pairs,
+    )
+
+
+def steps(work: Work, on: Card) -> list[roofline.Launch]:
+    """Return the launches of one call of the step: of a batch, or of a denoising step."""
+    found = roofline.launches(work.kind, work.sizes, work.dtype, work.fused and on.fused_attention)
+    return found + (autoencoder(work, "encode", work.encoded) if work.encoded else [])
+
+
+def autoencoder(work: Work, kind: str, frames: float) -> list[roofline.Launch]:
+    """Return the launches of encoding frames at once in a step, or of decoding them by slices."""
+    slices = math.ceil(frames / work.vae_slice) if kind == "decode" else 1
+    sizes = Sizes(1, frames / slices, work.grid)
+    found = roofline.launches(kind, sizes, times=slices)
+    return roofline.scaled(found, roofline.vae_scale(work.vae.block_out_channels))
+
+
+def memory(work: Work, ranks: int = 1) -> Memory:
+    """Return the predicted memory of a card, from MindSpore's own plans of small networks."""
+    table, sizes = roofline.tables()[work.kind]["memory"], work.sizes
+    scale = roofline.vae_scale(work.vae.block_out_channels)
+    elements = sizes.tokens * sizes.width * (2 if work.dtype == "fp32" else 1)
+    activations = (table["fixed"] + table["pair"] * sizes.pairs) * elements
+    coded, frames = ("encode", work.encoded) if work.trains else ("decode", min(work.decoded, work.vae_slice))
+    vae = roofline.tables()[coded]["memory"]
+    images = frames * work.grid**2 * vae["fixed"] * math.sqrt(scale)
+    held = vae["resident"] * scale if frames else 0.0
+    if not work.trains:
+        itemsize = 1 if work.int8 else 4 if work.dtype == "fp32" else 2
+        weights = sizes.weights * itemsize
+        return Memory(weights, 0, activations, held + images, weights + held + max(activations, images))
+    weights = 4 * sizes.weights
+    moments = MOMENTS / (ranks if work.shared else 1)
+    optimizer = work.trained * (moments + 4 * work.ema + 4 * (work.accumulation > 1))
+    optimizer += work.trained * max(0.0, table["weight"] - 16)  # what the plan keeps besides: 16 are the usual ones
+    # Gradients take the place of activations, block by block, until all of them are there.
+    passing = max(activations, images, 4 * work.trained)
+    return Memory(weights, optimizer, activations, held + images, weights + optimizer + held + passing)
+
+
+def memory_of_cpu(work: Work) -> Memory:
+    """Return the predicted memory of the process on a CPU, in float32; docs/train.md compares it with runs."""
+    sizes, vae = work.sizes, work.vae
+    itemsize = 2 if work.dtype == "fp16" else 4
+    pixels = (16 * work.grid) ** 2
+    if not work.trains:
+        tokens = sizes.frames * sizes.grid**2
+        at_once = min(tokens, max(graphs.TOKENS_PER_CALL, sizes.grid**2))
+        scores = sizes.heads * at_once * max(sizes.grid**2, sizes.frames)
+        activations = at_once * sizes.width * BYTES_TOKEN + scores * BYTES_SCORE
+        channels = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
+        images = min(work.decoded, work.vae_slice) * pixels * channels * BYTES_PIXEL
+        weights = work.config.parameter_count * (1 if work.int8 else 4)
+        return Memory(weights, 0, activations, images, BYTES_BASE + weights + activations + images)
+    # Recomputed, each block keeps its input; the run time has the tensors of several blocks at once nevertheless.
+    kept = 2 * sizes.pairs * KEPT
+    kept = min(2 * sizes.pairs + 4 * KEPT, kept) if work.recompute else kept
+    activations = sizes.tokens * sizes.width * kept * itemsize
+    images = min(work.encoded, work.vae_slice) * pixels * vae.block_out_channels[0] * BYTES_PIXEL
+    weights = 4 * work.config.parameter_count
+    optimizer = work.trained * (MOMENTS + 4 + 4 * work.ema + 4 * (work.accumulation > 1))
+    peak = BYTES_BASE + BYTES_COMPILER + weights + optimizer + activations + images
+    return Memory(weights, optimizer, activations, images, peak)
+
+
+def largest_batch(work: Work, available: float, ranks: int = 1, on_cpu: bool = False) -> int:
+    """Return the largest batch whose memory is predicted to fit; 0 if none does."""
+
+    def fits(batch: int) -> bool:
+        asked = work.of_batch(batch)
+        return (memory_of_cpu(asked) if on_cpu else memory(asked, ranks)).peak <= available
+
+    low, high = 0, 1
+    while high < 2**16 and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def card(name: str, dtype: str = "fp32", width: int = 1152) -> Card:
+    """Return a card by name; of "cpu", this machine, a product as a block has it is measured for half a second.
+
+    Raises UserError for a name that is not known.
+    """
+    known = [each for each in roofline.cards()["cards"] if each != "A100"]
+    if name == CPU_CARD:
+        speed = product_speed(dtype, width) * PRODUCTS
+        fields: dict[str, Any] = dict.fromkeys(("half", "single", "tensor"), speed)
+        rates = dict.fromkeys(("bandwidth", "link", "network"), math.inf)
+        free = device.free_memory() or math.inf
+        return Card(CPU_CARD, **fields, **rates, memory=free, fused_attention=True, efficiency={}, **NO_LAUNCHES)
+    if name not in known:
+        raise UserError(f"--card is {name}, but must be one of {', '.join([*known, CPU_CARD])}")
+    return roofline.card(name)
+
+
+NO_LAUNCHES = {"traffic": 1.0, "launch": 0.0, "shortest": 0.0}  # a CPU's are in the share that is not in products
+
+
+def product_speed(dtype: str, width: int) -> float:
+    """Return the operations per second of a product as a block has it, (4096, width) by (width, 4 width)."""
+    rows = 4096
+    x, w = (ms.ops.ones(shape, device.compute_dtype(dtype)) for shape in ((rows, width), (width, 4 * width)))
+    times: list[float] = []
+    while sum(times) < 0.5 or len(times) < 3:
+        start = time.perf_counter()
+        ms.ops.matmul(x, w).asnumpy()
+        times.append(time.perf_counter() - start)
+    return 2 * rows * width * 4 * width / statistics.median(times[1:])
+
+
+def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
+    """Return the lines on some work on `ranks` cards of a name, on `hosts`; every figure is called predicted."""
+    on = card(name, work.dtype, work.config.hidden_size)
+    cpu = name == CPU_CARD
+    found = predict(work, on, ranks, hosts)
+    memory, step = found.memory, found.times.total
+    available = on.memory if cpu else FITS * on.memory
+    what = "step" if work.trains else "denoising step"
+    counts = f"{found.flops / 1e12:.3g} TFLOP"
+    if not cpu:
+        counts += f", {found.bytes / 1e9:,.0f} GB read and written, {found.launches:,.0f} launches"
+    parts = [f"weights {_gib(memory.weights)}"]
+    parts += [f"optimizer {_gib(memory.optimizer)}"] if work.trains else []
+    parts += [f"activations {_gib(memory.activations)}", f"autoencoder {_gib(memory.autoencoder)}"]
+    batch = largest_batch(work, available, ranks, cpu)
+    best = f"{batch:,} videos" if batch else "none"
+    times = _short(step)
+    if not cpu:
+        named = zip(("products", "memory passes", "launch overhead", "exchange"), found.times, strict=True)
+        times += f" ({', '.join(f'{part} {_short(value)}' for part, value in named)})"
+    where = f"{ranks} x {name}" + (f" on {hosts} hosts" if hosts > 1 else "")
+    lines = [
+        f"predicted for {where} in {work.dtype}, per {what}: {counts}",
+        f"predicted memory: {', '.join(parts)}; peak {_gib(memory.peak)} of {_gib(available)}; largest batch {best}",
+        f"predicted time per {what}: {times}",
+    ]
+    if work.trains:
+        images = work.sizes.batch * work.sizes.frames * work.accumulation * ranks / step
+        steps, said = work.total_steps, "a million" if work.total_steps == MILLION else f"{work.total_steps:,}"
+        lines.append(f"predicted speed: {images:,.4g} img/s; {step * steps / 3600:,.3g} hours for {said} steps")
+    else:
+        batch_seconds = work.calls * step + found.after
+        per_video = batch_seconds / max(1, work.sizes.batch)
+        lines.append(
+            f"predicted speed: {_short(per_video)} per video, {work.calls} network calls and decoding "
+            f"({_short(found.after)}); {_short(math.ceil(work.videos / ranks) * per_video)} for {work.videos} videos"
+        )
+    if not cpu:
+        lines.append(f"predicted time to compile: {_short(found.compiling)} of one core, once per shape")
+    if memory.peak > available:
+        lines.append(DOES_NOT_FIT[work.trains])
+    return "\n".join(lines)
+
+
+DOES_NOT_FIT = {
+    True: "this does not fit: take a smaller train_batch_size, image or model, use_recompute, a latent cache, or a "
+    "machine with more memory",
+    False: "this does not fit: take a smaller batch_size, image or model, or a machine with more memory",
+}
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.1f} GiB"
+
+
+def _short(seconds: float) -> str:
+    """Return a duration in the unit that a person would use."""
+    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "s"))
+    size, name = next((unit for unit in units if seconds >= unit[0]), (0.001, "ms"))
+    return f"{seconds / size:.3g} {name}"
