@@ -1,11 +1,11 @@
 """Predict what a training or a sampling takes on a card: operations, launches, memory, seconds, before there is one.
 
-    latte estimate -c sky_video --card 910B3 --cards 8
-    latte estimate -c configs/inference/t2v.yaml --card A3 --num_frames 32
-    latte estimate --residuals
+    python tools/estimate.py -c configs/training/sky_video.yaml --card 910B3 --cards 8
+    python tools/estimate.py -c configs/inference/t2v.yaml --card A3 --num_frames 32
+    python tools/estimate.py --residuals
 
-All further options are those of train.py or sample.py, whichever the configuration is of. docs/estimate.md says what the
-predictions rest on; --residuals compares them with what others have published.
+All further options are those of train.py or sample.py, whichever the configuration is of. docs/estimate.md says what
+the predictions rest on; --residuals compares them with what others have published.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latte.config import OptionError, Options, SampleConfig, TrainConfig, in_range, option, parse_config
+from latte.config.parser import INCLUDE
+from latte.config.values import fit
 from latte.config.yaml_file import read_yaml
 from latte.errors import UserError
 from latte.io import resources
@@ -24,6 +25,7 @@ from latte.io.json_files import exists
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -56,7 +58,8 @@ class OfSampling(EstimateOptions, SampleConfig):
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the predictions."""
     words = list(sys.argv[1:] if argv is None else argv)
-    cfg = parse_config(OfSampling if samples(words) else OfTraining, words, __doc__)
+    sampling = samples(words)
+    cfg = parse_config(OfSampling, words, __doc__) if sampling else parse_config(OfTraining, words, __doc__)
     if cfg.residuals:
         from latte.inference import published
 
@@ -69,11 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if isinstance(cfg, OfSampling):
         config, vae, assumed = estimate.stored(cfg)
+        if assumed:
+            print(assumed)
         work = estimate.sampling(cfg, config, vae)
-        print(*([assumed] if assumed else []), estimate.report(work, cfg.card, cfg.cards, cfg.hosts), sep="\n")
     else:
         work = estimate.training(cfg, *estimate.described(cfg))
-        print(estimate.report(work, cfg.card, cfg.cards, cfg.hosts))
+    print(estimate.report(work, cfg.card, cfg.cards, cfg.hosts))
 
 
 def samples(words: Sequence[str]) -> bool:
@@ -91,6 +95,5 @@ def samples(words: Sequence[str]) -> bool:
 def _keys(path: Path, above: tuple[Path, ...]) -> set[str]:
     """Return the names of the options in a YAML file and in those that it includes."""
     values, _ = read_yaml(path)
-    names = values.get("include", ())
-    inner = [path.parent / str(name) for name in (names if isinstance(names, list) else ())]
+    inner = [path.parent / name for name in fit(values.get(INCLUDE, []), list[str])]
     return set(values).union(*(_keys(each, (*above, path)) for each in inner if each not in (*above, path)))

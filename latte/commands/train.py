@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from latte.runtime import device  # after the options: MindSpore takes seconds to import
     from latte.training.agreement import check_options, check_training
-    from latte.training.build import build, describe
+    from latte.training.build import build, describe, predict
 
     here = device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel, connect=True)
     check_options(cfg)
@@ -32,10 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if here.rank == 0:
         print(describe(cfg, training))
     if cfg.dry_run:
-        from latte.training.estimate import estimate
-
         if here.rank == 0:
-            print(estimate(cfg, training))
+            print(predict(cfg, training))
         return
 
     from latte.training.trainer import Trainer

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mindspore as ms
 
-from latte.diffusion.solvers import Solver
 from latte.components import runs
 from latte.components.loading import open_weights
 from latte.config import TEXT_TO_VIDEO
+from latte.diffusion.solvers import Solver
 from latte.errors import UserError
-from latte.inference.inputs import Config, guidance, latent_shape, model_options
+from latte.inference.inputs import Config, asked_solver, guidance, latent_shape, model_options
 from latte.io.json_files import exists
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
+from latte.models.t5 import T5Config
 from latte.runtime import device, graphs, roofline
 from latte.runtime.roofline import Card, Sizes, Times
 
@@ -34,6 +35,7 @@ GIB = 2**30
 SLICE = 8  # frames that the autoencoder takes at once on an accelerator, unless vae_slice says otherwise
 FITS = 0.94  # of a card's memory is MindSpore's to use
 LARGEST = "Latte-XL/2"  # the default, as in `latte.training.build`
+MANY = 2**16  # a batch that memory does not limit
 MILLION = 10**6  # steps of the official trainings
 LORA = 24  # matrices of LoRA adapters (rank, width) in a pair of blocks
 MOMENTS = 8  # bytes of AdamW's moments per weight
@@ -59,16 +61,17 @@ class Work:
     vae: AutoencoderConfig = dataclasses.field(default_factory=AutoencoderConfig)
     encoded: float = 0  # frames that the autoencoder encodes in a step
     decoded: float = 0  # frames that it decodes after the last step
-    vae_slice: int = SLICE  # frames at once
+    vae_slice: int = 0  # frames at once; 0 = as suits the device
     calls: int = 0  # of the network for a batch of videos; 0 in a training
     accumulation: int = 1  # batches of a training step
     trained: float = 0  # weights
     ema: bool = True
     recompute: bool = False
     shared: bool = False  # AdamW's moments, by ZeRO-1
-    total_steps: int = MILLION
+    total_steps: int | None = None  # of this training; None = not known
     videos: int = 1  # to sample
     int8: bool = False
+    text_encoder: float = 0  # bytes of one that is there before the first step only
 
     @property
     def trains(self) -> bool:
@@ -110,50 +113,64 @@ def training(
     """Return the work of a training; shape: (F, C, h, w) of a video's latents without its single images."""
     frames, _, h, w = shape
     frames += cfg.images_per_video
-    text = config.conditioning == "prompt"
-    sizes = _sizes(config, cfg.train_batch_size, frames, h, w)
+    text, fused = config.conditioning == "prompt", cfg.enable_flash_attention and cfg.dtype != "fp32"
+    sizes = _sizes(config, cfg.train_batch_size, frames, h, w, fused)
     return Work(
         kind=("t2v train" if text else "train") + (" recomputed" if cfg.use_recompute else ""),
         config=config,
         sizes=sizes,
         grid=_vae_grid(h, w, vae),
         dtype=cfg.dtype,
-        fused=cfg.enable_flash_attention and cfg.dtype != "fp32",
+        fused=fused,
         vae=vae,
         encoded=0 if cfg.cache_folder else cfg.train_batch_size * frames,
-        vae_slice=cfg.vae_slice or SLICE,
+        vae_slice=cfg.vae_slice,
         accumulation=cfg.gradient_accumulation_steps,
         trained=_trained(cfg, config, sizes) if trained is None else trained,
         ema=cfg.use_ema,
         recompute=cfg.use_recompute,
         shared=cfg.zero_stage > 0,
-        total_steps=cfg.max_steps or MILLION,
+        total_steps=cfg.max_steps,
     )
 
 
-def sampling(cfg: SampleConfig, config: Config, vae: AutoencoderConfig) -> Work:
-    """Return the work of a sampling: one video, or as many as batch_size, of all that are asked for."""
+def sampling(
+    cfg: SampleConfig,
+    config: Config,
+    vae: AutoencoderConfig,
+    solver: Solver | None = None,
+    text_encoder: float | None = None,
+) -> Work:
+    """Return the work of a sampling: one video, or as many as batch_size, of all that are asked for.
+
+    text_encoder: the bytes of its weights; None takes those of T5-XXL for prompts. Raises UserError if the options do
+    not fit the network.
+    """
     frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
     text, guided = config.conditioning == "prompt", guidance(cfg, config) != 1
     steps = cfg.sampling_steps or config.default_steps
-    solver = Solver(cfg.sampler or ("ddim" if cfg.ddim_sampling else None) or config.default_solver or "ddim")
+    solver = solver or Solver(asked_solver(cfg) or config.default_solver or "ddim")
     videos = cfg.num_samples * len(cfg.prompts or [None])
     batch = min(cfg.batch_size, videos)
+    fused = cfg.enable_flash_attention and cfg.dtype != "fp32"
+    if text_encoder is None:
+        text_encoder = T5Config().parameter_count * _itemsize(cfg.dtype, bool(cfg.quantize)) if text else 0
     # Texts are planned with guidance only; without it there is half of it.
     halves = 0.5 if text and not guided else 1.0
     return Work(
         kind="t2v sample guided" if text else "sample guided" if guided else "sample",
         config=config,
-        sizes=_sizes(config, batch * halves, frames, h, w),
+        sizes=_sizes(config, batch * halves, frames, h, w, fused),
         grid=_vae_grid(h, w, vae),
         dtype=cfg.dtype,
-        fused=cfg.enable_flash_attention and cfg.dtype != "fp32",
+        fused=fused,
         vae=vae,
         decoded=batch * frames,
-        vae_slice=cfg.vae_slice or SLICE,
+        vae_slice=cfg.vae_slice,
         calls=solver.calls(steps),
         videos=videos,
         int8=bool(cfg.quantize),
+        text_encoder=text_encoder,
     )
 
 
@@ -185,10 +202,11 @@ def stored(cfg: SampleConfig) -> tuple[Config, AutoencoderConfig, str]:
     if exists(checkpoint) and (not cfg.vae_checkpoint or exists(cfg.vae_checkpoint)):
         parts = runs.find(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
         state, kind = open_weights(parts.vae, "autoencoder")
-        vae = kind.config.from_weights(state.tensors, state.metadata, state.path)
+        vae: Any = kind.config.from_weights(state.tensors, state.metadata, state.path)
         state, kind = open_weights(parts.network, "latte_t2v" if parts.prompts else "latte")
         asked = {} if parts.prompts else model_options(cfg, vae)
-        return kind.config.from_weights(state.tensors, state.metadata, state.path, **asked), vae, ""
+        found: Any = kind.config.from_weights(state.tensors, state.metadata, state.path, **asked)
+        return found, vae, ""
     vae = AutoencoderConfig()
     if cfg.prompts:
         config: Config = LatteT2VConfig()
@@ -201,7 +219,7 @@ def stored(cfg: SampleConfig) -> tuple[Config, AutoencoderConfig, str]:
     return config, vae, f"{missing} is not here: the sizes of the official files are assumed, {config.describe()}"
 
 
-def _sizes(config: Config, batch: float, frames: float, h: int, w: int) -> Sizes:
+def _sizes(config: Config, batch: float, frames: float, h: int, w: int, pads: bool) -> Sizes:
     width, heads, pairs = config.hidden_size, config.num_heads, config.depth / 2
     text, inner = config.conditioning == "prompt", roofline.padded(config.hidden_size, config.num_heads)
     extra = roofline.pair_weights(width, inner, text) - roofline.pair_weights(width, width, text)
@@ -213,7 +231,8 @@ def _sizes(config: Config, batch: float, frames: float, h: int, w: int) -> Sizes
         heads=heads,
         pairs=pairs,
         text=120 if text else 0,
-        weights=config.parameter_count + pairs * extra,
+        weights=config.parameter_count + pairs * (extra if pads else 0),
+        pads=pads,
     )
 
 
@@ -241,9 +260,9 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
     once = roofline.seconds(found, on, exchange)
     table = roofline.tables()[work.kind]
     return Prediction(
-        flops=work.accumulation * sum(each.count * each.flops for each in found),
-        bytes=work.accumulation * sum(each.count * each.bytes for each in found),
-        launches=work.accumulation * sum(each.count for each in found),
+        flops=work.accumulation * sum(each.number * each.flops for each in found),
+        bytes=work.accumulation * sum(each.number * each.bytes for each in found),
+        launches=work.accumulation * sum(each.number for each in found),
         times=Times(*(work.accumulation * each for each in once)),
         after=roofline.seconds(after, on).total,
         memory=memory(work, ranks) if on.name != CPU_CARD else memory_of_cpu(work),
@@ -253,13 +272,15 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
 
 def steps(work: Work, on: Card) -> list[roofline.Launch]:
     """Return the launches of one call of the step: of a batch, or of a denoising step."""
-    found = roofline.launches(work.kind, work.sizes, work.dtype, work.fused and on.fused_attention)
+    fused = work.fused and on.fused_attention
+    sizes = dataclasses.replace(work.sizes, pads=fused)
+    found = roofline.launches(work.kind, sizes, work.dtype, fused)
     return found + (autoencoder(work, "encode", work.encoded) if work.encoded else [])
 
 
 def autoencoder(work: Work, kind: str, frames: float) -> list[roofline.Launch]:
     """Return the launches of encoding frames at once in a step, or of decoding them by slices."""
-    slices = math.ceil(frames / work.vae_slice) if kind == "decode" else 1
+    slices = math.ceil(frames / (work.vae_slice or SLICE)) if kind == "decode" else 1
     sizes = Sizes(1, frames / slices, work.grid)
     found = roofline.launches(kind, sizes, times=slices)
     return roofline.scaled(found, roofline.vae_scale(work.vae.block_out_channels))
@@ -271,14 +292,14 @@ def memory(work: Work, ranks: int = 1) -> Memory:
     scale = roofline.vae_scale(work.vae.block_out_channels)
     elements = sizes.tokens * sizes.width * (2 if work.dtype == "fp32" else 1)
     activations = (table["fixed"] + table["pair"] * sizes.pairs) * elements
-    coded, frames = ("encode", work.encoded) if work.trains else ("decode", min(work.decoded, work.vae_slice))
+    coded, frames = ("encode", work.encoded) if work.trains else ("decode", min(work.decoded, work.vae_slice or SLICE))
     vae = roofline.tables()[coded]["memory"]
     images = frames * work.grid**2 * vae["fixed"] * math.sqrt(scale)
     held = vae["resident"] * scale if frames else 0.0
     if not work.trains:
-        itemsize = 1 if work.int8 else 4 if work.dtype == "fp32" else 2
-        weights = sizes.weights * itemsize
-        return Memory(weights, 0, activations, held + images, weights + held + max(activations, images))
+        weights = sizes.weights * _itemsize(work.dtype, work.int8)
+        least = max(held + max(activations, images), work.text_encoder)
+        return Memory(weights, 0, activations, held + images, weights + least)
     weights = 4 * sizes.weights
     moments = MOMENTS / (ranks if work.shared else 1)
     optimizer = work.trained * (moments + 4 * work.ema + 4 * (work.accumulation > 1))
@@ -299,18 +320,23 @@ def memory_of_cpu(work: Work) -> Memory:
         scores = sizes.heads * at_once * max(sizes.grid**2, sizes.frames)
         activations = at_once * sizes.width * BYTES_TOKEN + scores * BYTES_SCORE
         channels = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
-        images = min(work.decoded, work.vae_slice) * pixels * channels * BYTES_PIXEL
+        images = min(work.decoded, work.vae_slice or 1) * pixels * channels * BYTES_PIXEL
         weights = work.config.parameter_count * (1 if work.int8 else 4)
-        return Memory(weights, 0, activations, images, BYTES_BASE + weights + activations + images)
+        peak = BYTES_BASE + weights + max(activations + images, work.text_encoder)
+        return Memory(weights, 0, activations, images, peak)
     # Recomputed, each block keeps its input; the run time has the tensors of several blocks at once nevertheless.
     kept = 2 * sizes.pairs * KEPT
     kept = min(2 * sizes.pairs + 4 * KEPT, kept) if work.recompute else kept
     activations = sizes.tokens * sizes.width * kept * itemsize
-    images = min(work.encoded, work.vae_slice) * pixels * vae.block_out_channels[0] * BYTES_PIXEL
+    images = min(work.encoded, work.vae_slice or 1) * pixels * vae.block_out_channels[0] * BYTES_PIXEL
     weights = 4 * work.config.parameter_count
     optimizer = work.trained * (MOMENTS + 4 + 4 * work.ema + 4 * (work.accumulation > 1))
     peak = BYTES_BASE + BYTES_COMPILER + weights + optimizer + activations + images
     return Memory(weights, optimizer, activations, images, peak)
+
+
+def _itemsize(dtype: str, int8: bool = False) -> int:
+    return 1 if int8 else 4 if dtype == "fp32" else 2
 
 
 def largest_batch(work: Work, available: float, ranks: int = 1, on_cpu: bool = False) -> int:
@@ -321,7 +347,7 @@ def largest_batch(work: Work, available: float, ranks: int = 1, on_cpu: bool = F
         return (memory_of_cpu(asked) if on_cpu else memory(asked, ranks)).peak <= available
 
     low, high = 0, 1
-    while high < 2**16 and fits(high):
+    while high <= MANY and fits(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -340,7 +366,7 @@ def card(name: str, dtype: str = "fp32", width: int = 1152) -> Card:
         fields: dict[str, Any] = dict.fromkeys(("half", "single", "tensor"), speed)
         rates = dict.fromkeys(("bandwidth", "link", "network"), math.inf)
         free = device.free_memory() or math.inf
-        return Card(CPU_CARD, **fields, **rates, memory=free, fused_attention=True, efficiency={}, **NO_LAUNCHES)
+        return Card(CPU_CARD, **fields, **rates, memory=free, fused_attention=False, efficiency={}, **NO_LAUNCHES)
     if name not in known:
         raise UserError(f"--card is {name}, but must be one of {', '.join([*known, CPU_CARD])}")
     return roofline.card(name)
@@ -376,7 +402,7 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
     parts += [f"optimizer {_gib(memory.optimizer)}"] if work.trains else []
     parts += [f"activations {_gib(memory.activations)}", f"autoencoder {_gib(memory.autoencoder)}"]
     batch = largest_batch(work, available, ranks, cpu)
-    best = f"{batch:,} videos" if batch else "none"
+    best = "none" if not batch else "any" if batch >= MANY else f"{batch:,} videos"
     times = _short(step)
     if not cpu:
         named = zip(("products", "memory passes", "launch overhead", "exchange"), found.times, strict=True)
@@ -389,8 +415,11 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
     ]
     if work.trains:
         images = work.sizes.batch * work.sizes.frames * work.accumulation * ranks / step
-        steps, said = work.total_steps, "a million" if work.total_steps == MILLION else f"{work.total_steps:,}"
-        lines.append(f"predicted speed: {images:,.4g} img/s; {step * steps / 3600:,.3g} hours for {said} steps")
+        own = f"; {_short(step * work.total_steps)} for {work.total_steps:,} steps" if work.total_steps else ""
+        hours = step * MILLION / 3600
+        lines.append(
+            f"predicted speed: {images:,.4g} img/s; {hours:,.{0 if hours > 99 else 2}f} hours for a million steps{own}"
+        )
     else:
         batch_seconds = work.calls * step + found.after
         per_video = batch_seconds / max(1, work.sizes.batch)
@@ -410,6 +439,16 @@ DOES_NOT_FIT = {
     "machine with more memory",
     False: "this does not fit: take a smaller batch_size, image or model, or a machine with more memory",
 }
+
+
+def report_here(work: Work) -> str:
+    """Return the lines on some work on the device in use, and as many more as there are ranks."""
+    here = device.current()
+    if here.card is None:
+        return (
+            f"nothing is predicted for this {here.target}; latte estimate --card H100 predicts for a card by its name"
+        )
+    return report(work, here.card, here.world_size)
 
 
 def _gib(count: float) -> str:

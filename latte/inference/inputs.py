@@ -97,6 +97,11 @@ def guidance(cfg: SampleConfig, config: Config) -> float:
     return effective_guidance(config.default_guidance if cfg.guidance_scale is None else cfg.guidance_scale)
 
 
+def asked_solver(cfg: SampleConfig) -> str | None:
+    """Return the solver that the options `sampler` or `ddim_sampling` ask for, or None."""
+    return cfg.sampler or ("ddim" if cfg.ddim_sampling else None)
+
+
 def latent_shape(cfg: SampleConfig, config: Config, side: int) -> tuple[int, int, int, int]:
     """Return the shape (F, C, h, w) of a video's latents, for an autoencoder with `side` pixels per latent.
 

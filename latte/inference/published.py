@@ -35,15 +35,18 @@ class Row:
     sunk: bool = True  # one graph on the device: the host launches nothing
     tensor: bool = False  # float32 in HF32 or TF32
     graph_calls: int = 0  # graphs that the host calls one by one in a step
-    efficiency: dict[str, float] | None = None  # of another library
+    efficiency: dict[str, float] | None = None  # of products, of another library
+    traffic: float | None = None  # share of the bandwidth, where a compiler fuses passes over memory
 
     @property
     def seconds(self) -> float:
         """The predicted seconds of a step."""
         on = roofline.card(self.card)
-        if self.efficiency:
-            on = dataclasses.replace(on, efficiency=on.efficiency | self.efficiency)
-        found = [roofline.Launch(kind, kind, dtype, n, flops / n, moved / n) for kind, dtype, n, flops, moved in self.work]
+        better = on.efficiency | (self.efficiency or {})
+        on = dataclasses.replace(on, efficiency=better, traffic=self.traffic or on.traffic)
+        found = [
+            roofline.Launch(kind, kind, dtype, n, flops / n, moved / n) for kind, dtype, n, flops, moved in self.work
+        ]
         exchange = roofline.all_reduce(self.exchanged, on, self.ranks) if self.ranks > 1 else 0.0
         times = roofline.seconds(found, on, exchange, self.sunk, self.tensor)
         return times.total + self.graph_calls * roofline.cards()["graph_call"]["seconds"]

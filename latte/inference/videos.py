@@ -19,8 +19,9 @@ from latte.components.loading import Weights, read
 from latte.components.quantize import is_quantized
 from latte.components.text_encoder import load_tokenizer, t5_bytes
 from latte.errors import UserError
+from latte.inference import estimate
 from latte.inference.inputs import (
-    Config,
+    asked_solver,
     check_inputs,
     check_options,
     choose_inputs,
@@ -32,23 +33,17 @@ from latte.inference.inputs import (
 )
 from latte.inference.pipeline import LattePipeline
 from latte.io.video import fit, grid, read_any, save_png, save_video
-from latte.runtime import device, graphs
+from latte.runtime import device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from latte.config import SampleConfig
-    from latte.models.autoencoder import AutoencoderConfig
+    from latte.diffusion.solvers import Solver
 
 log = logging.getLogger("latte")
 GIB = 2**30
 GRID = 16  # the most videos in a grid
-# Bytes of the run time, and of a compiled block per token and channel, per attention score, and per decoded pixel and
-# channel; measured on a CPU in float32 with Latte-XL/2 and the Stable Diffusion autoencoder at 256 px.
-BYTES_BASE = int(0.5 * GIB)
-BYTES_TOKEN = 4 * 45
-BYTES_SCORE = 4 * 3
-BYTES_PIXEL = 4 * 50
 
 
 @dataclass(frozen=True)
@@ -59,6 +54,7 @@ class Plan:
     network: Weights
     vae: Weights
     text_encoder: Weights | None  # for text to video only
+    solver: Solver
 
 
 def check(cfg: SampleConfig) -> Plan:
@@ -84,18 +80,13 @@ def check(cfg: SampleConfig) -> Plan:
         load_tokenizer(parts.prompts / "tokenizer")
         encoder = read(parts.prompts / "text_encoder", "t5")
     _check_writable(Path(cfg.output_path).resolve())
-    return Plan(parts, network, vae, encoder)
+    return Plan(parts, network, vae, encoder, solver)
 
 
 def _check_writable(path: Path) -> None:
     folder = next(each for each in (path, *path.parents) if each.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"output_path {path} cannot be written")
-
-
-def asked_solver(cfg: SampleConfig) -> str | None:
-    """Return the solver that the options `sampler` or `ddim_sampling` ask for, or None."""
-    return cfg.sampler or ("ddim" if cfg.ddim_sampling else None)
 
 
 def build_pipeline(cfg: SampleConfig) -> LattePipeline:
@@ -235,34 +226,13 @@ def dry_run(cfg: SampleConfig) -> str:
         as_int8 = bool(cfg.quantize) or is_quantized(plan.text_encoder.tensors)
         encoder = t5_bytes(plan.text_encoder.config, device.compute_dtype(cfg.dtype), as_int8)
     frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
-    need, free = estimate_memory(cfg, config, vae, encoder), device.free_memory()
+    work = estimate.sampling(cfg, config, vae, plan.solver, encoder)
     lines = [
         f"{cfg.checkpoint}: {config.describe()}",
         f"{cfg.num_samples * len(cfg.prompts or [None])} videos of {frames} frames, {w * vae.downsampling} x "
         f"{h * vae.downsampling} pixels, {cfg.sampling_steps or config.default_steps} "
         f"{asked_solver(cfg) or config.default_solver or 'default'} steps, guidance "
         f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}",
-        f"memory: about {need / GIB:.1f} GiB" + (f" of {free / GIB:.1f} GiB free" if free else ""),
+        estimate.report_here(work),
     ]
-    if free and need > free:
-        lines.append("this does not fit: take a smaller batch_size, image or model, or a machine with more memory")
     return "\n".join(lines)
-
-
-def estimate_memory(cfg: SampleConfig, config: Config, vae: AutoencoderConfig, encoder: int = 0) -> int:
-    """Return the estimated peak memory of sampling in bytes: the weights, a block, and the decoder.
-
-    The run time keeps the memory of the denoising steps while it decodes. A text encoder of `encoder` bytes runs first
-    and is freed after that.
-    """
-    frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
-    batches = device.current().batches_videos
-    b = cfg.batch_size * (2 if guidance(cfg, config) != 1 else 1) if batches else 1
-    patches = h * w // config.patch_size**2
-    tokens = patches * frames if batches else min(patches * frames, max(graphs.TOKENS_PER_CALL, patches))
-    scores = b * config.num_heads * tokens * max(patches, frames)
-    block = b * tokens * config.hidden_size * BYTES_TOKEN + scores * BYTES_SCORE
-    slice_frames = min(cfg.vae_slice or device.current().frames_per_slice, b * frames)
-    pixels = min(h * w * vae.downsampling**2, cfg.vae_tile**2 or math.inf)
-    decoder = slice_frames * pixels * vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)] * BYTES_PIXEL
-    return int(BYTES_BASE + config.parameter_count * (1 if cfg.quantize else 4) + max(block + decoder, encoder))

@@ -1,7 +1,7 @@
 """How long a step is predicted to take on a card: a roofline over its launches (Williams et al., 2009).
 
-`tables/launches.json` has every launch of each kind of step, as products of sizes; `tests/golden/make_estimate_tables.py`
-makes it from plans of MindSpore's own Ascend back end. `tables/cards.json` has the cards and the assumptions, with
+`tables/launches.json` has every launch of each kind of step, as products of sizes; `make_estimate_tables.py` makes it
+from plans of MindSpore's own Ascend back end. `tables/cards.json` has the cards and the assumptions, with
 their sources. Nothing here imports MindSpore, allocates a weight or reads one.
 """
 
@@ -39,7 +39,7 @@ class Launch(NamedTuple):
     op: str
     kind: str  # its class
     dtype: str
-    count: float
+    number: float
     flops: float
     bytes: float
 
@@ -55,12 +55,13 @@ class Sizes:
     heads: int = 1
     pairs: float = 0  # of a block over patches and one over frames
     text: int = 0  # tokens
-    weights: float = 0  # that are trained; heads padded
+    weights: float = 0  # elements, with padded heads
+    pads: bool = True  # whether heads are padded, for the fused attention kernel
 
     @property
     def padded(self) -> int:
-        """The width of all heads, each padded for the fused attention kernel."""
-        return padded(self.width, self.heads)
+        """The width of all heads, each padded for the fused attention kernel if that is used."""
+        return padded(self.width, self.heads) if self.pads else self.width
 
     @property
     def tokens(self) -> float:
@@ -72,7 +73,16 @@ class Sizes:
         return math.prod(getattr(self, LETTERS[letter]) for letter in names.split())
 
 
-LETTERS = {"B": "batch", "F": "frames", "P": "grid", "D": "width", "A": "padded", "S": "text", "H": "heads", "W": "weights"}
+LETTERS = {
+    "B": "batch",
+    "F": "frames",
+    "P": "grid",
+    "D": "width",
+    "A": "padded",
+    "S": "text",
+    "H": "heads",
+    "W": "weights",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +182,9 @@ def _exact(launch: Launch, sizes: Sizes) -> list[Launch]:
     products = 5 if launch.op.endswith("Grad") else 2
     bytes_score = 2 if launch.dtype != "float32" else 4
     share = launch.flops / products
-    passes = [Launch("softmax", "norm", "float32", launch.count * (products - 1), 0, scores * (4 + bytes_score))]
+    passes = [Launch("softmax", "norm", "float32", launch.number * (products - 1), 0, scores * (4 + bytes_score))]
     own = (launch.bytes + products * scores * bytes_score) / products
-    return [Launch("BatchMatMul", "product", launch.dtype, launch.count * products, share, own), *passes]
+    return [Launch("BatchMatMul", "product", launch.dtype, launch.number * products, share, own), *passes]
 
 
 def scaled(found: list[Launch], factor: float) -> list[Launch]:
@@ -192,15 +202,13 @@ def seconds(found: list[Launch], on: Card, exchange: float = 0.0, sunk: bool = F
     products = passes = short = 0.0
     for each in found:
         peak = on.half if each.dtype in ("float16", "bfloat16") else on.tensor if tensor else on.single
-        ideal = max(
-            each.flops / (peak * on.efficiency.get(each.kind, 1)), each.bytes / (on.bandwidth * on.traffic)
-        )
-        short += each.count * max(0.0, on.shortest - ideal)
+        ideal = max(each.flops / (peak * on.efficiency.get(each.kind, 1)), each.bytes / (on.bandwidth * on.traffic))
+        short += each.number * max(0.0, on.shortest - ideal)
         if each.kind in COMPUTING:
-            products += each.count * ideal
+            products += each.number * ideal
         else:
-            passes += each.count * ideal
-    host = 0.0 if sunk else on.launch * sum(each.count for each in found)
+            passes += each.number * ideal
+    host = 0.0 if sunk else on.launch * sum(each.number for each in found)
     device = products + passes + short
     return Times(products, passes, short + max(0.0, host - device), exchange)
 
@@ -216,7 +224,7 @@ def all_reduce(count: float, on: Card, ranks: int, hosts: int = 1) -> float:
 
 
 def all_gather(count: float, on: Card, ranks: int) -> float:
-    """Return the seconds of AllGather, or of AllToAll: each of the ranks sends or gets all of `count` but its own part."""
+    """Return the seconds of AllGather or AllToAll: each rank gets or sends all of `count` bytes but its own part."""
     return (ranks - 1) / ranks * count / on.link
 
 

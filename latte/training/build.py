@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from latte.data.dataset import PixelStore, Store, VideoDataset
 from latte.data.index import Index, list_records, nested
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
+from latte.inference import estimate
 from latte.models.latte import LatteConfig, named_sizes
 from latte.runtime import device, graphs
 from latte.training.captions import captions_for
@@ -214,4 +215,14 @@ def describe(cfg: TrainConfig, training: Training) -> str:
             f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} steps per epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )
+    )
+
+
+def predict(cfg: TrainConfig, training: Training) -> str:
+    """Return the lines on what a training is predicted to take on this device; see `latte.inference.estimate`."""
+    shape = (training.num_frames, *training.source.latent_shape[1:])
+    trained = sum(weight.size for weight in training.step.weights)
+    work = estimate.training(cfg, training.config, shape, training.codec.vae.config, trained)
+    return estimate.report_here(
+        replace(work, total_steps=training.total_steps, vae_slice=training.codec.frames_per_slice)
     )

@@ -191,7 +191,9 @@ def _elements(shape: tuple | list, factor: float, weights: int = 0) -> Polynomia
         if found is None and math.prod(shape) < SMALL:
             found = [], dim
         if found is None:
-            raise ValueError(f"{shape} is no product of the sizes of the planned network; make_estimate_tables reads it")
+            raise ValueError(
+                f"{shape} is no product of the sizes of the planned network; make_estimate_tables reads it"
+            )
         names += found[0]
         factor *= found[1]
     return Polynomial({" ".join(sorted(names)): factor})

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from latte.training.estimate import estimate, flops, memory
 from PIL import Image
 from support.golden_values import FIXTURES
 
 from latte.config import TrainConfig
 from latte.runtime import device
 from latte.training.build import build
-from latte.training.estimate import estimate, flops, memory
 
 SIZES = {"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 2, "image_size": 16, "num_frames": 4}
 
