@@ -28,7 +28,7 @@ from latte.runtime import roofline
 BATCH, FRAMES, GRID, HEADS, WIDTH, TEXT = 5, 17, 13, 7, 7 * 72, 19 * 8
 PADDED = HEADS * 80
 SIZES = f"--batch {BATCH} --frames {FRAMES} --side {2 * GRID} --width {WIDTH} --heads {HEADS} --text {TEXT}"
-CONSTANTS = (7, 1000)  # sums of a report, steps of the diffusion
+STEPS = 1000  # of the diffusion, and no product of sizes
 NAMED = {"D": WIDTH, "A": PADDED, "S": TEXT, "B": BATCH, "F": FRAMES, "P": GRID, "H": HEADS}  # looked for in this order
 BYTES = {"bool": 1, "int8": 1, "uint8": 1, "float16": 2, "bfloat16": 2, "int16": 2, "int64": 8, "uint64": 8}
 T2V = "--model LatteT2V"
@@ -44,7 +44,12 @@ KINDS = {  # of a step -> what tests/ascend/plan.py is asked for
     "decode": "decode",
 }
 DEPTHS = (2, 4)  # blocks of the two networks of a kind
+# A network of other sizes, trained from pixels: tests compare what is predicted for it with its plan.
+CHECKED = "train --pixels --batch 3 --frames 8 --side 16 --width 160 --heads 4 --depth 6"
+PLANNED = Path(__file__).resolve().parent.parent / "fixtures" / "estimate_plan.json"
 FIXED = ("encode", "decode")  # an autoencoder has no blocks
+IMAGES = "BFP"  # what an autoencoder's sizes are products of
+POSITIONS = BATCH * FRAMES * GRID**2
 SMALL = 4096  # elements: what such a shape is a product of does not matter
 Polynomial = Counter  # products of sizes, such as "B F P P D" -> their factor
 
@@ -54,8 +59,11 @@ def main(folder: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(2) as pool:
         place = Path(folder or temporary)
         jobs = [(kind, depth) for kind in KINDS for depth in (DEPTHS if kind not in FIXED else DEPTHS[:1])]
-        plans = dict(zip(jobs, pool.map(lambda job: plan(place, *job), jobs), strict=True))
-    tables = {kind: table([plans[job] for job in jobs if job[0] == kind]) for kind in KINDS}
+        words = [*(f"{KINDS[kind]} {SIZES} --depth {depth}" for kind, depth in jobs), CHECKED]
+        *plans, checked = pool.map(lambda each: plan(place, each), words)
+    tables = {kind: table([plans[k] for k, job in enumerate(jobs) if job[0] == kind]) for kind in KINDS}
+    kept = {key: checked[key] for key in ("launches", "bytes", "peak", "resident", "weights")}
+    PLANNED.write_text(json.dumps({"plan": CHECKED} | kept, indent=1) + "\n")
     lines = ",\n".join(f"{json.dumps(kind)}: {_lines(each)}" for kind, each in tables.items())
     roofline.LAUNCHES.write_text(f"{{\n{lines}\n}}\n")
 
@@ -67,21 +75,20 @@ def _lines(table: dict) -> str:
     return f'{json.dumps(rest)[:-1]}, "launches": [\n{rows}\n]}}'
 
 
-def plan(folder: Path, kind: str, depth: int) -> dict:
-    """Return what tests/ascend/plan.py prints of a step, and the launches of its last call as `trace`."""
-    trace, printed = folder / f"{kind} {depth}.jsonl", folder / f"{kind} {depth}.json"
+def plan(folder: Path, asked: str) -> dict:
+    """Return what tests/ascend/plan.py prints for some words, and the launches of the last call as `trace`."""
+    trace, printed = (folder / f"{asked}{suffix}".replace("/", "-") for suffix in (".jsonl", ".json"))
     if not printed.exists():
         trace.unlink(missing_ok=True)
-        program = [sys.executable, "tests/ascend/plan.py", KINDS[kind].split()[0], str(trace)]
-        words = [*program, *KINDS[kind].split()[1:], *SIZES.split(), "--depth", str(depth)]
-        run = subprocess.run(
-            words, env=standin.environment("plan", trace=trace), text=True, capture_output=True, check=False
-        )
+        what, *words = asked.split()
+        command = [sys.executable, "tests/ascend/plan.py", what, str(trace), *words]
+        environment = standin.environment("plan", trace=trace)
+        run = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
         lines = [line for line in run.stdout.splitlines() if line.startswith('{"what"')]
         if run.returncode or not lines:
-            raise RuntimeError(f"{' '.join(words)} failed:\n{run.stdout[-3000:]}{run.stderr[-3000:]}")
+            raise RuntimeError(f"{' '.join(command)} failed:\n{run.stdout[-3000:]}{run.stderr[-3000:]}")
         printed.write_text(lines[0])
-        print(kind, depth, "planned", flush=True)
+        print("planned:", asked, flush=True)
     found = json.loads(printed.read_text())
     launches = standin.read_trace(trace)
     return found | {"trace": launches[-sum(found["launches"].values()) :]}
@@ -92,7 +99,8 @@ def table(plans: list[dict]) -> dict:
 
     A launch is [operator, class, dtype, count, count per pair of blocks, operations, bytes, bytes in halves].
     """
-    counts = [Counter(_row(launch, each["weights"]) for launch in each["trace"]) for each in plans]
+    sizes = NAMED if len(plans) > 1 else {name: NAMED[name] for name in IMAGES}
+    counts = [Counter(_row(launch, sizes, each["weights"]) for launch in each["trace"]) for each in plans]
     pairs = [(each["depth"] or 0) // 2 for each in plans]
     rows = []
     for row in dict.fromkeys([*counts[-1], *counts[0]]):
@@ -115,32 +123,32 @@ def table(plans: list[dict]) -> dict:
 
 def _memory(plans: list[dict], pairs: list[int]) -> dict:
     """Return bytes of what stays, per weight, and of what is at the peak besides, per element of the tokens."""
-    tokens = BATCH * FRAMES * GRID**2
     if len(plans) == 1:  # an autoencoder: per patch of 16 x 16 pixels
-        return {"resident": plans[0]["resident"], "fixed": (plans[0]["peak"] - plans[0]["resident"]) / tokens}
-    above = [(each["peak"] - each["resident"]) / (tokens * WIDTH) for each in plans]
+        return {"resident": plans[0]["resident"], "fixed": (plans[0]["peak"] - plans[0]["resident"]) / POSITIONS}
+    above = [(each["peak"] - each["resident"]) / (POSITIONS * WIDTH) for each in plans]
     pair = (above[1] - above[0]) / (pairs[1] - pairs[0])
     weight = (plans[1]["resident"] - plans[0]["resident"]) / (plans[1]["weights"] - plans[0]["weights"])
     return {"weight": round(weight, 3), "fixed": round(above[0] - pair * pairs[0], 3), "pair": round(pair, 3)}
 
 
-def _row(launch: dict, weights: int) -> str:
+def _row(launch: dict, sizes: dict[str, int], weights: int) -> str:
     """Return a launch as operator, dtype, operations and bytes, JSON that can be counted."""
-    plain, halves = _bytes(launch, weights)
+    plain, halves = _bytes(launch, sizes, weights)
     shapes = launch.get("inputs") or launch.get("outputs") or [["uint8", []]]
-    polynomials = [dict(sorted(each.items())) for each in (_flops(launch), plain, halves)]
+    polynomials = [dict(sorted(each.items())) for each in (_flops(launch, sizes), plain, halves)]
     return json.dumps([launch["op"], shapes[0][0], *polynomials])
 
 
-def _bytes(launch: dict, weights: int) -> tuple[Polynomial, Polynomial]:
+def _bytes(launch: dict, sizes: dict[str, int], weights: int) -> tuple[Polynomial, Polynomial]:
     """Return the bytes that a launch reads and writes, and those of them that are in halves apart."""
     plain: Polynomial = Polynomial()
     halves: Polynomial = Polynomial()
     for dtype, shape in [*launch.get("inputs", ()), *launch.get("outputs", ())]:
         half = dtype in ("float16", "bfloat16")
-        (halves if half else plain).update(_elements(shape, BYTES.get(dtype, 4), weights))
+        (halves if half else plain).update(_elements(shape, BYTES.get(dtype, 4), sizes, weights))
     if not plain and not halves:
-        plain = Polynomial({"": launch["bytes"]})
+        large = launch["bytes"] > SMALL  # a batch that is copied to the device, which the trace has no shape of
+        plain = Polynomial({"B F P P": launch["bytes"] / POSITIONS} if large else {"": launch["bytes"]})
     counted = sum(_value(each) for each in (plain, halves))
     if abs(counted - launch["bytes"]) > 0.01 * launch["bytes"] + 64:
         extra = launch["bytes"] / counted  # an operand that is read and written
@@ -153,19 +161,19 @@ def _value(polynomial: Polynomial) -> float:
     return sum(factor * math.prod(NAMED.get(name, 0) for name in names.split()) for names, factor in polynomial.items())
 
 
-def _flops(launch: dict) -> Polynomial:
+def _flops(launch: dict, sizes: dict[str, int]) -> Polynomial:
     """Return the operations of a product; those of other operators are not what takes their time."""
     op, shapes = launch["op"], [shape for _, shape in launch.get("inputs", ())]
     outputs = [shape for _, shape in launch.get("outputs", ())]
     kind = roofline.class_of(op)
     if kind == "attention":
         (n, length, width), keys = shapes[0], shapes[1][1]
-        return _elements((n, length, keys, width), 10 if op.endswith("Grad") else 4)  # five products, two forward
+        return _elements((n, length, keys, width), 10 if op.endswith("Grad") else 4, sizes)  # five products, two forward
     if kind == "convolution":
         backward = op.endswith("Backward")
         # Forward: images and kernel to the output; backward: the output's gradient, towards images and kernel.
         images, kernel = (shapes[0], shapes[2]) if backward else (outputs[0], shapes[1])
-        return _elements((*images, *kernel[1:]), 4 if backward else 2)
+        return _elements((*images, *kernel[1:]), 4 if backward else 2, sizes)
     if kind != "product":
         return Polynomial()
     first, second = shapes[1:3] if re.search("Addmm|Baddbmm", op) else shapes[:2]  # after the bias
@@ -173,21 +181,21 @@ def _flops(launch: dict) -> Polynomial:
     inner = math.isqrt(math.prod(first[-2:]) * math.prod(second[-2:]) // (rows * columns))
     if inner not in first[-2:] or inner not in second[-2:]:
         raise ValueError(f"{op}: what is summed over in {first} x {second} = {outputs[0]}?")
-    return _elements((*outputs[0], inner), 2)
+    return _elements((*outputs[0], inner), 2, sizes)
 
 
-def _elements(shape: tuple | list, factor: float, weights: int = 0) -> Polynomial:
+def _elements(shape: tuple | list, factor: float, sizes: dict[str, int], weights: int = 0) -> Polynomial:
     """Return the product of the dimensions of a shape, as a product of sizes.
 
     A row that is no product of sizes is weights laid end to end: its share of all of them.
     """
     names: list[str] = []
     for dim in shape:
-        found = factors(dim)
+        found = factors(dim, sizes)
         if found is None and weights and len(shape) == 1 and dim > WIDTH**2:
             return Polynomial({"W": round(factor * dim / weights, 4)})
         if found is None:
-            found = factors(dim - 1)  # an image that is padded on one side
+            found = factors(dim - 1, sizes)  # an image that is padded on one side
         if found is None and math.prod(shape) < SMALL:
             found = [], dim
         if found is None:
@@ -199,12 +207,12 @@ def _elements(shape: tuple | list, factor: float, weights: int = 0) -> Polynomia
     return Polynomial({" ".join(sorted(names)): factor})
 
 
-def factors(number: int) -> tuple[list[str], int] | None:
-    """Return the sizes that a dimension is a product of, and the factor that is left; None if there is no such."""
+def factors(number: int, sizes: dict[str, int]) -> tuple[list[str], int] | None:
+    """Return the names of the sizes that a dimension is a product of, and the factor that is left; None if it is not."""
     names, rest = [], number
-    if number in CONSTANTS:
+    if number == STEPS:
         return [], number
-    for name, size in NAMED.items():
+    for name, size in sizes.items():
         while rest and rest % size == 0:
             names.append(name)
             rest //= size

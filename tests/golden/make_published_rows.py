@@ -3,7 +3,7 @@
     PYTHONPATH=.:tests python tests/golden/make_published_rows.py TABLES
 
 TABLES are the launches (of make_estimate_tables.py) of this code before its launches and casts were cut: then it read
-and wrote 13 % less than the plain formulation (docs/ascend.md), which MindSpore's graph engine fuses in part, so that they
+and wrote 13 % less than the plain formulation (docs/ascend.md), which MindSpore's graph engine fuses in part, so they
 stand for the original implementation, whose launches are not known. Run again only to add a row.
 """
 
@@ -131,7 +131,7 @@ def main(tables: str) -> None:
             "s",
             1,
             work,
-            "all blocks recomputed; the autoencoder over time costs as much as Stable Diffusion's on each frame, in HF32",
+            "all blocks recomputed; the autoencoder over time taken to cost as much as Stable Diffusion's, in HF32",
             source=mindone,
             ranks=8,
             exchanged=4 * 1057e6,
