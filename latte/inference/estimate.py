@@ -304,8 +304,8 @@ def memory(work: Work, ranks: int = 1) -> Memory:
     moments = MOMENTS / (ranks if work.shared else 1)
     optimizer = work.trained * (moments + 4 * work.ema + 4 * (work.accumulation > 1))
     optimizer += work.trained * max(0.0, table["weight"] - 16)  # what the plan keeps besides: 16 are the usual ones
-    # Gradients take the place of activations, block by block, until all of them are there.
-    passing = max(activations, images, 4 * work.trained)
+    # Gradients take the place of activations, block by block, until all of them are there, and copies of them.
+    passing = max(activations, images, table["gradient"] * work.trained)
     return Memory(weights, optimizer, activations, held + images, weights + optimizer + held + passing)
 
 

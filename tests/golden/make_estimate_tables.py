@@ -46,6 +46,8 @@ KINDS = {  # of a step -> what tests/ascend/plan.py is asked for
 DEPTHS = (2, 4)  # blocks of the two networks of a kind
 # A network of other sizes, trained from pixels: tests compare what is predicted for it with its plan.
 CHECKED = "train --pixels --batch 3 --frames 8 --side 16 --width 160 --heads 4 --depth 6"
+# Networks with few tokens: what is at their peak besides what stays are gradients, and what the update makes of them.
+LIGHT = [f"train --batch 1 --frames 2 --side 8 --width {WIDTH} --heads {HEADS} --depth {depth}" for depth in (2, 6)]
 PLANNED = Path(__file__).resolve().parent.parent / "fixtures" / "estimate_plan.json"
 FIXED = ("encode", "decode")  # an autoencoder has no blocks
 IMAGES = "BFP"  # what an autoencoder's sizes are products of
@@ -59,9 +61,12 @@ def main(folder: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(2) as pool:
         place = Path(folder or temporary)
         jobs = [(kind, depth) for kind in KINDS for depth in (DEPTHS if kind not in FIXED else DEPTHS[:1])]
-        words = [*(f"{KINDS[kind]} {SIZES} --depth {depth}" for kind, depth in jobs), CHECKED]
-        *plans, checked = pool.map(lambda each: plan(place, each), words)
+        words = [*(f"{KINDS[kind]} {SIZES} --depth {depth}" for kind, depth in jobs), CHECKED, *LIGHT]
+        *plans, checked, small, large = pool.map(lambda each: plan(place, each), words)
     tables = {kind: table([plans[k] for k, job in enumerate(jobs) if job[0] == kind]) for kind in KINDS}
+    for kind in KINDS:
+        if "train" in kind:
+            tables[kind]["memory"]["gradient"] = round(_gradient(small, large), 3)
     kept = {key: checked[key] for key in ("launches", "bytes", "peak", "resident", "weights")}
     PLANNED.write_text(json.dumps({"plan": CHECKED} | kept, indent=1) + "\n")
     lines = ",\n".join(f"{json.dumps(kind)}: {_lines(each)}" for kind, each in tables.items())
@@ -131,6 +136,12 @@ def _memory(plans: list[dict], pairs: list[int]) -> dict:
     return {"weight": round(weight, 3), "fixed": round(above[0] - pair * pairs[0], 3), "pair": round(pair, 3)}
 
 
+def _gradient(small: dict, large: dict) -> float:
+    """Return the bytes per weight at the peak besides what stays, where activations are few."""
+    above = [each["peak"] - each["resident"] for each in (small, large)]
+    return (above[1] - above[0]) / (large["weights"] - small["weights"])
+
+
 def _row(launch: dict, sizes: dict[str, int], weights: int) -> str:
     """Return a launch as operator, dtype, operations and bytes, JSON that can be counted."""
     plain, halves = _bytes(launch, sizes, weights)
@@ -168,7 +179,9 @@ def _flops(launch: dict, sizes: dict[str, int]) -> Polynomial:
     kind = roofline.class_of(op)
     if kind == "attention":
         (n, length, width), keys = shapes[0], shapes[1][1]
-        return _elements((n, length, keys, width), 10 if op.endswith("Grad") else 4, sizes)  # five products, two forward
+        return _elements(
+            (n, length, keys, width), 10 if op.endswith("Grad") else 4, sizes
+        )  # five products, two forward
     if kind == "convolution":
         backward = op.endswith("Backward")
         # Forward: images and kernel to the output; backward: the output's gradient, towards images and kernel.
@@ -208,7 +221,7 @@ def _elements(shape: tuple | list, factor: float, sizes: dict[str, int], weights
 
 
 def factors(number: int, sizes: dict[str, int]) -> tuple[list[str], int] | None:
-    """Return the names of the sizes that a dimension is a product of, and the factor that is left; None if it is not."""
+    """Return the sizes that a dimension is a product of, by name, and the factor that is left; None if it is not."""
     names, rest = [], number
     if number == STEPS:
         return [], number

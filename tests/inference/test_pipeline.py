@@ -302,7 +302,7 @@ def test_sample_with_another_sampler(tmp_path, monkeypatch, capsys):
 def test_dry_run_checks_and_writes_nothing(tmp_path, monkeypatch, capsys):
     run_sample(monkeypatch, *TINY, "--output_path", tmp_path / "out", "--dry_run")
     printed = capsys.readouterr().out
-    assert "1 videos of 4 frames, 16 x 16 pixels, 2 ddpm steps" in printed and "memory: about" in printed
+    assert "1 videos of 4 frames, 16 x 16 pixels, 2 ddpm steps" in printed and "predicted memory" in printed
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="hidden_size"):
         run_sample(monkeypatch, *TINY, "--model_name", "Latte-XL/2", "--dry_run", "True")
