@@ -58,8 +58,9 @@ class Checkpoints:
         kind: str = "ema",
         progress: Callable[[int], Any] = lambda count: None,
         of_state: Mapping[str, str] | None = None,
+        prune: bool = True,
     ) -> Path:
-        """Write a checkpoint, remove old ones, and return the file of the weights.
+        """Write a checkpoint, remove old ones if `prune`, and return the file of the weights.
 
         The state also gets the metadata `of_state` and its checksum. `progress` gets the number of bytes of each tensor
         that has been written.
@@ -72,7 +73,8 @@ class Checkpoints:
             write_state_dict(weights_file, weights, metadata, progress)
             write_safetensors(self._state_file(step), state, _with_checksum(state, full), progress)
             sync_folder(self.folder)  # before old ones go: after a power cut, one of them must be complete
-            self.prune(step)
+            if prune:
+                self.prune(step)
         except OSError as error:
             raise UserError(f"cannot write a checkpoint to {self.folder}: {error.strerror}") from error
         return weights_file

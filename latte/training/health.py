@@ -34,10 +34,13 @@ def unsound(state: Mapping[str, np.ndarray]) -> str | None:
 
 
 class SkippedSteps:
-    """Counts the steps in a row that an infinite gradient made skip; `total` is the count of a run so far."""
+    """Counts the steps in a row that an infinite gradient made skip; `total` is the count of a run so far.
+
+    `now` says whether the newest steps were all skipped: the weights may then be spoiled.
+    """
 
     def __init__(self, total: int):
-        self.total, self.in_a_row = total, 0
+        self.total, self.in_a_row, self.now = total, 0, False
 
     def note(self, steps: int, total: int, scale_can_fall: bool) -> bool:
         """Take the total after `steps` more steps; return whether there are too many in a row to go on.
@@ -45,5 +48,6 @@ class SkippedSteps:
         While the loss scale of fp16 can still fall, skipping is how it does so, and does not count.
         """
         skipped, self.total = total - self.total, total
-        self.in_a_row = 0 if skipped < steps or scale_can_fall else self.in_a_row + steps
+        self.now = skipped >= steps
+        self.in_a_row = self.in_a_row + steps if self.now and not scale_can_fall else 0
         return self.in_a_row >= MAX_SKIPPED

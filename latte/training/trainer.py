@@ -115,7 +115,7 @@ class Trainer:
             reconstruction.report(training.codec, frames, self.folder, name)
         with StopSignal() as signal, bar, logging_redirect_tqdm([log]):
             self.seen = time.perf_counter(), self.step
-            skipped = SkippedSteps(int(training.step.skipped.asnumpy()))
+            skipped, due = SkippedSteps(int(training.step.skipped.asnumpy())), False
             sinks = cfg.dataset_sink_mode and here.sinks_data
             if cfg.dataset_sink_mode and not sinks:
                 device.warn_once(f"dataset_sink_mode: {here.target} cannot fetch data itself; the loop does the same")
@@ -131,8 +131,10 @@ class Trainer:
                 ends = stop or self.step == training.total_steps
                 if self.step % cfg.log_interval == 0 or self.step == training.total_steps:
                     self._report()
-                if self.step % self.save_interval == 0 or ends:
-                    self._save()
+                due = due or self.step % self.save_interval == 0
+                if ends or (due and not skipped.now):  # weights that may be spoiled are not to replace whole ones
+                    self._save(prune=not skipped.now)
+                    due = False
                 if stop:
                     by = f" by {signal.requested}" if signal.requested else ""
                     log.info("stopped%s at step %d; continue with --resume auto", by, self.step)
@@ -243,8 +245,8 @@ class Trainer:
             self.metrics.write(values, others)
         log.info(describe(values, others))
 
-    def _save(self, samples: bool = True) -> None:
-        """Write a checkpoint, loss.png and, if asked for, samples.
+    def _save(self, samples: bool = True, prune: bool = True) -> None:
+        """Write a checkpoint, remove old ones if asked for, write loss.png and, if asked for, samples.
 
         Raises UserError, on all ranks alike, and writes nothing if an element of the state is not finite.
         """
@@ -263,7 +265,7 @@ class Trainer:
         metadata = self.training.metadata | place
         weights = weights_of(self.training.step, trained_only=self.cfg.trainable == "lora")
         kind = "ema" if self.cfg.use_ema else "model"
-        file = self.checkpoints.save(self.step, state, weights, metadata, kind, of_state=self.identity)
+        file = self.checkpoints.save(self.step, state, weights, metadata, kind, of_state=self.identity, prune=prune)
         log.info("saved %s", file)
         self.metrics.plot()
         if samples:

@@ -196,6 +196,30 @@ def test_a_run_that_only_skips_steps_is_stopped(start):
         trainer.fit()
 
 
+@pytest.mark.parametrize("rescales", [False, True])
+def test_weights_whose_steps_are_skipped_replace_no_whole_ones(rescales, start):
+    """As after one step that made the weights huge: they are finite, but no later gradient is."""
+
+    def spoil(step):
+        if step.step.asnumpy() > 7:
+            step.skipped.set_data(step.skipped + 1)
+
+    scale = {"dtype": "fp16", "init_loss_scale": 64} if rescales else {}
+    trainer = start(spoil, max_steps=20, ckpt_max_keep=1, **scale)
+    trainer.fit()
+    assert trainer.checkpoints.steps() == [6, 20]  # the end is always saved
+
+
+def test_a_save_that_a_skipped_step_put_off_is_made_after_the_next_one(start):
+    def spoil(step):
+        if step.step.asnumpy() == 4:
+            step.skipped.set_data(step.skipped + 1)
+
+    trainer = start(spoil, ckpt_max_keep=10)
+    trainer.fit()
+    assert trainer.checkpoints.steps() == [2, 5, 6, 8]
+
+
 def test_the_search_for_a_loss_scale_is_no_reason_to_stop():
     watch = health.SkippedSteps(5)
     assert not any(watch.note(1, 5 + n, scale_can_fall=True) for n in range(1, 40))
