@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 TABLES = Path(__file__).resolve().parent / "tables"
 LAUNCHES, CARDS = TABLES / "launches.json", TABLES / "cards.json"
-FREQUENCIES = 256  # width of the sinusoidal timestep embedding, as in `latte.models.latte`
 HEAD_MULTIPLE = 16  # heads are padded to a multiple of this for the fused kernel, as in `latte.models.precision`
 VAE_CHANNELS = (128, 256, 512, 512)  # of the autoencoder in the tables, Stable Diffusion's
 CLASSES = (  # of operators: the first that its name matches

@@ -4,7 +4,8 @@
 
 TABLES are the launches (of make_estimate_tables.py) of this code before its launches and casts were cut: then it read
 and wrote 13 % less than the plain formulation (docs/ascend.md), which MindSpore's graph engine fuses in part, so they
-stand for the original implementation, whose launches are not known. Run again only to add a row.
+stand for the original implementation, whose launches are not known. Run again only to add a row, with the
+tables of the first commit that has them: `git log --reverse latte/runtime/tables/launches.json`.
 """
 
 from __future__ import annotations
@@ -34,16 +35,14 @@ def main(tables: str) -> None:
     videos = roofline.launches("train", Sizes(5, 16, 16, **XL)) + encoded(80)
     cached = roofline.launches("train recomputed", Sizes(1, 128, 16, **XL))
     step = roofline.launches("sample", Sizes(1, 16, 16, **XL))
-    both = "FACTS"
     rows = []
 
     def add(
         name: str, figure: float, unit: str, amount: float, work: list[Launch], assumed: str, **more: object
     ) -> None:
-        source = more.pop("source", both)
         card = more.pop("card", "910B3")
         rows.append(
-            {"name": name, "source": source, "published": figure, "unit": unit, "amount": amount, "card": card}
+            {"name": name, "published": figure, "unit": unit, "amount": amount, "card": card}
             | {"work": classes(work), "assumed": assumed}
             | more
         )
