@@ -61,6 +61,7 @@ class Work:
     vae: AutoencoderConfig = dataclasses.field(default_factory=AutoencoderConfig)
     encoded: float = 0  # frames that the autoencoder encodes in a step
     decoded: float = 0  # frames that it decodes after the last step
+    vae_dtype: str = "fp32"  # of its convolutions
     vae_slice: int = 0  # frames at once; 0 = as suits the device
     calls: int = 0  # of the network for a batch of videos; 0 in a training
     accumulation: int = 1  # batches of a training step
@@ -283,7 +284,8 @@ def autoencoder(work: Work, kind: str, frames: float) -> list[roofline.Launch]:
     slices = math.ceil(frames / (work.vae_slice or SLICE)) if kind == "decode" else 1
     sizes = Sizes(1, frames / slices, work.grid)
     found = roofline.launches(kind, sizes, times=slices)
-    return roofline.scaled(found, roofline.vae_scale(work.vae.block_out_channels))
+    found = roofline.scaled(found, roofline.vae_scale(work.vae.block_out_channels))
+    return found if work.vae_dtype == "fp32" else roofline.halved(found)
 
 
 def memory(work: Work, ranks: int = 1) -> Memory:
@@ -294,7 +296,7 @@ def memory(work: Work, ranks: int = 1) -> Memory:
     activations = (table["fixed"] + table["pair"] * sizes.pairs) * elements
     coded, frames = ("encode", work.encoded) if work.trains else ("decode", min(work.decoded, work.vae_slice or SLICE))
     vae = roofline.tables()[coded]["memory"]
-    images = frames * work.grid**2 * vae["fixed"] * math.sqrt(scale)
+    images = frames * work.grid**2 * vae["fixed"] * math.sqrt(scale) * _itemsize(work.vae_dtype) / 4
     held = vae["resident"] * scale if frames else 0.0
     if not work.trains:
         weights = sizes.weights * _itemsize(work.dtype, work.int8)

@@ -185,6 +185,14 @@ def test_float32_moves_twice_what_halves_do_and_casts_nothing(dtype, factor):
     assert bool(casts) == (factor == 1)
 
 
+def test_an_autoencoder_in_halves_takes_less_time_and_memory():
+    plain = trained()
+    halves = dataclasses.replace(plain, vae_dtype="bf16")
+    assert estimate.memory(halves).autoencoder < 0.7 * estimate.memory(plain).autoencoder
+    encoder = [estimate.predict(work, on()).times.total for work in (plain, halves, trained(cache_folder="x"))]
+    assert encoder[1] - encoder[2] < 0.5 * (encoder[0] - encoder[2])
+
+
 # The rows of others, and what was fitted on them.
 
 
