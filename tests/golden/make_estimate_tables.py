@@ -160,7 +160,7 @@ def _bytes(launch: dict, sizes: dict[str, int], weights: int) -> tuple[Polynomia
     if not plain and not halves:
         large = launch["bytes"] > SMALL  # a batch that is copied to the device, which the trace has no shape of
         plain = Polynomial({"B F P P": launch["bytes"] / POSITIONS} if large else {"": launch["bytes"]})
-    counted = sum(_value(each) for each in (plain, halves))
+    counted = sum(_value(each, weights) for each in (plain, halves))
     if abs(counted - launch["bytes"]) > 0.01 * launch["bytes"] + 64:
         extra = launch["bytes"] / counted  # an operand that is read and written
         plain = Polynomial({names: factor * extra for names, factor in plain.items()})
@@ -168,8 +168,9 @@ def _bytes(launch: dict, sizes: dict[str, int], weights: int) -> tuple[Polynomia
     return plain, halves
 
 
-def _value(polynomial: Polynomial) -> float:
-    return sum(factor * math.prod(NAMED.get(name, 0) for name in names.split()) for names, factor in polynomial.items())
+def _value(polynomial: Polynomial, weights: int) -> float:
+    known = NAMED | {"W": weights}
+    return sum(factor * math.prod(known.get(name, 0) for name in names.split()) for names, factor in polynomial.items())
 
 
 def _flops(launch: dict, sizes: dict[str, int]) -> Polynomial:
@@ -200,21 +201,18 @@ def _flops(launch: dict, sizes: dict[str, int]) -> Polynomial:
 def _elements(shape: tuple | list, factor: float, sizes: dict[str, int], weights: int = 0) -> Polynomial:
     """Return the product of the dimensions of a shape, as a product of sizes.
 
-    A row that is no product of sizes is weights laid end to end: its share of all of them.
+    A row that is no product of sizes is weights laid end to end: its share of all of them. Another such dimension is
+    taken to be the same in every network.
     """
     names: list[str] = []
     for dim in shape:
         found = factors(dim, sizes)
-        if found is None and weights and len(shape) == 1 and dim > WIDTH**2:
+        if found is None and weights and len(shape) == 1 and dim > SMALL:
             return Polynomial({"W": round(factor * dim / weights, 4)})
         if found is None:
             found = factors(dim - 1, sizes)  # an image that is padded on one side
-        if found is None and math.prod(shape) < SMALL:
+        if found is None:  # a few of something, or rows of unlike weights in one buffer
             found = [], dim
-        if found is None:
-            raise ValueError(
-                f"{shape} is no product of the sizes of the planned network; make_estimate_tables reads it"
-            )
         names += found[0]
         factor *= found[1]
     return Polynomial({" ".join(sorted(names)): factor})

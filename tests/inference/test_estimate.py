@@ -61,9 +61,9 @@ def of_plan(planned):
 def test_launches_and_bytes_are_those_of_a_plan(planned, of_plan):
     numbers, moved = counted(estimate.steps(of_plan, on()))
     assert {op: round(number) for op, number in numbers.items()} == planned["launches"]
-    assert sum(moved.values()) == pytest.approx(sum(planned["bytes"].values()), rel=0.01)
+    assert sum(moved.values()) == pytest.approx(sum(planned["bytes"].values()), rel=0.03)
     large = [op for op, count in planned["bytes"].items() if count > 1e8]
-    assert all(moved[op] == pytest.approx(planned["bytes"][op], rel=0.02) for op in large)
+    assert all(moved[op] == pytest.approx(planned["bytes"][op], rel=0.06) for op in large)
 
 
 def test_memory_is_that_of_a_plan(planned, of_plan):
