@@ -294,7 +294,10 @@ REFUSALS = {
     "out has the dtype asked for": ("Cast", X, 1, out((2, 3))),
     "all tensors have one dtype of floats": ("SiluBackward", X, X.astype(np.float16), out((2, 3))),
     "condition is bool or uint8": ("SWhere", X, X, X, out((2, 3))),
-    "tensors are floats; the stand-in has no integers here": ("Addcmul", INT, INT, INT, ONE, out((2, 3), "int32")),
+    "tensors are floats of 16 or 32 bits, not integers": (
+        *("Addcmul", INT, INT, INT, ONE),
+        out((2, 3), "int32"),
+    ),
     "approximate is none or tanh": ("GeluBackwardV2", X, X, "exact", out((2, 3))),
     "axes are axes of self": ("ReduceSum", X, [2], False, 0, out((2, 3))),
     "out has the shape of self without the axes that are reduced": ("ReduceSum", X, [1], False, 0, out((2, 1))),

@@ -243,9 +243,8 @@ ACLNN(Clamp, "ops-math conversion/clip_by_value_v2/docs/aclnnClamp.md", const Te
 ACLNN(Addcmul, "ops-math math/addcmul/docs/aclnnAddcmul&aclnnInplaceAddcmul.md", const Tensor *a, const Tensor *b, const Tensor *c,
       const Scalar *value, Tensor *out) {
   LAUNCH({a, b, c}, {out});
-  NEED(is_floating(a) && is_floating(b) && is_floating(c) && is_floating(out), "tensors are floats; the stand-in has no integers here");
+  NEED(is_floating(a) && is_floating(b) && is_floating(c) && is_floating(out), "tensors are floats of 16 or 32 bits, not integers");
   NEED(broadcast(a->dims, broadcast(b->dims, c->dims)) == out->dims, "out has the shape that the inputs broadcast to");
-  NEED(product() != A1 || !is_one_of(out, {BF16}), "910A has no bfloat16 here");
   const float factor = float(value->number);
   return READY([=] {
     std::vector<float> x = floats(a, out->dims), y = floats(b, out->dims), z = floats(c, out->dims);
