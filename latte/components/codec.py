@@ -24,7 +24,15 @@ LOGVAR_RANGE = (-30.0, 20.0)  # what Stable Diffusion clamps the posterior's log
 class Codec:
     """An autoencoder and the factor that gives its latents variance one; None is the autoencoder's own."""
 
-    def __init__(self, vae: AutoencoderKL, scale_factor: float | None = None, frames_per_slice: int = 0, tile: int = 0):
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        scale_factor: float | None = None,
+        frames_per_slice: int = 0,
+        tile: int = 0,
+        dtype: str = "fp32",
+    ):
+        vae.dtype = device.autoencoder_dtype(dtype)
         self.vae, self.tile = vae, tile  # pixels per side of what is decoded at once; 0 = all
         self.scale_factor = scale_factor or vae.config.scaling_factor
         self.frames_per_slice = frames_per_slice or device.current().frames_per_slice

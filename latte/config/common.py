@@ -82,6 +82,9 @@ class CodecOptions(Options):
         None, "factor that gives latents unit variance; null = the factor of the autoencoder, mostly 0.18215"
     )
     vae_slice: int = option(0, "frames that the autoencoder processes at once; 0 = as suits the device")
+    vae_dtype: Literal["fp32", "fp16", "bf16"] = option(
+        "fp32", "arithmetic of the autoencoder's convolutions, both ways; fp16 and bf16 on accelerators only"
+    )
     vae_tile: int = option(0, "decode in tiles of this width and height in pixels, to save memory; 0 = whole frames")
 
     def __post_init__(self) -> None:

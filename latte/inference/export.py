@@ -182,7 +182,7 @@ def describe(cfg: ExportConfig, signature: Signature, files: list[str]) -> dict[
         "outputs": [_listed(field) for field in signature.outputs],
         **signature.fixed,
         "device_target": here.target,
-        "dtype": cfg.dtype if cfg.part in ("denoiser", "t5") else "fp32",
+        "dtype": cfg.dtype if cfg.part in ("denoiser", "t5") else cfg.vae_dtype,
         "enable_flash_attention": cfg.enable_flash_attention and cfg.part == "denoiser",
         "quantize": cfg.quantize,
         "mindspore": ms.__version__,
@@ -207,6 +207,7 @@ def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
         net.temporal = signature.fixed.get("temporal", True)
         return Denoiser(net, signature.fixed["guidance_scale"]), signature
     vae = load(weights)
+    vae.dtype = device.autoencoder_dtype(cfg.vae_dtype)
     return Encoder(vae) if cfg.part == "vae_encoder" else Decoder(vae, signature.fixed["sd_scale_factor"]), signature
 
 

@@ -132,6 +132,7 @@ class LattePipeline:
         enable_vae_temporal_decoder: bool = False,
         vae_slice: int = 0,
         vae_tile: int = 0,
+        vae_dtype: str = "fp32",
         sd_scale_factor: float | None = None,
         keep_text_encoder: bool = False,
         **model: Any,
@@ -149,6 +150,7 @@ class LattePipeline:
         - enable_vae_temporal_decoder: decode with the folder's vae_temporal_decoder.
         - vae_slice: frames that the autoencoder processes at once; 0 = as suits the device.
         - vae_tile: width and height in pixels of the tiles to decode, to save memory; 0 = whole frames.
+        - vae_dtype: arithmetic of the autoencoder's convolutions, "fp32", or on an accelerator "fp16" or "bf16".
         - sd_scale_factor: factor that gives latents unit variance; None = the autoencoder's own.
         - keep_text_encoder: keep the text encoder in memory; otherwise it is loaded each time there are new prompts,
           and freed after that.
@@ -167,7 +169,8 @@ class LattePipeline:
             raise UserError(f"{', '.join(model)}: a text-to-video folder determines this; leave it out")
         options: dict[str, Any] = {"dtype": name, "quantize": quantize, **model}
         options |= {"enable_flash_attention": enable_flash_attention, "keep_text_encoder": keep_text_encoder}
-        codec: dict[str, Any] = {"vae_slice": vae_slice, "vae_tile": vae_tile, "sd_scale_factor": sd_scale_factor}
+        codec: dict[str, Any] = {"vae_slice": vae_slice, "vae_tile": vae_tile, "vae_dtype": vae_dtype}
+        codec["sd_scale_factor"] = sd_scale_factor
         return cls.from_parts(parts, parts.network, parts.vae, **codec, **options)
 
     @classmethod
@@ -182,12 +185,14 @@ class LattePipeline:
         enable_flash_attention: bool = False,
         vae_slice: int = 0,
         vae_tile: int = 0,
+        vae_dtype: str = "fp32",
         sd_scale_factor: float | None = None,
         keep_text_encoder: bool = False,
         **model: Any,
     ) -> LattePipeline:
         """Load a pipeline from parts that were found or read before; the options are those of `from_pretrained`."""
-        codec = Codec(load(vae, "autoencoder"), sd_scale_factor or parts.scale_factor, vae_slice, vae_tile)
+        factor = sd_scale_factor or parts.scale_factor
+        codec = Codec(load(vae, "autoencoder"), factor, vae_slice, vae_tile, vae_dtype)
         prompts = Prompts(parts.prompts, dtype, quantize, keep_text_encoder) if parts.prompts else None
         options = {"dtype": dtype, "quantize": quantize, "flash": enable_flash_attention, **model}
         net = load(network, "latte_t2v" if prompts else "latte", **options)

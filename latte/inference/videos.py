@@ -62,6 +62,7 @@ def check(cfg: SampleConfig) -> Plan:
     checkpoint = cfg.require_checkpoint()
     text = is_t2v_folder(checkpoint)
     check_options(cfg, text)
+    device.autoencoder_dtype(cfg.vae_dtype)
     frames = _init_frames(cfg)  # before the weights, which take longer
     parts = runs.find(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
     vae = read(parts.vae, "autoencoder")
@@ -102,6 +103,7 @@ def build_pipeline(cfg: SampleConfig) -> LattePipeline:
         patch_embedder=cfg.patch_embedder,
         vae_slice=cfg.vae_slice,
         vae_tile=cfg.vae_tile,
+        vae_dtype=cfg.vae_dtype,
         sd_scale_factor=cfg.sd_scale_factor,
     )
 

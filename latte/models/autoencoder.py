@@ -399,18 +399,24 @@ class AutoencoderKL(nn.Cell):
         self.decoder = self.decoder_type(config, init)
         self.quant_conv = Conv(2 * latent, 2 * latent, 1, init) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = Conv(latent, latent, 1, init) if config.use_post_quant_conv else nn.Identity()
+        self.dtype: ms.Type = ms.float32  # of the images between encoder and decoder; norms and weights stay float32
         self.set_train(False)
 
     def encode(self, x: ms.Tensor) -> ms.Tensor:
-        """Return the moments of the latents' posterior: mean, then log-variance, not clamped.
+        """Return the moments of the latents' posterior, float32: mean, then log-variance, not clamped.
 
         x (N, 3, H, W) in [-1, 1], H and W multiples of `config.downsampling` -> (N, 2 L, H / 8, W / 8).
         """
-        return to_nchw(self.quant_conv(self.encoder(from_nchw(x))))
+        x = from_nchw(x.astype(self.dtype))
+        return to_nchw(self.quant_conv(self.encoder(x))).astype(ms.float32)
 
     def decode(self, z: ms.Tensor) -> ms.Tensor:
-        """Return the images of latents that are not scaled: z (N, L, h, w) -> (N, 3, 8 h, 8 w), about [-1, 1]."""
-        return to_nchw(self.decoder(self.post_quant_conv(from_nchw(z))))
+        """Return the images of latents that are not scaled.
+
+        z (N, L, h, w) -> (N, 3, 8 h, 8 w) float32, about [-1, 1].
+        """
+        z = from_nchw(z.astype(self.dtype))
+        return to_nchw(self.decoder(self.post_quant_conv(z))).astype(ms.float32)
 
     def construct(self, z: ms.Tensor) -> ms.Tensor:
         """Return `decode(z)`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 from mindspore import nn
 
-from latte.ops.recompute import Recomputed
+from latte.ops.recompute import Recomputed, flattened
 from latte.runtime import device, graphs
 
 if TYPE_CHECKING:
@@ -51,7 +52,16 @@ class Block(nn.Cell):
     def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs, as part of the surrounding graph."""
         if self.recomputed is not None:
-            return self.recomputed(inputs, self.weights())
+            tensors, leaves, weights = (), (), self.weights()
+            for each in inputs:
+                if each is not None:
+                    tensors = (*tensors, each)  # type: ignore[assignment]
+            for path in self.paths:
+                leaf = weights
+                for i in path:
+                    leaf = leaf[i]
+                leaves = (*leaves, leaf)  # type: ignore[assignment]
+            return self.recomputed(tensors, leaves)
         return self.forward(*inputs, *self.weights(), *self.settings())
 
     def recompute(self) -> None:
@@ -64,7 +74,11 @@ class Block(nn.Cell):
             return
         pairs = zip(self.names, self.constants, strict=True)
         settings = tuple(True if name == "whole" else value for name, value in pairs)
-        object.__setattr__(self, "recomputed", Recomputed(self.forward, settings))
+        weights = self.weights()
+        paths, groups = flattened(weights)
+        inputs = len(inspect.signature(self.forward).parameters) - len(weights) - len(settings)
+        object.__setattr__(self, "paths", tuple(paths))
+        object.__setattr__(self, "recomputed", Recomputed(self.forward, settings, groups, inputs))
 
     def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs through the graph that equal cells share."""

@@ -278,7 +278,7 @@ def transformer_block(  # the weights are arguments, so that all blocks share on
     """
     scale = (x.shape[-1] // heads) ** -0.5
     modulation = linear(silu(c).astype(x.dtype), *ada)  # (B, 6D)
-    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation)  # (B, D)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation, x.dtype)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, qkv, proj, heads, scale, temporal, flash, whole)

@@ -203,7 +203,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     """
     scale = (x.shape[-1] // heads) ** -0.5
     modulation = table.reshape(1, -1) + time  # (B, 6D) float32
-    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation)  # (B, D)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation, x.dtype)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
     y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash, whole)

@@ -147,5 +147,5 @@ class AutoencoderKLTemporalDecoder(AutoencoderKL):
     decoder_type = TemporalDecoder
 
     def decode(self, z: ms.Tensor) -> ms.Tensor:
-        """Return the frames of one video's latents that are not scaled: z (F, L, h, w) -> (F, 3, 8 h, 8 w)."""
-        return to_nchw(self.decoder(from_nchw(z)))
+        """Return the frames of one video's latents that are not scaled, float32: z (F, L, h, w) -> (F, 3, 8 h, 8 w)."""
+        return to_nchw(self.decoder(from_nchw(z.astype(self.dtype)))).astype(ms.float32)

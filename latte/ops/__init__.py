@@ -4,7 +4,7 @@ from latte.ops.activation import gelu, silu
 from latte.ops.attention import attention, self_attention
 from latte.ops.conv import conv2d, conv_frames, from_nchw, patch_projection, to_nchw, upsample_nearest
 from latte.ops.linear import linear, lookup, sum_of_squares
-from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
+from latte.ops.norm import chunk6, gated_residual, group_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam
 from latte.ops.target import CustomGrad
 
@@ -19,7 +19,6 @@ __all__ = [
     "gated_residual",
     "gelu",
     "group_norm",
-    "layer_norm",
     "linear",
     "lookup",
     "modulated_norm",

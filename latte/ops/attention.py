@@ -10,8 +10,8 @@ from mindspore import ops
 from latte.ops import ascend, cpu
 from latte.ops.blockwise import UNLIMITED, blockwise_attention
 from latte.ops.linear import linear
-from latte.ops.target import attends_in_blocks, on_cpu
-from latte.runtime.tensors import split
+from latte.ops.target import attends_in_blocks, on_cpu, only_infers
+from latte.runtime.tensors import on_ascend, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,8 +115,10 @@ def _exact_of(biased: bool, whole: bool) -> Callable:
     return _in_one_block if whole else _by_blocks
 
 
-def _projection_of(parts: int) -> Callable:
-    return _separate if parts == 3 else _joint
+def _projection_of(parts: int, three: bool) -> Callable:
+    if parts == 3:
+        return _separate
+    return _three if three else _joint
 
 
 def _heads_of(parts: int) -> Callable:
@@ -149,18 +151,41 @@ def _joint_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> tuple[
 def _fused_self_attention(
     x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
 ) -> ms.Tensor:
-    """Do the same by the fused kernel: patches and frames change places once before and once after all products."""
-    x = x.transpose(0, 2, 1, 3) if temporal else x
+    """Do the same by the fused kernel.
+
+    Patches and frames change places once before and once after all products, unless the kernel takes them as they lie:
+    those of a single video, where it trains.
+    """
+    over_rows = temporal and x.shape[0] == 1 and x.shape[2] <= ascend.FLASH_BATCH and not only_infers()
+    folds = temporal and not over_rows
+    x = x.transpose(0, 2, 1, 3) if folds else x
     a, b, length, _ = x.shape  # (B, F, T, D) or (B, T, F, D)
-    q, k, v = [part.reshape(a * b, length, -1) for part in _project(x, qkv)]
-    y = linear(attention(q, k, v, heads, scale, True).reshape(a, b, length, -1), *proj)
-    return y.transpose(0, 2, 1, 3) if temporal else y
+    attend = _rows_attention_of(only_infers() or (not over_rows and a * b > ascend.FLASH_BATCH))
+    y = attend(_project(x, qkv), (a * b, length), heads, scale, over_rows)
+    y = linear(y.reshape(a, b, length, -1), *proj)
+    return y.transpose(0, 2, 1, 3) if folds else y
+
+
+def _rows_attention_of(by_parts: bool) -> Callable:
+    return _attend_to_rows if by_parts else ascend.self_attention
+
+
+def _attend_to_rows(
+    parts: Sequence[ms.Tensor], rows: tuple[int, int], heads: int, scale: float, over_rows: bool
+) -> ms.Tensor:
+    q, k, v = [part.reshape(*rows, -1) for part in parts]
+    return attention(q, k, v, heads, scale, True)
 
 
 def _project(x: ms.Tensor, qkv: tuple) -> Sequence[ms.Tensor]:
-    """Return q, k, v, each (B, F, T, D)."""
-    project = _projection_of(len(qkv))
+    """Return q, k, v, each (B, F, T, D) or, on Ascend, (B F T, D)."""
+    project = _projection_of(len(qkv), on_ascend() and not isinstance(qkv[0], tuple))
     return project(x, qkv)
+
+
+def _three(x: ms.Tensor, qkv: tuple) -> Sequence[ms.Tensor]:
+    weight, bias = qkv
+    return ascend.joint_projection(x.reshape(-1, x.shape[3]), weight.astype(x.dtype), bias.astype(x.dtype))
 
 
 def _separate(x: ms.Tensor, qkv: tuple) -> list[ms.Tensor]:

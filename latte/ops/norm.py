@@ -1,4 +1,4 @@
-"""Normalisations, always computed in float32."""
+"""Normalisations; their statistics are always float32."""
 
 from __future__ import annotations
 
@@ -20,42 +20,46 @@ _batched = ops.BatchMatMul()
 _layer_norm_6 = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
 
 
-def layer_norm(x: ms.Tensor) -> ms.Tensor:
-    """Return (x - mean) / sqrt(var + 1e-6) over the last axis, without weights, in float32."""
-    width = x.shape[-1]
-    if on_ascend():
-        return ascend.layer_norm(x.astype(ms.float32), 1e-6)
-    one, zero = ops.ones((width,), ms.float32), ops.zeros((width,), ms.float32)
-    return _layer_norm_6(x.astype(ms.float32), one, zero)[0]
-
-
 def modulated_norm(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
     """Return LayerNorm(x) * (1 + scale) + shift, the adaptive norm of DiT (Peebles and Xie, 2023, section 3.2).
 
-    x (B, F, T, D) of any float dtype; shift, scale (B, D). Computed in float32, returned in the dtype of `x`.
+    x (B, F, T, D) of any float dtype; shift, scale (B, D). Returned in the dtype of `x`; computed in float32, but on
+    Ascend, where only the norm is, and the modulation of several videos has the dtype of `x`.
     """
-    norm = _modulated_norm_of(on_cpu())
-    return norm(x, shift.astype(ms.float32), scale.astype(ms.float32)).astype(x.dtype)
+    norm = _modulated_norm_of(on_cpu(), on_ascend())
+    return norm(x, shift, scale)
 
 
-def _modulated_norm_of(cpu: bool) -> Callable:
-    """Return one of the next two; see `latte.ops.recompute` on why they are not called here."""
-    return _modulated_rows if cpu else _modulated_tokens
+def _modulated_norm_of(cpu: bool, ascend: bool) -> Callable:
+    """Return one of the next three; see `latte.ops.recompute` on why they are not called here."""
+    return _modulated_rows if cpu else _modulated_by_the_norm if ascend else _modulated_tokens
 
 
 def _modulated_rows(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
+    shift, scale = shift.astype(ms.float32), scale.astype(ms.float32)
     rows = x.astype(ms.float32).reshape(shift.shape[0], -1, shift.shape[1])
-    return cpu.norm_rows(rows, shift, scale)[0].reshape(x.shape)
+    return cpu.norm_rows(rows, shift, scale)[0].reshape(x.shape).astype(x.dtype)
+
+
+def _modulated_by_the_norm(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
+    return ascend.modulated_norm(x, shift.astype(x.dtype), scale.astype(x.dtype))[0]
 
 
 def _modulated_tokens(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
     batch, width = shift.shape
-    return layer_norm(x) * (1 + scale.reshape(batch, 1, 1, width)) + shift.reshape(batch, 1, 1, width)
+    shift, scale = [each.astype(ms.float32).reshape(batch, 1, 1, width) for each in (shift, scale)]
+    one, zero = ops.ones((width,), ms.float32), ops.zeros((width,), ms.float32)
+    return (_layer_norm_6(x.astype(ms.float32), one, zero)[0] * (1 + scale) + shift).astype(x.dtype)
 
 
-def chunk6(modulation: ms.Tensor) -> Sequence[ms.Tensor]:
-    """Return shift, scale and gate of attention and of the MLP, each (B, D), of a modulation (B, 6D)."""
-    return split(modulation, modulation.shape[1] // 6, 1)
+def chunk6(modulation: ms.Tensor, dtype: ms.Type) -> Sequence[ms.Tensor]:
+    """Return shift, scale and gate of attention and of the MLP, each (B, D), of a modulation (B, 6D).
+
+    `dtype` is that of the tokens; on Ascend it is cast to it here, at once.
+    """
+    modulation = modulation.astype(dtype) if on_ascend() else modulation
+    parts = split(modulation, modulation.shape[1] // 6, 1)
+    return ascend.with_gradients(modulation, parts) if on_ascend() else parts
 
 
 def gated_residual(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
@@ -63,6 +67,8 @@ def gated_residual(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
     gate = gate.astype(x.dtype)
     if on_cpu():
         return cpu.gated_rows(x, gate, y)
+    if on_ascend():
+        return ascend.gated_residual(x, gate, y)
     return x + gate.reshape(gate.shape[0], 1, 1, -1) * y
 
 

@@ -37,21 +37,65 @@ _gradients = ops.GradOperation(get_all=True, sens_param=True)
 
 
 class Recomputed(CustomGrad):
-    """A block's function of (inputs, weights) whose gradient keeps nothing but these and computes it again."""
+    """A block's function of (inputs, weights) whose gradient keeps nothing but these and computes it again.
 
-    def __init__(self, forward: Callable, settings: tuple[Any, ...]):
+    The weights come one after the other, and `groups` says how they were nested, see `flattened`: MindSpore's gradient
+    of taking one of a tuple makes zeros of all others, as large as they are, and adds them up. `inputs` is how many the
+    function takes; those that do not come are None.
+    """
+
+    def __init__(self, forward: Callable, settings: tuple[Any, ...], groups: tuple, inputs: int):
         super().__init__()
-        self.forward, self.settings = forward, settings
+        self.forward, self.settings, self.groups, self.inputs = forward, settings, groups, inputs
 
-    def construct(self, inputs: tuple, weights: tuple) -> ms.Tensor:
+    def construct(self, inputs: tuple, leaves: tuple) -> ms.Tensor:
         """Return the block's output."""
-        return self.forward(*inputs, *weights, *self.settings)
+        nodes = leaves
+        for group in self.groups:
+            made = ()
+            for i in group:
+                made = (*made, nodes[i] if isinstance(i, int) else i)  # type: ignore[assignment]
+            nodes = (*nodes, made)
+        given = (*inputs, *((None,) * (self.inputs - len(inputs))))
+        return self.forward(*given, *nodes[-1], *self.settings)
 
-    def bprop(self, inputs: tuple, weights: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
-        """Return the gradients with respect to inputs and weights."""
+    def bprop(self, inputs: tuple, leaves: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
+        """Return the gradients with respect to inputs and leaves."""
+        count = len(inputs)
 
-        def again(inputs: tuple, weights: tuple) -> ms.Tensor:
-            return self.forward(*inputs, *weights, *self.settings)
+        def again(*tensors: ms.Tensor) -> ms.Tensor:
+            nodes = tensors[count:]
+            for group in self.groups:
+                made = ()
+                for i in group:
+                    made = (*made, nodes[i] if isinstance(i, int) else i)  # type: ignore[assignment]
+                nodes = (*nodes, made)
+            given = (*tensors[:count], *((None,) * (self.inputs - count)))
+            return self.forward(*given, *nodes[-1], *self.settings)
 
         # Only once the gradient has come this far, lest all blocks are computed again at once.
-        return _gradients(again)((_after(inputs[0], d), *inputs[1:]), weights, d)
+        found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *leaves, d)
+        return found[:count], found[count:]
+
+
+def flattened(weights: tuple) -> tuple[list[tuple[int, ...]], tuple[tuple[int | float | None, ...], ...]]:
+    """Return where the tensors of nested tuples are, as paths of numbers, and how to nest them again.
+
+    That is a group for each tuple, inner ones first: numbers of tensors, or of groups before, which are counted behind
+    the tensors; None and floats stand for themselves.
+    """
+    paths: list[tuple[int, ...]] = []
+    groups: list[list] = []
+
+    def visit(node: Any, path: tuple[int, ...]) -> Any:
+        if node is None or isinstance(node, float):
+            return node
+        if isinstance(node, tuple):
+            groups.append([visit(each, (*path, i)) for i, each in enumerate(node)])
+            return ("group", len(groups) - 1)
+        paths.append(path)
+        return ("tensor", len(paths) - 1)
+
+    visit(weights, ())
+    first = {"tensor": 0, "group": len(paths)}
+    return paths, tuple(tuple(first[i[0]] + i[1] if isinstance(i, tuple) else i for i in group) for group in groups)

@@ -317,6 +317,19 @@ def compute_dtype(name: str) -> ms.Type:
     return DTYPES[name]
 
 
+def autoencoder_dtype(name: str) -> ms.Type:
+    """Return the dtype of the images inside the autoencoder for `vae_dtype`; raises UserError if it cannot be had."""
+    here = current()
+    if name == "fp32":
+        return ms.float32
+    if here.target == "CPU":
+        raise UserError(f"vae_dtype {name} is for accelerators, and this is a CPU; use --vae_dtype fp32")
+    if name not in here.tensor_dtypes:
+        known = ", ".join(here.tensor_dtypes)
+        raise UserError(f"vae_dtype {name} has no kernels on {here.chip or here.target}; use one of {known}")
+    return DTYPES[name]
+
+
 @functools.cache
 def multiplies_in_bfloat16() -> bool:
     """Return whether this process multiplies float32 matrices in bfloat16 on the CPU, as one product shows.

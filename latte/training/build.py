@@ -69,7 +69,7 @@ def build(cfg: TrainConfig) -> Training:
     cfg, compute = start.cfg, device.compute_dtype(start.cfg.dtype)
     size, frames = cfg.image_size or DEFAULT_SIZE, cfg.num_frames or DEFAULT_FRAMES
     vae = load(start.vae)
-    codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice)
+    codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice, dtype=cfg.vae_dtype)
     store, index = _videos(cfg, codec, size)
     dataset = VideoDataset(index, frames, store, cfg, cfg.seed)
     if cfg.dry_run and not cfg.cache_folder and device.current().rank == 0:

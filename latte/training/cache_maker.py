@@ -296,7 +296,7 @@ def make_cache(cfg: CacheConfig) -> Report:
         draw_if_missing(cfg)
     ranks.wait_for_all(world_size)
     index = list_records(cfg)
-    codec = Codec(load(start.vae), cfg.sd_scale_factor, cfg.vae_slice)
+    codec = Codec(load(start.vae), cfg.sd_scale_factor, cfg.vae_slice, dtype=cfg.vae_dtype)
     settings = codec.cache_settings(cfg.image_size or DEFAULT_SIZE) | {"cache_dtype": cfg.cache_dtype or DEFAULT_DTYPE}
     settings |= {name: getattr(cfg, name) for name in ("cache_file_type", "transform", "flip")}
     if rank == 0:

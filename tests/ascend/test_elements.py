@@ -113,6 +113,13 @@ def test_sums_take_a_factor(dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_a_product_is_added_with_one_rounding(dtype):
+    a, b, c = rounded(A, dtype), rounded(B, dtype), rounded(A[:1], dtype)
+    given = (cast(A, dtype), cast(B, dtype), cast(A[:1], dtype))
+    same(launch("Addcmul", *given, np.float32(2), out((3, 4, 5), dtype)), a + 2 * b * c, dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", SCALARS)
 def test_scalars(name, dtype):
     function, scalars = SCALARS[name]
@@ -287,6 +294,10 @@ REFUSALS = {
     "out has the dtype asked for": ("Cast", X, 1, out((2, 3))),
     "all tensors have one dtype of floats": ("SiluBackward", X, X.astype(np.float16), out((2, 3))),
     "condition is bool or uint8": ("SWhere", X, X, X, out((2, 3))),
+    "tensors are floats of 16 or 32 bits, not integers": (
+        *("Addcmul", INT, INT, INT, ONE),
+        out((2, 3), "int32"),
+    ),
     "approximate is none or tanh": ("GeluBackwardV2", X, X, "exact", out((2, 3))),
     "axes are axes of self": ("ReduceSum", X, [2], False, 0, out((2, 3))),
     "out has the shape of self without the axes that are reduced": ("ReduceSum", X, [1], False, 0, out((2, 1))),

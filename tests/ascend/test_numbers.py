@@ -21,7 +21,7 @@ FLOAT32 = {
     "ten_steps": ("ten losses", "ten steps", "ten steps, EMA"),
 }
 HALF = {"latte": FLOAT32["latte"], "text_to_video": FLOAT32["text_to_video"], "flash": ("latte flash",)}
-FOLLOWS = {"training": FLOAT32["training"], "int8": FLOAT32["int8"], "sampling": FLOAT32["sampling"]}
+FOLLOWS = {part: FLOAT32[part] for part in ("training", "int8", "sampling")} | {"vae_dtype": FLOAT32["autoencoder"]}
 LOOSE = {"fp16": 1e-2, "bf16": 8e-2}  # for what is not emulated, relative to the largest element
 CASES = [(part, name) for part, names in FLOAT32.items() for name in names]
 
@@ -80,6 +80,16 @@ def test_half_precision_rounds_at_most_twice_as_much_as_numpy(part, name, dtype,
     found, rounding = error(computed("Ascend", dtype, part)[name], expected), error(emulated(name, dtype), expected)
     print(f"{name} {dtype}: {found:.2e} of the largest element, NumPy {rounding:.2e}")
     assert rounding / 8 < found <= 2 * rounding  # and not float32 in disguise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_every_gradient_of_a_block_is_float32s(dtype, computed):
+    """By the fused kernel in half precision, of one video and of two, which take other operations."""
+    expected, found = computed("CPU", "fp32", "blocks"), computed("Ascend", dtype, "blocks")
+    errors = {name: error(found[name], expected[name]) for name in expected}
+    print(dtype, {name: f"{value:.1e}" for name, value in errors.items()})
+    assert len(errors) == 28 and max(errors.values()) <= (LOOSE | {"fp32": 1e-5})[dtype], errors
 
 
 @pytest.mark.slow

@@ -25,40 +25,15 @@ TOKENS = 4096  # of a Latte; a LatteT2V has a multiple of that, and no weight ha
 PRODUCTS = ("MatMul", "Dense")
 SLOW, LONG = pytest.mark.slow, pytest.mark.long
 
-# The most that a block may have. A temporal block turns (B, F, T, D) to (B, T, F, D) and back, which the layout of the
-# kernel, a batch of rows, forces; of the slices one cuts q, k and v out of their product, one the modulation.
+# The most that a block may have. The weight of q, k and v is cut apart in place of their product, so there are three
+# products; a block of one video changes no axes, as the kernel takes its frames as they lie. LatteT2V casts its
+# modulation, and the last block counts the cast before the final layer.
+BLOCK = {"Flash": 1, "MatMul": 7, "LayerNorm": 2, "Transpose": 0, "Pad": 0, "Slice": 3, "Tile": 0, "Cast": 1}
 BUDGETS = {
-    "blocks.even": {
-        "Flash": 1,
-        "MatMul": 5,
-        "LayerNorm": 2,
-        "Transpose": 0,
-        "Pad": 0,
-        "Slice": 2,
-        "Tile": 0,
-        "Cast": 8,
-    },
-    "blocks.odd": {"Flash": 1, "MatMul": 5, "LayerNorm": 2, "Transpose": 2, "Pad": 0, "Slice": 2, "Tile": 0, "Cast": 8},
-    "transformer_blocks": {
-        "Flash": 2,
-        "MatMul": 10,
-        "LayerNorm": 2,
-        "Transpose": 0,
-        "Pad": 0,
-        "Slice": 1,
-        "Tile": 0,
-        "Cast": 6,
-    },
-    "temporal_transformer_blocks": {
-        "Flash": 1,
-        "MatMul": 6,
-        "LayerNorm": 2,
-        "Transpose": 2,
-        "Pad": 0,
-        "Slice": 1,
-        "Tile": 0,
-        "Cast": 6,
-    },
+    "blocks.even": BLOCK,
+    "blocks.odd": BLOCK,
+    "transformer_blocks": BLOCK | {"Flash": 2, "MatMul": 10, "Slice": 1},
+    "temporal_transformer_blocks": BLOCK | {"MatMul": 6, "Slice": 1, "Cast": 2},
 }
 
 
@@ -67,12 +42,14 @@ def budget_of(block):
     return BUDGETS[kind] if kind in BUDGETS else BUDGETS[f"blocks.{'odd' if int(number) % 2 else 'even'}"]
 
 
-def check_inference(nodes, depth, dtype):
+def check_inference(nodes, depth, dtype, videos=1):
+    """Of several videos, patches and frames change places, and the final norm, without weights, is the last block's."""
     rows = count(nodes)
     blocks = [name for name in rows if "blocks." in name]
     assert len(blocks) == depth
     for name in blocks[1:]:  # in the first one, the condition is cast as well
-        over = {column: rows[name][column] for column, most in budget_of(name).items() if rows[name][column] > most}
+        budget = budget_of(name) | ({"Transpose": 2, "LayerNorm": 3} if videos > 1 else {})
+        over = {column: rows[name][column] for column, most in budget.items() if rows[name][column] > most}
         assert not over, (name, over)
     total = sum(rows.values(), Counter())
     assert total["Softmax"] == total["Pad"] == 0 and total["LayerNorm"] == 2 * depth + 1
@@ -82,13 +59,19 @@ def check_inference(nodes, depth, dtype):
 
 
 def check_dtypes(nodes, dtype):
-    """Products and the fused kernel in half precision; norms and the kernel's statistics in float32; no idle casts."""
+    """Products, norms and the fused kernel in half precision, but the statistics of both in float32; no idle casts."""
     assert not idle_casts(nodes)
+    norms = [node.dtypes[0] for node in nodes if node.op == "LayerNormExt"]
+    assert norms.count("fp32") <= 1  # the final one
     for node in nodes:
         outputs = node.dtypes
         if node.op == "FlashAttentionScore":
             assert outputs == ["fp32", "fp32", dtype, dtype], outputs  # maximum and sum of the softmax, unused, result
-        if node.column in ("LayerNorm", "Softmax"):
+        if node.op == "LayerNormExt":  # of the result, the mean and 1 / deviation
+            assert outputs in ([dtype, "fp32", "fp32"], ["fp32"] * 3), node
+        if node.op == "LayerNormGradExt":
+            assert [each.outputs[0].dtype for each in node.inputs[3:5]] == ["fp32", "fp32"], node
+        if node.column == "Softmax":
             assert set(outputs) == {"fp32"}
         if node.op == "GeluExt" and "blocks." in node.block:
             assert outputs == [dtype]
@@ -137,7 +120,7 @@ def test_less_than_a_plain_formulation():
     mine, theirs = (sum(count(nodes).values(), Counter()) for nodes in (ours, plain))
     assert mine["Flash"] == theirs["Flash"] and mine["LayerNorm"] == theirs["LayerNorm"]
     assert theirs["Transpose"] - mine["Transpose"] >= 8 and theirs["Pad"] == 12 and theirs["Tile"] - mine["Tile"] == 2
-    assert mine["Cast"] <= theirs["Cast"] and mine["bytes"] < 0.9 * theirs["bytes"]
+    assert mine["Cast"] <= theirs["Cast"] and mine["bytes"] < 0.7 * theirs["bytes"]
 
 
 def test_the_plain_formulation_is_the_same_function():
@@ -153,7 +136,7 @@ def test_guided_denoising_is_one_graph():
         sizes = {"depth": 2, "condition": "class", "num_classes": 101}
         net = create_model("Latte-S/2", dtype="bf16", enable_flash_attention=True, **sizes)
         nodes = read_graph(graph_of(Denoiser(net, 7.0), *zeros((2, 16, 4, 32, 32), (2,), (2,), (2,))))
-    check_inference(nodes, 2, "bf16")
+    check_inference(nodes, 2, "bf16", videos=4)
     assert Counter(node.op for node in nodes)["Conv2DExt"] == 1
 
 
@@ -197,8 +180,8 @@ def check_training(nodes, kind, depth, dtype, recompute=True, ranks=2):
             assert not {*node.dtypes} & {"fp16", "bf16"}, node
         if node.op in ("AllReduce", "InplaceCopy", "InplaceAddExt"):
             assert {*node.dtypes} <= {"fp32", "int32"}  # of the counters
-    # Zeros as large as the tokens, which MindSpore adds to gradients of split tensors; none per block.
-    assert max(output.bytes for node in nodes if node.op == "Constant" for output in node.outputs) < 40e6
+    # None as large as the tokens, as MindSpore's own gradient of a split adds; positions of a LatteT2V are one.
+    assert max(output.bytes for node in nodes if node.op == "Constant" for output in node.outputs) < 5e6
 
 
 @SLOW

@@ -226,10 +226,22 @@ def exact_flash_attention(q, k, v, heads, *others):
     return ms.Tensor(out.transpose(0, 2, 1, 3).reshape(q.shape).astype(np.float32))
 
 
+class ExactKernel:
+    """The same as the operation that blocks are given."""
+
+    def __init__(self, heads, *settings):
+        self.heads, self.settings = heads, settings
+
+    def __call__(self, q, k, v, *absent):
+        return (exact_flash_attention(q, k, v, self.heads, *absent, *self.settings),) * 4
+
+
 @pytest.mark.parametrize("limit", [2048, 6])  # 6: temporal attention in three parts, the last one shorter
 def test_the_fused_kernels_way_computes_the_same(limit, monkeypatch):
     """With its 12-wide heads widened to 16, in the layout and with the scale that the kernel is given."""
     monkeypatch.setattr(ascend.ops, "flash_attention_score", exact_flash_attention)
+    monkeypatch.setattr(ascend, "FlashAttentionScore", ExactKernel)
+    monkeypatch.setattr(ascend, "_made", {})
     monkeypatch.setattr(ascend, "FLASH_BATCH", limit)
     data = recorded("latte_class")
     config = LatteConfig(hidden_size=48, depth=2, num_heads=4, input_size=8, num_frames=4)

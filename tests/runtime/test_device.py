@@ -189,6 +189,18 @@ def test_the_cards_name_says_what_its_fused_attention_is_for(chip, use, caplog):
     assert all("has no gradient on" in message for message in caplog.messages[1:])
 
 
+def test_the_autoencoder_computes_in_halves_where_the_device_does():
+    assert device.autoencoder_dtype("fp32") == ms.float32
+    with pytest.raises(UserError, match="vae_dtype bf16 is for accelerators.*use --vae_dtype fp32"):
+        device.autoencoder_dtype("bf16")
+    with device.use("Ascend", chip="Ascend910B2"):
+        assert device.autoencoder_dtype("bf16") == ms.bfloat16
+    with device.use("GPU"):
+        assert device.autoencoder_dtype("fp16") == ms.float16
+    with device.use("Ascend", chip="Ascend910A"), pytest.raises(UserError, match="no kernels on Ascend910A; use"):
+        device.autoencoder_dtype("bf16")
+
+
 def test_the_first_cards_have_no_bfloat16():
     with device.use("Ascend", chip="Ascend910A") as here:
         assert here.tensor_dtypes == ("fp32", "fp16")

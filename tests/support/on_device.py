@@ -8,6 +8,7 @@ import sys
 
 import mindspore as ms
 import numpy as np
+from mindspore import ops
 from support.golden_values import FIXTURES, recorded, tiny
 from support.train_step import batch, build, small
 
@@ -15,6 +16,7 @@ from latte.components.loading import load_t2v, load_vae
 from latte.components.text_encoder import load_t5
 from latte.diffusion.solvers import Solver
 from latte.inference.latents import LatentSampler, Request
+from latte.models.latte import transformer_block
 from latte.runtime import device, graphs
 from latte.training.state import state_of
 
@@ -41,12 +43,18 @@ def text_to_video(dtype):
     yield "t5", load_t5(FIXTURES / "t5", dtype)(*tensors(recorded("t5/recorded"), "input_ids", "attention_mask"))
 
 
-def autoencoder(dtype):
+def autoencoder(dtype, inside="fp32"):
     """Frames to moments and back, and the decoder that sees neighbouring frames; float32 whatever the dtype."""
     data, vae, temporal = recorded("vae"), load_vae(FIXTURES / "vae.bin"), load_vae(FOLDER / "vae_temporal_decoder")
+    vae.dtype = temporal.dtype = device.autoencoder_dtype(inside)
     yield "vae encode", graphs.compile_step(vae.encode)(*tensors(data, "frames"))
     yield "vae decode", graphs.compile_step(vae.decode)(*tensors(data, "z"))
     yield "temporal decode", graphs.compile_step(temporal.decode)(*tensors(data, "z"))
+
+
+def vae_dtype(dtype):
+    """The same with `vae_dtype`."""
+    yield from autoencoder(dtype, dtype)
 
 
 def training(dtype):
@@ -100,8 +108,33 @@ def ten_steps(dtype):
         yield name, ms.Tensor(np.concatenate(values))
 
 
+def _weighted_block(temporal, flash):
+    def weighted(x, c, *weights):
+        halves = [weight.astype(x.dtype) for weight in weights]
+        pairs = [(halves[i], halves[i + 1]) for i in range(0, 10, 2)]
+        y = transformer_block(x, c, *pairs, 2, temporal, flash, False).astype(ms.float32)
+        return (y * ops.cos(y)).sum()
+
+    return weighted
+
+
+def blocks(dtype):
+    """A block of figure 2 by the fused kernel, where there is one, and all its gradients: over patches, over frames."""
+    rng, flash = np.random.default_rng(0), device.current().target == "Ascend" and dtype != "fp32"
+    shapes = [(96, 32), (96,), (32, 32), (32,), (128, 32), (128,), (32, 128), (32,), (192, 32), (192,)]
+    weights = [ms.Tensor(rng.normal(size=shape) * 0.2, ms.float32) for shape in shapes]
+    for temporal, videos in ((False, 1), (False, 2), (True, 1), (True, 2)):
+        x, c = (ms.Tensor(rng.normal(size=shape), ms.float32) for shape in ((videos, 3, 4, 32), (videos, 32)))
+        gradient = graphs.compile_training(ms.grad(_weighted_block(temporal, flash), tuple(range(12))))
+        found = gradient(x.astype(device.compute_dtype(dtype)), c, *weights)
+        for i, name in enumerate(("x", "c", "qkv", "proj", "fc1", "fc2", "ada")):
+            parts = found[i : i + 1] if i < 2 else found[2 * i - 2 : 2 * i]
+            values = [part.astype(ms.float32).asnumpy().ravel() for part in parts]
+            yield f"{'frames' if temporal else 'patches'} {videos} {name}", ms.Tensor(np.concatenate(values))
+
+
 PARTS = (latte, text_to_video, autoencoder, training)
-MORE = (flash, int8, sampling, ten_steps)
+MORE = (flash, int8, sampling, ten_steps, blocks, vae_dtype)
 
 
 def main(target, dtype, path, *names):

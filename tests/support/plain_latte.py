@@ -7,7 +7,9 @@ product, turned to (N, heads, L, width), padded to the width that the fused kern
 import mindspore as ms
 from mindspore import nn, ops
 
-from latte.ops import gelu, layer_norm, linear, silu
+from latte.ops import gelu, linear, silu
+
+_layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
 
 
 class PlainLatte(nn.Cell):
@@ -69,4 +71,5 @@ class PlainLatte(nn.Cell):
 def modulate(x, shift, scale):
     """Return the norm of tokens (N, L, D), shifted and scaled by (N, D)."""
     shift, scale = shift.expand_dims(1).astype(ms.float32), scale.expand_dims(1).astype(ms.float32)
-    return (layer_norm(x) * (1 + scale) + shift).astype(x.dtype)
+    one, zero = ops.ones((x.shape[-1],), ms.float32), ops.zeros((x.shape[-1],), ms.float32)
+    return (_layer_norm(x.astype(ms.float32), one, zero)[0] * (1 + scale) + shift).astype(x.dtype)

@@ -240,6 +240,19 @@ ACLNN(Clamp, "ops-math conversion/clip_by_value_v2/docs/aclnnClamp.md", const Te
   return READY([=] { map(a, out, [=](float x) { return std::fmin(std::fmax(x, least), most); }); });
 }
 
+ACLNN(Addcmul, "ops-math math/addcmul/docs/aclnnAddcmul&aclnnInplaceAddcmul.md", const Tensor *a, const Tensor *b, const Tensor *c,
+      const Scalar *value, Tensor *out) {
+  LAUNCH({a, b, c}, {out});
+  NEED(is_floating(a) && is_floating(b) && is_floating(c) && is_floating(out), "tensors are floats of 16 or 32 bits, not integers");
+  NEED(broadcast(a->dims, broadcast(b->dims, c->dims)) == out->dims, "out has the shape that the inputs broadcast to");
+  const float factor = float(value->number);
+  return READY([=] {
+    std::vector<float> x = floats(a, out->dims), y = floats(b, out->dims), z = floats(c, out->dims);
+    for (size_t i = 0; i < x.size(); i++) x[i] += factor * (y[i] * z[i]);
+    store(out, x);
+  });
+}
+
 ACLNN(SWhere, "ops-math math/select/docs/aclnnSWhere.md", const Tensor *condition, const Tensor *a, const Tensor *b,
       Tensor *out) {
   LAUNCH({condition, a, b}, {out});
