@@ -282,7 +282,9 @@ class _Watch(threading.Thread):
             # Often until there is a first batch, as one may die of its first row, and then nothing tells of it.
             if self.stopped.wait(1 if self.begun else 0.02):
                 return
-            workers |= {*multiprocessing.active_children()} - self.others
+            # Other children come and go, as those that MindSpore's profiler reads its trace by.
+            children = {child for child in multiprocessing.active_children() if _is_of_loader(child)}
+            workers |= children - self.others
             self.lost = next(filter(None, map(_describe_end, workers)), "")
         if not self.stopped.wait(_PATIENCE) and self.waiting:
             try:
@@ -291,6 +293,10 @@ class _Watch(threading.Thread):
                 end = reason(error)
             sys.stderr.write(f"error: {'; '.join(filter(None, (self.lost, end)))}\n")
             leave(2)
+
+
+def _is_of_loader(child: multiprocessing.process.BaseProcess) -> bool:
+    return type(child).__module__.startswith("mindspore.dataset")
 
 
 def _describe_end(worker: multiprocessing.process.BaseProcess) -> str:
