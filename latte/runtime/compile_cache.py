@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 log = logging.getLogger("latte")
-KEPT = 16  # graphs; the ones that were used last
+KEPT = 8 * 2**30  # bytes; the graphs that were used last. A training step of XL/2 takes 0.23 GB for each rank
 SUMS = "sums.json"  # file -> SHA-256, in the folder of a graph
 ENABLE, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 # Variables that the compiler and the choice of kernels may follow. Where a rank runs is told by `Device`.
@@ -57,6 +57,7 @@ def fingerprint(cell: ms.nn.Cell, inputs: tuple[ms.Tensor, ...], facts: Mapping[
     found = {
         "code": {str(file.relative_to(package)): _sha256(file) for file in sorted(package.rglob("*.py"))},
         "versions": [sys.version, ms.__version__, commit.read_text() if commit.exists() else "", platform.platform()],
+        "CANN": _cann(),
         "device": str(device.current()),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(PREFIXES) and not k.startswith(ELSEWHERE)},
         "weights": [(w.name, w.shape, str(w.dtype), w.requires_grad) for w in cell.get_parameters()],
@@ -64,6 +65,13 @@ def fingerprint(cell: ms.nn.Cell, inputs: tuple[ms.Tensor, ...], facts: Mapping[
         "facts": dict(facts),
     }
     return hashlib.sha256(json.dumps(found, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _cann() -> list[str]:
+    """Return what the files of CANN say about its version; a link named `latest` stays the same when it changes."""
+    home = Path(os.environ.get("ASCEND_HOME_PATH") or "/usr/local/Ascend/ascend-toolkit/latest")
+    files = sorted((*home.glob("version.*"), *home.glob("*/version.info"), *home.glob("opp/version.info")))
+    return [str(home.resolve()), *(path.read_text(errors="replace") for path in files if path.is_file())]
 
 
 @contextlib.contextmanager
@@ -133,17 +141,20 @@ def _keep(folder: Path, target: Path) -> None:
         sums = {str(path.relative_to(folder)): _sha256(path) for path in files}
         (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
         folder.rename(target)
-        entries = sorted((path for path in root().iterdir() if (path / SUMS).exists()), key=lambda p: -p.stat().st_mtime)
-        for old in entries[KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+        _drop_oldest(root())
     except OSError as error:  # another process was faster, or the disk is full
         log.debug("compile_cache: %s is not kept: %s", target, reason(error))
 
 
+def _drop_oldest(folder: Path) -> None:
+    """Keep the graphs that were used last, up to KEPT bytes."""
+    graphs = [path for path in folder.iterdir() if (path / SUMS).exists()]
+    room = KEPT
+    for graph in sorted(graphs, key=lambda path: path.stat().st_mtime, reverse=True):
+        room -= sum(path.stat().st_size for path in graph.rglob("*") if path.is_file())
+        if room < 0:
+            shutil.rmtree(graph, ignore_errors=True)
+
+
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file.read())
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
