@@ -204,11 +204,12 @@ class Trainer:
                 "sink_size is %d, so that it divides the steps between two reports and between two saves",
                 size,
             )
-        with watching(lambda: "continue with --resume auto"):
+        with watching(lambda: "continue with --resume auto") as watch:
             sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
             for batches in range(first + size, last + 1, size):
                 with graphs.first_call("the training step", self.called):
                     loss = sink()
+                watch.begun = True
                 yield batches, loss
 
     def _check_skipped(self, skipped: SkippedSteps, looked: int, done: int) -> None:
