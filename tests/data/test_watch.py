@@ -66,10 +66,10 @@ def test_other_processes_that_end_meanwhile_change_nothing():
     batches = loader.fetch(Rows(0))
     next(batches)
     time.sleep(0.2)
-    other = multiprocessing.get_context("fork").Process(target=int, daemon=True)
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1.3,), daemon=True)
     other.start()
-    time.sleep(2.2)  # in which the watch looks twice
     other.join()
+    time.sleep(1.2)  # the watch looks every second
     assert next(batches) == (2,) and next(batches, None) is None
 
 
