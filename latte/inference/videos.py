@@ -163,7 +163,7 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     bar = tqdm(total=len(numbers), desc="videos", unit="video", disable=device.current().rank > 0)
     profile = Profile(cfg.profile_span, folder)
     with bar as done, logging_redirect_tqdm([log]), contextlib.closing(profile):
-        profile.done(0)
+        profile.begin(0)
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
             names, made = _make(cfg, pipe, batch, given, profile)

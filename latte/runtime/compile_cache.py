@@ -36,7 +36,17 @@ SUMS = "sums.json"  # file -> SHA-256, in the folder of a graph
 ENABLE, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 # Variables that the compiler and the choice of kernels may follow. Where a rank runs is told by `Device`.
 PREFIXES = ("MS_", "ASCEND_", "CUDA_", "GRAPH_", "HCCL_", "ONEDNN_", "OMP_")
-ELSEWHERE = (ENABLE, PATH, "MS_ROLE", "MS_NODE_ID", "MS_SCHED_", "MS_WORKER_", "MS_TOPO_", "ASCEND_DEVICE", "HCCL_CONNECT")
+ELSEWHERE = (
+    ENABLE,
+    PATH,
+    "MS_ROLE",
+    "MS_NODE_ID",
+    "MS_SCHED_",
+    "MS_WORKER_",
+    "MS_TOPO_",
+    "ASCEND_DEVICE",
+    "HCCL_CONNECT",
+)
 _state = {"used": False}  # MindSpore reads the path once in a process
 
 
@@ -59,7 +69,9 @@ def fingerprint(cell: ms.nn.Cell, inputs: tuple[ms.Tensor, ...], facts: Mapping[
         "versions": [sys.version, ms.__version__, commit.read_text() if commit.exists() else "", platform.platform()],
         "CANN": _cann(),
         "device": str(device.current()),
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(PREFIXES) and not k.startswith(ELSEWHERE)},
+        "variables": {
+            k: v for k, v in sorted(os.environ.items()) if k.startswith(PREFIXES) and not k.startswith(ELSEWHERE)
+        },
         "weights": [(w.name, w.shape, str(w.dtype), w.requires_grad) for w in cell.get_parameters()],
         "inputs": [(tensor.shape, str(tensor.dtype)) for tensor in inputs],
         "facts": dict(facts),

@@ -21,7 +21,9 @@ TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enoug
 
 
 @contextlib.contextmanager
-def first_call(what: str, called: set[Any], key: Any = None, keep: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+def first_call(
+    what: str, called: set[Any], key: Any = None, keep: Callable[[], str | None] = lambda: None
+) -> Iterator[None]:
     """Say before and after the first call of a graph that it is compiled; `called` has the keys of those that were.
 
     `keep` returns the graph's name in the compile cache, or None if it is not to be kept; see `compile_cache`.

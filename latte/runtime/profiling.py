@@ -62,7 +62,7 @@ def check_span(span: tuple[int, int] | None, steps: int) -> None:
 class Profile:
     """Traces the steps of `span`, counted from 1, into a folder; without a span it does nothing.
 
-    `done` is called before the first step and after each one. A run that goes on behind the first step to trace, as one
+    `begin` is called before each step and `done` after it. A run that goes on behind the first step to trace, as one
     that is resumed by itself with the options that it was started with, traces nothing, and a line says so.
     With several ranks each one writes a trace of its own, all side by side as MindStudio Insight wants them.
     """
@@ -71,32 +71,40 @@ class Profile:
         self.span, self.folder = span, folder / FOLDER
         self._profiler: profiler.profile | None = None
         self._begun: tuple[float, int] | None = None  # time and steps done at the start of the first traced step
-        self._last = 0
+        self._done = self._told = 0  # steps; of these, what the profiler was told
 
-    def step(self, *_: object) -> None:
-        """Note that one more step is done; as a callback of a pipeline, whatever it is given."""
-        self.done(self._last + 1)
+    def begin(self, done: int, steps: int = 1) -> None:
+        """Note that the step after so many steps begins now, and begin the trace if it is the one.
 
-    def done(self, steps: int) -> None:
-        """Note that so many steps are done, and begin or end the trace between this one and the next."""
+        steps: how many the device takes before the next call; then a trace has all of them.
+        """
+        self._done = done
         if self.span is None:
             return
         first, last = self.span
-        if self._profiler is None and steps >= first:
-            log.warning("profile %d:%d traces nothing, because the run goes on from step %d", first, last, steps)
-            self.span = None
-            return
-        if self._profiler is None and steps + 1 >= max(first - 1, 1):  # a step earlier, for the profiler to warm up
-            self._start(min(first - 1, 1), last - first + 1)
-        elif self._profiler is not None:
+        if self._profiler is not None:
             device.synchronize()  # what was handed over belongs to the steps before
-            for _ in range(steps - self._last):
-                self._profiler.step()
-        if self._begun is None and steps + 1 >= first:
-            self._begun = time.perf_counter(), steps
-        self._last = steps
-        if steps >= last:
+            self._tell()
+        elif done >= first:
+            log.warning("profile %d:%d traces nothing, because the run goes on from step %d", first, last, done)
+            self.span = None
+        elif steps > 1 and done + steps >= first:
+            self._start(0, -(-(last - done) // steps) * steps)
+        elif steps == 1 and done + 1 >= max(first - 1, 1):  # a step earlier, for the profiler to warm up
+            self._start(first - 1 - done, last - first + 1)
+        if self._profiler is not None and self._begun is None and done + steps >= first:
+            self._begun = time.perf_counter(), done
+
+    def done(self, steps: int) -> None:
+        """Note that so many steps are done, and end the trace if that was its last one."""
+        self._done = steps
+        if self.span is not None and steps >= self.span[1]:
             self.close()
+
+    def step(self, *_: object) -> None:
+        """Note that a step is done and the next one begins; as a callback of a pipeline, whatever it is given."""
+        self.done(self._done + 1)
+        self.begin(self._done)
 
     def close(self) -> None:
         """End the trace, also before its last step, and log and write the table; twice is as good as once."""
@@ -105,10 +113,17 @@ class Profile:
         device.synchronize()
         seconds = time.perf_counter() - self._begun[0] if self._begun else 0.0
         with contextlib.redirect_stdout(sys.stderr):  # it tells how far it is, and stdout is for results
+            self._tell()
             self._profiler.stop()
         self._profiler, self.span = None, None
-        if self._begun and self._last > self._begun[1]:
-            self._report(self._begun[1] + 1, self._last, seconds)
+        if self._begun and self._done > self._begun[1]:
+            self._report(self._begun[1] + 1, self._done, seconds)
+
+    def _tell(self) -> None:
+        assert self._profiler is not None
+        for _ in range(self._done - self._told):
+            self._profiler.step()
+        self._told = self._done
 
     def _start(self, warm_up: int, steps: int) -> None:
         here = device.current()
@@ -124,6 +139,7 @@ class Profile:
             experimental_config=detail,
         )
         device.synchronize()
+        self._told = self._done
         self._profiler.start()
 
     def _report(self, first: int, last: int, seconds: float) -> None:
@@ -131,7 +147,9 @@ class Profile:
         traces = sorted(self.folder.glob(f"rank{rank}_*"), key=lambda path: path.stat().st_mtime)
         operations = read_operations(traces[-1]) if traces else []
         if not operations:
-            log.warning("profile: MindSpore's profiler wrote no times of operations to %s; see its messages", self.folder)
+            log.warning(
+                "profile: MindSpore's profiler wrote no times of operations to %s; see its messages", self.folder
+            )
             return
         file = self.folder / f"operations-rank{rank}.csv"
         write_operations(operations, file)

@@ -130,7 +130,8 @@ class Trainer:
             sinks = cfg.dataset_sink_mode and here.sinks_data
             if cfg.dataset_sink_mode and not sinks:
                 device.warn_once(f"dataset_sink_mode: {here.target} cannot fetch data itself; the loop does the same")
-            self.profile.done(self.step)
+            together = max(1, self._sink_size(last - first) // cfg.gradient_accumulation_steps) if sinks else 1
+            self.profile.begin(self.step, together)
             for batches, loss in self._sunk(loader, first, last) if sinks else self._called(loader, first):
                 done = batches // cfg.gradient_accumulation_steps
                 if done == self.step:
@@ -153,6 +154,7 @@ class Trainer:
                     by = f" by {signal.requested}" if signal.requested else ""
                     log.info("stopped%s at step %d; continue with --resume auto", by, self.step)
                     break
+                self.profile.begin(done, together)
         if self.is_first:
             self.metrics.close()
             log.info("to sample from this run: %s", next_command(cfg, self.folder))
@@ -194,12 +196,15 @@ class Trainer:
         facts |= {"autoencoder": str(training.codec.vae.config), "frames": training.num_frames}
         return compile_cache.fingerprint(step, inputs, facts)
 
+    def _sink_size(self, batches: int) -> int:
+        """Return how many of so many batches the device takes between two looks at it."""
+        cfg, accumulation = self.cfg, self.cfg.gradient_accumulation_steps
+        return math.gcd(cfg.sink_size, batches, cfg.log_interval * accumulation, self.save_interval * accumulation)
+
     def _sunk(self, loader: ms.dataset.Dataset, first: int, last: int) -> Iterator[tuple[int, ms.Tensor]]:
         """Yield what `_called` yields, after every `sink_size` batches, which the device fetches itself."""
-        cfg = self.cfg
-        accumulation = cfg.gradient_accumulation_steps
-        size = math.gcd(cfg.sink_size, last - first, cfg.log_interval * accumulation, self.save_interval * accumulation)
-        if size < cfg.sink_size:
+        size = self._sink_size(last - first)
+        if size < self.cfg.sink_size:
             log.info(
                 "sink_size is %d, so that it divides the steps between two reports and between two saves",
                 size,

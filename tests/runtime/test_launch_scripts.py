@@ -239,7 +239,9 @@ def test_launchers_give_each_rank_cores_of_its_own(script, launch, sixteen_cores
     assert bound == [CORES[:8], CORES[8:]]
 
 
-@pytest.mark.parametrize("bind, count, said", [("0", 2, ""), ("", 17, "no rank is bound to cores"), ("2", 2, "must be 0 or 1")])
+@pytest.mark.parametrize(
+    "bind, count, said", [("0", 2, ""), ("", 17, "no rank is bound to cores"), ("2", 2, "must be 0 or 1")]
+)
 def test_binding_can_be_switched_off_and_is_left_out_where_there_are_too_few_cores(
     bind, count, said, launch, table, sixteen_cores, tmp_path
 ):
