@@ -1,11 +1,11 @@
 """Which cores each device of this machine gets, for the scripts that start several ranks.
 
-    python scripts/cores.py ALLOWED DEVICE...     # prints the cores of each device, one line each, as taskset takes them
+    python scripts/cores.py ALLOWED DEVICE...     # prints the cores of each device, one line each, as for taskset
     python scripts/cores.py --run PROGRAM ...     # runs it on the cores of RANK_ID, out of LATTE_CORES
 
-ALLOWED is what `taskset -cp` says. Cores are shared equally, in the order of NUMA nodes, both threads of a core together; so
-shares do not cross nodes if these and the devices divide each other, and memory comes from the node, as Linux gives it. Where
-npu-smi tells which cores are near a device, its share is taken from their node.
+ALLOWED is what `taskset -cp` says. Cores are shared equally, in the order of NUMA nodes, both threads of a core
+together; so shares do not cross nodes if these and the devices divide each other, and memory comes from the node, as
+Linux gives it. Where npu-smi tells which cores are near a device, its share is taken from their node.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SYSTEM = Path("/sys/devices/system")
 

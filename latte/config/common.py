@@ -20,7 +20,8 @@ class DeviceOptions(Options):
     device_id: int = option(0, "number of the device, if there are several")
     mode: Literal[0, 1] = option(0, "0 = compiled graphs; 1 = PyNative, for debugging")
     jit_level: Literal["O0", "O1", "O2"] | None = option(
-        None, "Ascend: O0 = kernel by kernel, O1 = fused kernels, O2 = the whole graph at once"
+        None,
+        "Ascend: O0 = kernel by kernel, O1 = fused kernels, O2 = graph engine (deprecated); null = MindSpore's choice",
     )
     dtype: Literal["fp32", "fp16", "bf16"] = option("fp32", "arithmetic inside the blocks")
     enable_flash_attention: bool = option(False, "use the device's fused attention kernel, if it has one")
@@ -37,7 +38,7 @@ class ProfileOptions(Options):
 
     profile: str | None = option(
         None,
-        "FROM:TO = trace these steps with MindSpore's profiler, and print the operations that took longest; step 1 compiles",
+        "FROM:TO = trace these steps by MindSpore's profiler, print the operations that took longest; step 1 compiles",
     )
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Compiled graphs kept for the next start of the same program.
 
 MindSpore's own compile cache numbers the graphs of a process in the order in which they are compiled, and takes graph 0
-of its folder for the first one, whatever that is; and it gives weights that it is not told of no values at all. So it is
-switched on around one graph of a process only, a method of a cell that has all weights, and each graph has a folder of
-its own, named by everything that the graph was made from: `fingerprint`. A folder is written under another name, and
+of its folder for the first one, whatever that is; and it gives weights that it is not told of no values at all. So it
+is switched on around one graph of a process only, a method of a cell that has all weights, and each graph has a folder
+of its own, named by everything that the graph was made from: `fingerprint`. A folder is written under another name, and
 takes its place when it is whole; its files are compared with their checksums before MindSpore reads them.
 """
 
@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 
-import latte
 from latte.errors import reason
 from latte.runtime import device
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 log = logging.getLogger("latte")
+PACKAGE = Path(__file__).resolve().parent.parent
 KEPT = 8 * 2**30  # bytes; the graphs that were used last. A training step of XL/2 takes 0.23 GB for each rank
 SUMS = "sums.json"  # file -> SHA-256, in the folder of a graph
 ENABLE, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
@@ -62,10 +62,9 @@ def fingerprint(cell: ms.nn.Cell, inputs: tuple[ms.Tensor, ...], facts: Mapping[
     Of weights names, shapes and dtypes count, as their values are read when the graph runs. Constants of the graph are
     not seen here: `facts`, values that JSON or `str` shows whole, must determine them.
     """
-    package = Path(latte.__file__).parent
     commit = Path(ms.__file__).parent / ".commit_id"
     found = {
-        "code": {str(file.relative_to(package)): _sha256(file) for file in sorted(package.rglob("*.py"))},
+        "code": {str(file.relative_to(PACKAGE)): _sha256(file) for file in sorted(PACKAGE.rglob("*.py"))},
         "versions": [sys.version, ms.__version__, commit.read_text() if commit.exists() else "", platform.platform()],
         "CANN": _cann(),
         "device": str(device.current()),

@@ -44,7 +44,7 @@ def first_call(
 def compile_step(step: Callable) -> Callable:
     """Compile network and guidance of a denoising step into one graph per shape, where the compile scope is the step.
 
-    jit_level O2 is MindSpore's whole-graph back end GE, which only Ascend has.
+    jit_level O2 is MindSpore's whole-graph back end GE, which only Ascend has, and which MindSpore means to drop.
     """
     if device.current().compile_scope != "step":
         if device.current().jit_level:
@@ -57,6 +57,7 @@ def _compile(step: Callable) -> Callable:
     target, level = device.current().target, device.current().jit_level
     if level == "O2":
         if target == "Ascend":
+            device.warn_once("jit_level O2 is the graph engine GE, which MindSpore means to drop; O1 is its successor")
             return ms.jit(step, backend="GE")
         device.warn_once(f"jit_level O2 is Ascend's; {target} compiles with O1")
         level = "O1"

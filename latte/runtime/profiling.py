@@ -147,9 +147,8 @@ class Profile:
         traces = sorted(self.folder.glob(f"rank{rank}_*"), key=lambda path: path.stat().st_mtime)
         operations = read_operations(traces[-1]) if traces else []
         if not operations:
-            log.warning(
-                "profile: MindSpore's profiler wrote no times of operations to %s; see its messages", self.folder
-            )
+            where = self.folder
+            log.warning("profile: MindSpore's profiler wrote no times of operations to %s; see what it says", where)
             return
         file = self.folder / f"operations-rank{rank}.csv"
         write_operations(operations, file)

@@ -47,8 +47,8 @@ GIB = 2**30
 # steps, at the loss, and at a signal to one of several ranks.
 LOOKS = 10
 # Options that no graph depends on, so that a run with another folder finds the graph of the last one.
-NOT_COMPILED = ("output_path", "resume", "profile", "compile_cache", "device_id", "num_workers", "ckpt_max_keep")
-NOT_COMPILED += ("ckpt_keep_every", "sample_videos", "sample_steps", "guidance_scale", "vae_check", "log_interval")
+NOT_COMPILED = {"output_path", "resume", "profile", "compile_cache", "device_id", "num_workers", "ckpt_max_keep"}
+NOT_COMPILED |= {"ckpt_keep_every", "sample_videos", "sample_steps", "guidance_scale", "vae_check", "log_interval"}
 
 
 class Trainer:
@@ -176,7 +176,9 @@ class Trainer:
                 if training.encodes:
                     x = training.encode(x)
                 tensors = [ms.Tensor(array) for array in (x, posterior_noise, t, noise, skipped, *condition)]
-                with graphs.first_call("the training step", self.called, keep=lambda: self._graph_name(tensors)):
+                with graphs.first_call(
+                    "the training step", self.called, keep=functools.partial(self._graph_name, tensors)
+                ):
                     loss = training.call(*tensors)
                 batches += 1
                 yield batches, loss
@@ -192,9 +194,15 @@ class Trainer:
             return None
         options = {key: value for key, value in vars(self.cfg).items() if key not in NOT_COMPILED}
         rates = hashlib.sha256(step.learning_rates.asnumpy().tobytes()).hexdigest()
-        facts = {"options": options, "network": training.config.to_json(), "step": str(step.options), "rates": rates}
-        facts |= {"autoencoder": str(training.codec.vae.config), "frames": training.num_frames}
-        return compile_cache.fingerprint(step, inputs, facts)
+        facts = {
+            "options": options,
+            "network": training.config.to_json(),
+            "autoencoder": str(training.codec.vae.config),
+            "step": str(step.options),
+            "rates": rates,
+            "frames": training.num_frames,
+        }
+        return compile_cache.fingerprint(step, tuple(inputs), facts)
 
     def _sink_size(self, batches: int) -> int:
         """Return how many of so many batches the device takes between two looks at it."""
