@@ -154,7 +154,7 @@ class Profile:
         write_operations(operations, file)
         table = describe(operations)
         log.info(
-            "traced steps %d to %d, %.2f s, of which operations took %.2f s; all of them are in %s, the trace in %s\n%s",
+            "traced steps %d to %d, %.2f s, of which operations took %.2f s; all of them: %s, the trace: %s\n%s",
             first,
             last,
             seconds,
