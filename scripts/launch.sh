@@ -1,5 +1,5 @@
 # Sourced by run_mpirun.sh and run_msrun.sh: reads CONFIG and N, and runs a launcher such that the ranks can save and exit.
-# Sets config, count, options (of train.py), python and logs, and changes to the repository's root.
+# Sets config, count, options (of train.py), python, logs and shares (cores, see bind_cores.sh), and changes to the repository's root.
 # shellcheck shell=bash
 
 fail() {
@@ -18,6 +18,11 @@ command -v "$python" >/dev/null || fail "there is no program $python; set PYTHON
 mkdir -p "$logs" 2>/dev/null && [[ -w "$logs" ]] || fail "the folder $logs cannot be written; set LOG_DIR"
 # shellcheck source=scripts/ascend_env.sh
 source scripts/ascend_env.sh
+# shellcheck source=scripts/bind_cores.sh
+source scripts/bind_cores.sh
+mapfile -t devices < <(seq 0 $((count - 1)))
+bind_cores "${devices[@]}"
+export LATTE_CORES="${shares[*]}" PYTHON=$python
 
 # launch COMMAND...: run it in a session of its own, so that Ctrl-C reaches the ranks only once, from here.
 launch() {

@@ -4,8 +4,8 @@
 # START is the first device of this machine, N the number of its devices to use. Every machine needs the same table, in which
 # it finds itself by its addresses, or by SERVER_ID, and the same START and N: of a table with more devices, those of every
 # machine that are left out are taken out. One log per rank is written to outputs/logs/<time>/ (LOG_DIR). If a
-# rank dies, all ranks are stopped. PYTHON chooses the interpreter; BIND_CORES=1 gives each device of this machine in the
-# table an equal share of the cores that this process may use. HCCL_CONNECT_TIMEOUT and HCCL_EXEC_TIMEOUT are the seconds
+# rank dies, all ranks are stopped. PYTHON chooses the interpreter. Each device of this machine in the table has cores of its
+# own where there are enough (scripts/cores.py); BIND_CORES=0 binds none, 1 insists on it. HCCL_CONNECT_TIMEOUT and HCCL_EXEC_TIMEOUT are the seconds
 # that ranks wait for each other, at the start and in a sum over all ranks. MASTER_PORT is the port at which the ranks meet
 # on the machine of rank 0; by default a free one, or with several machines 8118.
 set -euo pipefail
@@ -32,9 +32,9 @@ command -v "$python" >/dev/null || fail "there is no program $python; set PYTHON
 # One line per device of this machine: device, rank, number of ranks.
 lines=$("$python" tools/make_rank_table.py --show "$table" --server_id "${SERVER_ID:-}") || exit 2
 declare -A rank_of=() place_of=()
-size=0
+size=0 devices=()
 while read -r device rank ranks; do
-    place_of[$device]=${#rank_of[@]} rank_of[$device]=$rank size=$ranks
+    place_of[$device]=${#devices[@]} rank_of[$device]=$rank size=$ranks devices+=("$device")
 done <<<"$lines"
 for ((device = start; device < start + count; device++)); do
     [[ -n "${rank_of[$device]:-}" ]] || fail "device $device of this machine is not in $table"
@@ -57,22 +57,9 @@ if ((count == size)); then
 fi
 [[ "${MASTER_PORT:-1}" =~ ^[1-9][0-9]{0,4}$ ]] || fail "MASTER_PORT is '$MASTER_PORT', but must be the number of a free port"
 pids=() started=()
-
-# The numbers of the cores that this process may use; empty without BIND_CORES=1.
-cores=()
-if [[ "${BIND_CORES:-}" == 1 ]]; then
-    command -v taskset >/dev/null || fail "BIND_CORES=1 needs taskset"
-    allowed=$(taskset -cp $$)
-    for part in $(tr , ' ' <<<"${allowed##*: }"); do mapfile -t -O ${#cores[@]} cores < <(seq "${part%-*}" "${part#*-}"); done
-    ((${#cores[@]} >= ${#rank_of[@]})) || fail "BIND_CORES=1 needs one core per device, but there are ${#cores[@]}"
-fi
-
-# share PLACE: the cores of the PLACE-th device of this machine, in the form that taskset takes
-share() {
-    local first=$(($1 * ${#cores[@]} / ${#rank_of[@]})) end=$((($1 + 1) * ${#cores[@]} / ${#rank_of[@]}))
-    local IFS=,
-    echo "${cores[*]:first:end-first}"
-}
+# shellcheck source=scripts/bind_cores.sh
+source scripts/bind_cores.sh
+bind_cores "${devices[@]}"
 
 # Each rank is a session of its own, so that Ctrl-C reaches it only once, from here, and its helpers are killed with it.
 stop_all() {
@@ -84,7 +71,7 @@ trap stop_all TERM INT
 for ((i = 0; i < count; i++)); do
     device=$((start + i)) rank=${rank_of[$((start + i))]}
     bind=()
-    ((${#cores[@]} == 0)) || bind=(taskset -c "$(share "${place_of[$device]}")")
+    ((${#shares[@]} == 0)) || bind=(taskset -c "${shares[${place_of[$device]}]}")
     RANK_TABLE_FILE=$table RANK_ID=$rank RANK_SIZE=$size DEVICE_ID=$device \
         setsid "${bind[@]}" "$python" train.py -c "$config" --use_parallel True "$@" \
         </dev/null >"$logs/rank_$rank.log" 2>&1 &

@@ -19,6 +19,14 @@ def cpu():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def compile_cache(tmp_path_factory):
+    """Compiled training steps are kept for the programs that these tests start, away from those of the user."""
+    os.environ["LATTE_COMPILE_CACHE"] = str(tmp_path_factory.mktemp("graphs"))
+    yield
+    del os.environ["LATTE_COMPILE_CACHE"]
+
+
+@pytest.fixture(scope="session", autouse=True)
 def signals_as_in_a_terminal():
     """Whoever started the tests may ignore signals: `nohup` does, and a shell in what it starts in the background."""
     python = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from latte.config.parser import OptionError, Options, in_range, option
@@ -19,7 +20,8 @@ class DeviceOptions(Options):
     device_id: int = option(0, "number of the device, if there are several")
     mode: Literal[0, 1] = option(0, "0 = compiled graphs; 1 = PyNative, for debugging")
     jit_level: Literal["O0", "O1", "O2"] | None = option(
-        None, "Ascend: O0 = kernel by kernel, O1 = fused kernels, O2 = the whole graph at once"
+        None,
+        "Ascend: O0 = kernel by kernel, O1 = fused kernels, O2 = graph engine (deprecated); null = MindSpore's choice",
     )
     dtype: Literal["fp32", "fp16", "bf16"] = option("fp32", "arithmetic inside the blocks")
     enable_flash_attention: bool = option(False, "use the device's fused attention kernel, if it has one")
@@ -28,6 +30,28 @@ class DeviceOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "device_id", 0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ProfileOptions(Options):
+    """Profile"""
+
+    profile: str | None = option(
+        None,
+        "FROM:TO = trace these steps by MindSpore's profiler, print the operations that took longest; step 1 compiles",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.profile is not None and self.profile_span is None:
+            raise OptionError("profile", self.profile, "FROM:TO, two steps from 1 on such as 10:12, FROM not above TO")
+
+    @property
+    def profile_span(self) -> tuple[int, int] | None:
+        """The first and the last step to trace; None without any, or where `profile` is not FROM:TO."""
+        found = re.fullmatch(r"([1-9]\d{0,8}):([1-9]\d{0,8})", self.profile or "")
+        first, last = map(int, found.groups()) if found else (1, 0)
+        return (first, last) if first <= last else None
 
 
 @dataclasses.dataclass(kw_only=True)

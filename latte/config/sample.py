@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from latte.config.common import CheckpointOptions, CodecOptions, DeviceOptions, ModelOptions
+from latte.config.common import CheckpointOptions, CodecOptions, DeviceOptions, ModelOptions, ProfileOptions
 from latte.config.parser import OptionError, Options, in_range, option, save_config
 from latte.config.values import fit
 from latte.config.yaml_file import read_yaml
@@ -123,6 +123,7 @@ class OutputOptions(Options):
 # Python collects the fields from the last base class to the first, so --help goes from the device to the output.
 @dataclasses.dataclass(kw_only=True)
 class SampleConfig(
+    ProfileOptions,
     OutputOptions,
     ConditioningFrameOptions,
     TextToVideoOptions,

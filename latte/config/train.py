@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from latte.config.common import CodecOptions, DeviceOptions, ModelOptions
+from latte.config.common import CodecOptions, DeviceOptions, ModelOptions, ProfileOptions
 from latte.config.parser import OptionError, Options, in_range, option
 
 TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
@@ -169,6 +169,9 @@ class RunOptions(Options):
     vae_check: bool = option(
         True, "at the start reconstruct frames of the data, write them to vae.png, and warn if the autoencoder is poor"
     )
+    compile_cache: bool = option(
+        True, "keep the compiled training step in the user's cache folder, so that the next start does not compile"
+    )
     dry_run: bool = option(False, "check options and files, open some videos, print what would be done, and stop")
 
     def __post_init__(self) -> None:
@@ -204,6 +207,7 @@ class DataConfig(DataOptions):
 
 @dataclasses.dataclass(kw_only=True)
 class TrainConfig(
+    ProfileOptions,
     RunOptions,
     OptimizerOptions,
     FineTuningOptions,

@@ -249,20 +249,26 @@ def fetch(dataset: ms.dataset.Dataset, rescue: Callable[[], str] = str) -> Itera
 
 
 @contextlib.contextmanager
-def watching(rescue: Callable[[], str]) -> Iterator[None]:
-    """Watch as `fetch` does over a loader that a device fetches from by itself, and is stuck without."""
+def watching(rescue: Callable[[], str]) -> Iterator[_Watch]:
+    """Watch as `fetch` does over a loader that a device fetches from by itself, and is stuck without.
+
+    Whoever uses it sets `begun` once there was a batch.
+    """
     ms.dataset.config.set_enable_watchdog(False)
     watch = _Watch(rescue)
     watch.waiting = True
     watch.start()
     try:
-        yield
+        yield watch
     finally:
         watch.stopped.set()
 
 
 class _Watch(threading.Thread):
-    """Watches over the processes that start after it was made; `waiting` is whether its user waits for a batch."""
+    """Watches over the processes that start after it was made and before there is a batch, when `begun` is set.
+
+    `waiting` is whether its user waits for a batch.
+    """
 
     def __init__(self, rescue: Callable[[], str]):
         super().__init__(daemon=True)
@@ -278,11 +284,16 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         """Look every second until `stopped`."""
         workers: set[multiprocessing.process.BaseProcess] = set()
+        complete = False
         while not self.lost:
+            begun = self.begun
+            # Children that start later are others', as those that MindSpore's profiler reads its trace by.
+            if not complete:
+                workers |= {*multiprocessing.active_children()} - self.others
+            complete = begun
             # Often until there is a first batch, as one may die of its first row, and then nothing tells of it.
-            if self.stopped.wait(1 if self.begun else 0.02):
+            if self.stopped.wait(1 if begun else 0.02):
                 return
-            workers |= {*multiprocessing.active_children()} - self.others
             self.lost = next(filter(None, map(_describe_end, workers)), "")
         if not self.stopped.wait(_PATIENCE) and self.waiting:
             try:

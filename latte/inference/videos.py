@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -33,7 +34,8 @@ from latte.inference.inputs import (
 )
 from latte.inference.pipeline import LattePipeline
 from latte.io.video import fit, grid, read_any, save_png, save_video
-from latte.runtime import device
+from latte.runtime import device, graphs
+from latte.runtime.profiling import Profile, check_span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +71,8 @@ def check(cfg: SampleConfig) -> Plan:
     network = read_network(cfg, parts, vae.config)
     config, encoder = network.config, None
     solver = choose_solver(read_scheduler(parts.scheduler), config.default_solver, asked_solver(cfg), cfg.eta)
-    solver.steps(cfg.sampling_steps or config.default_steps)
+    strength = cfg.init_strength if cfg.init_frames else 1.0
+    check_span(cfg.profile_span, len(solver.steps(cfg.sampling_steps or config.default_steps, strength).timesteps))
     if vae.config.latent_channels != config.in_channels:
         raise UserError(
             f"{parts.vae} has {vae.config.latent_channels} latent channels, but {cfg.checkpoint} "
@@ -151,10 +154,12 @@ def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
     files: list[Path] = []
     videos: list[np.ndarray] = []
     bar = tqdm(total=len(numbers), desc="videos", unit="video", disable=device.current().rank > 0)
-    with bar as done, logging_redirect_tqdm([log]):
+    profile = Profile(cfg.profile_span, folder)
+    with bar as done, logging_redirect_tqdm([log]), contextlib.closing(profile):
+        profile.begin(0)
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
-            names, made = _make(cfg, pipe, batch, given)
+            names, made = _make(cfg, pipe, batch, given, profile)
             for name, video in zip(names, made, strict=True):
                 files += _save(video, folder / name, cfg.output_format, cfg.fps)
                 videos += [video] if len(videos) < GRID else []
@@ -181,7 +186,7 @@ def _save(video: np.ndarray, path: Path, formats: Sequence[str], fps: int) -> li
 
 
 def _make(
-    cfg: SampleConfig, pipe: LattePipeline, batch: list[int], given: dict[str, Any]
+    cfg: SampleConfig, pipe: LattePipeline, batch: list[int], given: dict[str, Any], profile: Profile
 ) -> tuple[list[str], np.ndarray]:
     """Return the file names of these videos, without suffixes, and the videos (B, F, H, W, 3) uint8.
 
@@ -204,6 +209,7 @@ def _make(
         feature_cache=cfg.feature_cache,
         output_type="uint8",
         progress=device.current().rank == 0,
+        callback_on_step_end=profile.step if cfg.profile else None,
     ).frames
     return [stem(k, cfg.seed + k, shape[0], shown, row) for row, k in enumerate(batch)], made
 

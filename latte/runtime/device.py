@@ -120,6 +120,11 @@ class Device:
         return self.target != "CPU"
 
     @property
+    def runs_ahead(self) -> bool:
+        """Whether the host can hand over the next steps while one runs; to read a value of the device waits for all."""
+        return self.target != "CPU"
+
+    @property
     def channels_last(self) -> bool:
         """Whether images are (N, H, W, C) inside the autoencoder, because convolutions are matrix products there."""
         return self.target == "CPU"
@@ -277,6 +282,17 @@ def _set_device(target: str, device_id: int) -> str | None:
         ms.device_context.ascend.op_precision.conv_allow_hf32(False)
         ms.device_context.ascend.op_precision.matmul_allow_hf32(False)
     return chip
+
+
+def synchronize() -> None:
+    """Wait until the device has done what was handed over to it; on a CPU that is done already."""
+    if current().runs_ahead:
+        ms.runtime.synchronize()
+
+
+def keeps_graphs() -> bool:
+    """Return whether MindSpore's compile cache keeps what the back end makes of a graph, too."""
+    return _VERSION >= (2, 10)
 
 
 @functools.cache

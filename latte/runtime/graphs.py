@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 
-from latte.runtime import device, gradients
+from latte.runtime import compile_cache, device, gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,23 +21,30 @@ TOKENS_PER_CALL = 1024  # of a block on CPU: enough for fast products, few enoug
 
 
 @contextlib.contextmanager
-def first_call(what: str, called: set[Any], key: Any = None) -> Iterator[None]:
-    """Say before and after the first call of a graph that it is compiled; `called` has the keys of those that were."""
+def first_call(
+    what: str, called: set[Any], key: Any = None, keep: Callable[[], str | None] = lambda: None
+) -> Iterator[None]:
+    """Say before and after the first call of a graph that it is compiled; `called` has the keys of those that were.
+
+    `keep` returns the graph's name in the compile cache, or None if it is not to be kept; see `compile_cache`.
+    """
     if key in called:
         yield
         return
     called.add(key)
-    slow = ", which takes minutes the first time" if device.current().compile_scope == "step" else ""
-    log.info("compiling %s%s", what, slow)
-    start = time.perf_counter()
-    yield
-    log.info("compiled %s in %.1f s, with its first call", what, time.perf_counter() - start)
+    with compile_cache.using(keep()) as found:
+        slow = ", which takes minutes the first time" if device.current().compile_scope == "step" else ""
+        log.info("%s %s%s", "reading" if found else "compiling", what, ", compiled before" if found else slow)
+        start = time.perf_counter()
+        yield
+        device.synchronize()
+    log.info("%s %s in %.1f s, with its first call", "read" if found else "compiled", what, time.perf_counter() - start)
 
 
 def compile_step(step: Callable) -> Callable:
     """Compile network and guidance of a denoising step into one graph per shape, where the compile scope is the step.
 
-    jit_level O2 is MindSpore's whole-graph back end GE, which only Ascend has.
+    jit_level O2 is MindSpore's whole-graph back end GE, which only Ascend has, and which MindSpore means to drop.
     """
     if device.current().compile_scope != "step":
         if device.current().jit_level:
@@ -50,6 +57,7 @@ def _compile(step: Callable) -> Callable:
     target, level = device.current().target, device.current().jit_level
     if level == "O2":
         if target == "Ascend":
+            device.warn_once("jit_level O2 is the graph engine GE, which MindSpore means to drop; O1 is its successor")
             return ms.jit(step, backend="GE")
         device.warn_once(f"jit_level O2 is Ascend's; {target} compiles with O1")
         level = "O1"

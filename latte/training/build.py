@@ -19,6 +19,7 @@ from latte.errors import UserError
 from latte.inference import estimate
 from latte.models.latte import LatteConfig, named_sizes
 from latte.runtime import device, graphs
+from latte.runtime.profiling import check_span
 from latte.training.captions import captions_for
 from latte.training.optim import learning_rates
 from latte.training.start import networks, read_start
@@ -79,6 +80,7 @@ def build(cfg: TrainConfig) -> Training:
     total = cfg.max_steps or cfg.epochs * len(dataset) // batch
     if total < 1:
         raise UserError(f"{len(dataset)} videos are fewer than the {batch} per step; make train_batch_size smaller")
+    check_span(cfg.profile_span, total)
     flash = device.use_flash_attention(cfg.enable_flash_attention, compute, training=True)
     config = start.config or _network_config(cfg, size, frames, vae.config)
     if vae.config.latent_channels != config.in_channels:

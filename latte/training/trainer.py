@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import math
 import time
@@ -19,7 +20,8 @@ from latte.data.loader import WorkerLostError, fetch, make_loader, unwrapped, wa
 from latte.errors import UserError
 from latte.io.atomic import remove_leftovers
 from latte.io.video import grid, save_video
-from latte.runtime import device, graphs
+from latte.runtime import compile_cache, device, graphs
+from latte.runtime.profiling import Profile
 from latte.runtime.tensors import assign
 from latte.training import reconstruction, run_folder
 from latte.training.checkpoints import Checkpoints
@@ -41,6 +43,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("latte")
 GIB = 2**30
+# Where steps are handed over ahead of the device, so many lie between two looks at what it has computed: at skipped
+# steps, at the loss, and at a signal to one of several ranks.
+LOOKS = 10
+# Options that no graph depends on, so that a run with another folder finds the graph of the last one.
+NOT_COMPILED = {"output_path", "resume", "profile", "compile_cache", "device_id", "num_workers", "ckpt_max_keep"}
+NOT_COMPILED |= {"ckpt_keep_every", "sample_videos", "sample_steps", "guidance_scale", "vae_check", "log_interval"}
 
 
 class Trainer:
@@ -59,6 +67,7 @@ class Trainer:
         self.changes: list[str] = []  # of options, since the state that the run goes on from
         self.step = self._resume() if cfg.resume else 0
         self.at_end = self.step >= training.total_steps
+        self.profile = Profile(cfg.profile_span, self.folder)
         self.bad: dict[int, str] = {}
         self.called: set = set()  # whether the step is compiled, see `graphs.first_call`
         self.seen = time.perf_counter(), self.step
@@ -86,6 +95,7 @@ class Trainer:
         try:
             self._fit()
         finally:
+            self.profile.close()
             if self.lock:
                 self.lock.release()
 
@@ -115,19 +125,26 @@ class Trainer:
             reconstruction.report(training.codec, frames, self.folder, name)
         with StopSignal() as signal, bar, logging_redirect_tqdm([log]):
             self.seen = time.perf_counter(), self.step
+            looked = self.step  # the last step at which the device's values were looked at
             skipped, due = SkippedSteps(int(training.step.skipped.asnumpy())), False
             sinks = cfg.dataset_sink_mode and here.sinks_data
             if cfg.dataset_sink_mode and not sinks:
                 device.warn_once(f"dataset_sink_mode: {here.target} cannot fetch data itself; the loop does the same")
-            for loss in self._sunk(loader, last - first) if sinks else self._called(loader):
-                done = int(training.step.step.asnumpy())
-                if done == self.step and int(training.step.batch.asnumpy()):
+            together = max(1, self._sink_size(last - first) // cfg.gradient_accumulation_steps) if sinks else 1
+            self.profile.begin(self.step, together)
+            for batches, loss in self._sunk(loader, first, last) if sinks else self._called(loader, first):
+                done = batches // cfg.gradient_accumulation_steps
+                if done == self.step:
                     continue  # gradients are being accumulated
                 bar.update(done - self.step)
-                self._check_skipped(skipped, done)
                 self.step = done
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                stop = any_rank(bool(signal.requested))
+                looks = sinks or not here.runs_ahead or done % LOOKS == 0 or self._is_due(done)
+                stop = any_rank(bool(signal.requested)) if looks or here.world_size == 1 else False
+                if looks or stop:
+                    self._check_skipped(skipped, looked, done)
+                    looked = done
+                    bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+                self.profile.done(done)
                 ends = stop or self.step == training.total_steps
                 if self.step % cfg.log_interval == 0 or self.step == training.total_steps:
                     self._report()
@@ -139,12 +156,20 @@ class Trainer:
                     by = f" by {signal.requested}" if signal.requested else ""
                     log.info("stopped%s at step %d; continue with --resume auto", by, self.step)
                     break
+                self.profile.begin(done, together)
         if self.is_first:
             self.metrics.close()
             log.info("to sample from this run: %s", next_command(cfg, self.folder))
 
-    def _called(self, loader: ms.dataset.Dataset) -> Iterator[float]:
-        """Yield the loss of each batch."""
+    def _is_due(self, step: int) -> bool:
+        """Return whether a step is followed by a report or a save."""
+        return step % self.cfg.log_interval == 0 or step % self.save_interval == 0 or step == self.training.total_steps
+
+    def _called(self, loader: ms.dataset.Dataset, batches: int) -> Iterator[tuple[int, ms.Tensor]]:
+        """Yield the number of batches so far, of which `batches` were before, and the loss after each one.
+
+        Nothing is read from the device here: while it takes a step, the next batch is made and handed to it.
+        """
         training = self.training
         try:
             for batch in fetch(loader, self._rescue):
@@ -153,36 +178,60 @@ class Trainer:
                 if training.encodes:
                     x = training.encode(x)
                 tensors = [ms.Tensor(array) for array in (x, posterior_noise, t, noise, skipped, *condition)]
-                with graphs.first_call("the training step", self.called):
-                    loss = float(training.call(*tensors))
-                yield loss
+                with graphs.first_call(
+                    "the training step", self.called, keep=functools.partial(self._graph_name, tensors)
+                ):
+                    loss = training.call(*tensors)
+                batches += 1
+                yield batches, loss
         except WorkerLostError as error:
             raise UserError(f"{error}; {self._rescue()}") from None
         except RuntimeError as error:
             raise unwrapped(error) from error
 
-    def _sunk(self, loader: ms.dataset.Dataset, batches: int) -> Iterator[float]:
-        """Yield the loss after every `sink_size` batches, which the device fetches itself."""
-        cfg = self.cfg
-        accumulation = cfg.gradient_accumulation_steps
-        size = math.gcd(cfg.sink_size, batches, cfg.log_interval * accumulation, self.save_interval * accumulation)
-        if size < cfg.sink_size:
+    def _graph_name(self, inputs: list[ms.Tensor]) -> str | None:
+        """Return the name of the step's graph in the compile cache, or None if it is not to be kept."""
+        training, step = self.training, self.training.step
+        if not self.cfg.compile_cache or not device.current().graph_mode:
+            return None
+        options = {key: value for key, value in vars(self.cfg).items() if key not in NOT_COMPILED}
+        rates = hashlib.sha256(step.learning_rates.asnumpy().tobytes()).hexdigest()
+        facts = {
+            "options": options,
+            "network": training.config.to_json(),
+            "autoencoder": str(training.codec.vae.config),
+            "step": str(step.options),
+            "rates": rates,
+            "frames": training.num_frames,
+        }
+        return compile_cache.fingerprint(step, tuple(inputs), facts)
+
+    def _sink_size(self, batches: int) -> int:
+        """Return how many of so many batches the device takes between two looks at it."""
+        cfg, accumulation = self.cfg, self.cfg.gradient_accumulation_steps
+        return math.gcd(cfg.sink_size, batches, cfg.log_interval * accumulation, self.save_interval * accumulation)
+
+    def _sunk(self, loader: ms.dataset.Dataset, first: int, last: int) -> Iterator[tuple[int, ms.Tensor]]:
+        """Yield what `_called` yields, after every `sink_size` batches, which the device fetches itself."""
+        size = self._sink_size(last - first)
+        if size < self.cfg.sink_size:
             log.info(
                 "sink_size is %d, so that it divides the steps between two reports and between two saves",
                 size,
             )
-        with watching(lambda: "continue with --resume auto"):
+        with watching(lambda: "continue with --resume auto") as watch:
             sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
-            for _ in range(batches // size):
+            for batches in range(first + size, last + 1, size):
                 with graphs.first_call("the training step", self.called):
-                    loss = float(sink())
-                yield loss
+                    loss = sink()
+                watch.begun = True
+                yield batches, loss
 
-    def _check_skipped(self, skipped: SkippedSteps, done: int) -> None:
-        """Raise UserError, on all ranks alike, if there were too many skipped steps in a row up to step `done`."""
+    def _check_skipped(self, skipped: SkippedSteps, looked: int, done: int) -> None:
+        """Raise UserError, on all ranks alike, if there were too many skipped steps in a row after step `looked`."""
         step = self.training.step
         falls = step.options.loss_scale_window > 0 and float(step.loss_scale.asnumpy()) > 1
-        if skipped.note(done - self.step, int(step.skipped.asnumpy()), falls):
+        if skipped.note(done - looked, int(step.skipped.asnumpy()), falls):
             raise UserError(
                 f"the last {skipped.in_a_row} steps up to step {done} (at least {MAX_SKIPPED} in a row) had gradients "
                 f"that are not finite, so that nothing is learned; {self.folder} keeps its checkpoints; {REMEDY}"

@@ -61,6 +61,18 @@ def test_workers_that_live_change_nothing():
     assert list(loader.fetch(Rows(0))) == [(1,), (2,)] and not loader.ABANDONED
 
 
+def test_other_processes_that_end_meanwhile_change_nothing():
+    """MindSpore's profiler reads its trace by a process of its own."""
+    batches = loader.fetch(Rows(0))
+    next(batches)
+    time.sleep(0.2)
+    other = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1.3,), daemon=True)
+    other.start()
+    other.join()
+    time.sleep(1.2)  # the watch looks every second
+    assert next(batches) == (2,) and next(batches, None) is None
+
+
 def test_where_the_program_is_stuck_it_is_saved_and_ended_from_outside(monkeypatch, capsys):
     left = []
     monkeypatch.setattr(loader, "leave", left.append)

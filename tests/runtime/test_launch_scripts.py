@@ -1,5 +1,6 @@
 """Launching with rank tables: what each rank is given, by a stand-in for Python that writes it down."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -227,6 +228,70 @@ def test_cores_are_those_that_the_script_may_use(launch, table, tmp_path):
     assert process.returncode == 0, error
     assert [given["cores"] for given, _ in recorded(tmp_path).values()] == [[max(allowed)]]
     assert refused.returncode == 2 and "needs one core per device, but there are 1" in said
+
+
+@pytest.mark.parametrize("script", LAUNCHERS[1:])
+def test_launchers_give_each_rank_cores_of_its_own(script, launch, sixteen_cores, tmp_path):
+    process = launch(CONFIG, 2, script=script, PATH=sixteen_cores)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    bound = [given["BOUND"].split(",") for _, (given, _) in sorted(recorded(tmp_path).items())]
+    assert bound == [CORES[:8], CORES[8:]]
+
+
+@pytest.mark.parametrize(
+    "bind, count, said", [("0", 2, ""), ("", 17, "no rank is bound to cores"), ("2", 2, "must be 0 or 1")]
+)
+def test_binding_can_be_switched_off_and_is_left_out_where_there_are_too_few_cores(
+    bind, count, said, launch, table, sixteen_cores, tmp_path
+):
+    path = table({"10.0.0.1": range(count)})
+    process = launch(CONFIG, path, 0, 2, BIND_CORES=bind, PATH=sixteen_cores)
+    out, error = process.communicate(timeout=60)
+    assert said in out + error and process.returncode == (2 if bind == "2" else 0)
+    assert {given["BOUND"] for given, _ in recorded(tmp_path).values()} <= {None}
+
+
+# Two nodes of four cores with two threads each, numbered as x86 does.
+NODES = {0: "0-3,8-11", 1: "4-7,12-15"}
+TOPOLOGY = """#!/bin/bash
+echo "           NPU0       NPU1       CPU Affinity"
+echo "NPU0       X          HCCS       4-5"
+echo "NPU1       HCCS       X          0-1"
+"""
+
+
+@pytest.fixture
+def cores(tmp_path, monkeypatch):
+    """Return the module that shares cores, on a machine with these nodes."""
+    spec = importlib.util.spec_from_file_location("cores", ROOT / "scripts" / "cores.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for node, listed in NODES.items():
+        (tmp_path / "node" / f"node{node}").mkdir(parents=True)
+        (tmp_path / "node" / f"node{node}" / "cpulist").write_text(f"{listed}\n")
+    for core in range(16):
+        (tmp_path / "cpu" / f"cpu{core}" / "topology").mkdir(parents=True)
+        siblings = tmp_path / "cpu" / f"cpu{core}" / "topology" / "thread_siblings_list"
+        siblings.write_text(f"{core % 8},{core % 8 + 8}\n")
+    monkeypatch.setattr(module, "SYSTEM", tmp_path)
+    return module
+
+
+def test_shares_do_not_cross_numa_nodes_or_cores(cores):
+    assert cores.share(range(16), [0, 1]) == [[0, 8, 1, 9, 2, 10, 3, 11], [4, 12, 5, 13, 6, 14, 7, 15]]
+    assert cores.share(range(16), range(4))[2] == [4, 12, 5, 13]
+    assert [len(found) for found in cores.share(range(5), range(4))] == [1, 1, 1, 2]
+    assert cores.share([0, 1], [0, 1]) == [[0], [1]]
+
+
+def test_a_device_gets_cores_of_the_node_that_it_is_near_to(cores, tmp_path, monkeypatch):
+    (tmp_path / "npu-smi").write_text(TOPOLOGY)
+    (tmp_path / "npu-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert cores.share(range(16), [0, 1]) == [[4, 12, 5, 13, 6, 14, 7, 15], [0, 8, 1, 9, 2, 10, 3, 11]]
+    assert cores.share(range(4), [0, 1]) == [[0, 1], [2, 3]]  # this process may not use the other node
+    assert cores.share(range(16), [0, 2])[0] == [0, 8, 1, 9, 2, 10, 3, 11]  # not told of device 2
 
 
 def test_the_command_of_the_tutorial(launch, table, tmp_path):

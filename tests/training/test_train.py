@@ -88,7 +88,7 @@ def run_of(path):
 @pytest.mark.slow
 def test_a_run_leaves_everything_behind(folders, tmp_path):
     options = {"data_folder": folders, "condition": "class", "num_classes": 2, "sample_videos": 2, "sample_steps": 2}
-    options |= {"vae_check": True}
+    options |= {"vae_check": True, "profile": "3:4"}
     done = train(**options, output_path=tmp_path, max_steps=4, ckpt_save_interval=2, ckpt_max_keep=1, num_workers=2)
     assert done.returncode == 0, done.stderr
     run = run_of(tmp_path)
@@ -100,6 +100,7 @@ def test_a_run_leaves_everything_behind(folders, tmp_path):
     rows = (run / "metrics.csv").read_text().splitlines()
     assert rows[0].startswith("step,epoch,loss") and [row.split(",")[0] for row in rows[1:]] == ["2", "4"]
     log = (run / "log.txt").read_text()
+    assert "traced steps 3 to 4, " in log and "profile/operations-rank0.csv" in names
     assert "compiled the training step in" in log and "set vae_checkpoint to one that knows such images" in log
     assert f"to sample from this run: python {ROOT / 'sample.py'} --checkpoint {run}\n" in log
     net = load_model(run / "ckpt" / "ema-00000004.ckpt")
@@ -210,6 +211,8 @@ def test_sigterm_saves_and_a_resumed_run_is_the_uninterrupted_one(folders, tmp_p
     again = train(**options, output_path=tmp_path / "cut", resume="auto")
     assert again.returncode == 0, again.stderr
     assert_equal_runs(run_of(tmp_path / "whole"), run_of(tmp_path / "cut"), 40)
+    log = (run_of(tmp_path / "cut") / "log.txt").read_text()
+    assert log.count("read the training step in") == 2 and "compiled the" not in log  # it was kept by the first run
 
 
 @pytest.mark.slow
