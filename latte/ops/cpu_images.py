@@ -22,8 +22,8 @@ from latte.ops.cpu import column_sums, repeat_rows
 from latte.ops.target import CustomGrad
 from latte.runtime import device
 
-STRIP = 1 << 19  # elements of a strip: 2 MB, of which the caches hold some
-STRIPS = 32  # at most, as a graph takes time to compile; larger images have larger strips
+STRIP = 1 << 21  # elements of a strip: 8 MB, of which the last caches hold some
+STRIPS = 8  # at most, as a graph takes time and memory to compile; larger images have larger strips
 FEW_CHANNELS = 16
 
 _bias_add, _times, _matmul = ops.BiasAdd(), ops.MatMul(), ops.MatMul(transpose_b=True)
@@ -31,6 +31,7 @@ _transposed_times = ops.MatMul(transpose_a=True)
 _batched, _rows_batched = ops.BatchMatMul(), ops.BatchMatMul(transpose_b=True)
 _gather, _tile, _join = ops.Gather(), ops.Tile(), ops.Concat(0)
 _after = ops.Depend()  # x, once something else is there: strips that ran side by side would all be in memory
+_cut = ops.Slice()
 
 # Per form, in one dimension: of the kernel, of the pixels, and of their products; and the pixels between tiles.
 _FORMS = {
@@ -94,7 +95,7 @@ def _tile_plan(form: str, shape: tuple[int, ...]) -> tuple[tuple, ...]:
     down, across = -(-height // 2), -(-width // 2)  # tiles
     plan = []
     for image in range(n):
-        for start, stop in _spans(down, n, h * w * c):
+        for start, stop in _spans(down, n, height * width * c):
             k = np.arange(size)
             rows = step * np.arange(start, stop)[None, None, :, None] - 1 + k[:, None, None, None]
             columns = step * np.arange(across)[None, None, None, :] - 1 + k[None, :, None, None]
@@ -132,15 +133,22 @@ def _before(pixel: np.ndarray, tap: np.ndarray, stride: int) -> np.ndarray:
     return np.where((pixel - tap) % stride == 0, (pixel - tap) // stride, -(1 << 20))
 
 
+def _rows_of(x: ms.Tensor, first: int, last: int, before: ms.Tensor) -> ms.Tensor:
+    """Return these rows of a matrix, once something else is there."""
+    if last - first == x.shape[0]:
+        return _after(x, before)
+    return _cut(_after(x, before), (first, 0), (last - first, x.shape[1]))
+
+
 def _strip(x: ms.Tensor, first: int, last: int, before: ms.Tensor) -> ms.Tensor:
     """Return these pixels of (N H W, C), and zeros behind them."""
-    return _join((_after(x, before)[first:last], ops.zeros((1, x.shape[1]), x.dtype)))
+    return _join((_rows_of(x, first, last, before), ops.zeros((1, x.shape[1]), x.dtype)))
 
 
 def _activated(x: ms.Tensor, first: int, last: int, before: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor) -> ms.Tensor:
     """Return silu(x * scale + shift) of these pixels of (N H W, C), for rows (C,), and zeros behind them."""
     c = x.shape[1]
-    y = _after(x, before)[first:last] * _tile(scale.reshape(1, c), (last - first, 1))
+    y = _rows_of(x, first, last, before) * _tile(scale.reshape(1, c), (last - first, 1))
     y = ops.silu(_bias_add(y, shift))
     return _join((y, ops.zeros((1, c), x.dtype)))
 
@@ -342,6 +350,12 @@ def _row_spans(n: int, rows: int, c: int) -> tuple[tuple[int, int], ...]:
     return tuple(_spans(rows, n, rows * c))
 
 
+@constexpr
+def _counts(spans: tuple[tuple[int, int], ...]) -> ms.Tensor:
+    """Return the lengths of spans, (1, spans)."""
+    return ms.Tensor(np.array([[b - a for a, b in spans]], np.float32))
+
+
 class Moments(CustomGrad):
     """Mean and variance of each column of x (N, P, C), each (N, C), in one pass over memory.
 
@@ -352,21 +366,22 @@ class Moments(CustomGrad):
         """Return the two."""
         n, p, c = x.shape
         flat, means, variances, last = x.reshape(n * p, c), [], [], x
+        parts = _row_spans(n, p, c)
+        counts, ones = _counts(parts), ops.ones((len(parts), 1), x.dtype)
         for image in range(n):
-            sums, squares, counts = [], [], []
-            for a, b in _row_spans(n, p, c):
-                s = _after(flat, last)[image * p + a : image * p + b]
+            sums, squares = [], []
+            for a, b in parts:
+                s = _rows_of(flat, image * p + a, image * p + b, last)
                 mean = column_sums(s) / (b - a)
                 s = _bias_add(s, -mean)
                 last = column_sums(s * s)
-                sums.append((mean * (b - a)).reshape(1, c))
-                squares.append((last, mean, b - a))
-            mean = column_sums(_join(sums)) / p if len(sums) > 1 else sums[0].reshape(c) / p
-            var = ops.zeros_like(mean)
-            for square, part, count in squares:
-                var = var + (square + ops.square(part - mean) * count)
-            means.append(mean.reshape(1, c))
-            variances.append((var / p).reshape(1, c))
+                sums.append(mean.reshape(1, c))
+                squares.append(last.reshape(1, c))
+            of_parts = _join(sums)  # (parts, C)
+            mean = _times(counts, of_parts) / p  # (1, C)
+            offsets = of_parts - _times(ones, mean)
+            means.append(mean)
+            variances.append((column_sums(_join(squares)) + _times(counts, offsets * offsets)) / p)
         return _join(means), _join(variances)
 
     def bprop(self, x: ms.Tensor, out: tuple, d: tuple) -> tuple:
@@ -405,7 +420,7 @@ class ScaleShift(CustomGrad):
         flat, parts, last = x.reshape(n * p, c), [], x
         for image in range(n):
             for a, b in _row_spans(n, p, c):
-                y = _after(flat, last)[image * p + a : image * p + b] * _tile(scale[image].reshape(1, c), (b - a, 1))
+                y = _rows_of(flat, image * p + a, image * p + b, last) * _tile(scale[image].reshape(1, c), (b - a, 1))
                 last = _bias_add(y, shift[image])
                 parts.append(last)
         return _join(parts).reshape(x.shape)
