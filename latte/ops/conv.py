@@ -94,7 +94,13 @@ def upsample_conv(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor
     return conv2d(upsample_nearest(x), weight, bias)
 
 
-def norm_conv(x: ms.Tensor, norm: tuple, conv: tuple, groups: int, eps: float) -> ms.Tensor:
+def norm_conv(
+    x: ms.Tensor,
+    norm: tuple[ms.Tensor, ms.Tensor],
+    conv: tuple[ms.Tensor, ms.Tensor],
+    groups: int,
+    eps: float,
+) -> ms.Tensor:
     """Return conv(silu(norm(x))) of a native image, a `group_norm` and a `conv2d` with k = 3.
 
     norm and conv are pairs (weight, bias).
@@ -106,7 +112,7 @@ def norm_conv(x: ms.Tensor, norm: tuple, conv: tuple, groups: int, eps: float) -
         scale, shift = cpu_images.group_scale_shift(rows, weight, bias, groups, eps)
         weight, bias = conv[0].astype(x.dtype), conv[1].astype(x.dtype)
         return cpu_images.scaled_silu_conv3(x, scale.astype(x.dtype), shift.astype(x.dtype), weight, bias)
-    return conv2d(silu(group_norm(x, *norm, groups, eps)), *conv)
+    return conv2d(silu(group_norm(x, norm[0], norm[1], groups, eps)), conv[0], conv[1])
 
 
 def patch_projection(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, as_convolution: bool) -> ms.Tensor:

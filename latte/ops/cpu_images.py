@@ -1,17 +1,19 @@
 """Convolutions and norms of images on a CPU as matrix products, a strip of rows at a time.
 
 MindSpore's own convolution runs at 1 % of the machine's speed on CPUs with AVX-512. And everything between products is
-a pass over memory, so that what belongs together is done to a strip that stays in the caches: norm, activation,
-convolution. Images are (N, H, W, C); gathering rows of C numbers pads them, cuts them into tiles and puts tiles together.
+a pass over memory, so that what belongs together is done to a strip of the image: norm, activation, convolution.
+Images are (N, H, W, C); gathering rows of C numbers pads them, cuts them into tiles and puts tiles together.
 
-A 3 x 3 convolution is the minimal filtering of Winograd (Lavin and Gray, 2016, F(2 x 2, 3 x 3)): 16 products for 4 pixels
-in place of 36. Behind an upsampling whose pixels are repeated, 7 of the 16 are zero. In bfloat16 its differences
+A 3 x 3 convolution is the minimal filtering of Winograd (Lavin and Gray, 2016, F(2 x 2, 3 x 3)): 16 products for 4
+pixels in place of 36. Behind an upsampling whose pixels are repeated, 7 of the 16 are zero. In bfloat16 its differences
 of pixels would lose digits; there, and with few channels or a stride, the pixels around each one are multiplied out.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -33,22 +35,22 @@ _gather, _tile, _join = ops.Gather(), ops.Tile(), ops.Concat(0)
 _after = ops.Depend()  # x, once something else is there: strips that ran side by side would all be in memory
 _cut = ops.Slice()
 
-# Per form, in one dimension: of the kernel, of the pixels, and of their products; and the pixels between tiles.
-_FORMS = {
+# Per form, in one dimension: the matrices of the kernel, of the pixels and of their products; pixels between tiles.
+_FORMS: dict[str, tuple[list[list[Any]], ...]] = {
     "same": (
         [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]],
         [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
         [[1, 1, 1, 0], [0, 1, -1, -1]],
-        2,
     ),
-    "double": ([[1, 0, 0], [1, 1, 1], [0, 0, 1]], [[1, -1, 0], [0, 1, 0], [0, 1, -1]], [[1, 1, 0], [0, 1, -1]], 1),
+    "double": ([[1, 0, 0], [1, 1, 1], [0, 0, 1]], [[1, -1, 0], [0, 1, 0], [0, 1, -1]], [[1, 1, 0], [0, 1, -1]]),
 }
+_STEPS = {"same": 2, "double": 1}
 
 
 @constexpr
 def _matrices(form: str) -> tuple[ms.Tensor, ...]:
     """Return the three matrices of a form in two dimensions."""
-    return tuple(ms.Tensor(np.kron(matrix, matrix).astype(np.float32)) for matrix in _FORMS[form][:3])
+    return tuple(ms.Tensor(np.kron(matrix, matrix).astype(np.float32)) for matrix in _FORMS[form])
 
 
 @constexpr
@@ -68,7 +70,7 @@ def _spans(count: int, images: int, elements: int) -> list[tuple[int, int]]:
     """Return parts of `count` rows of one of several images, for an image of so many elements."""
     parts = min(max(elements // STRIP, 1), max(STRIPS // images, 1), count)
     edges = [count * i // parts for i in range(parts + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(itertools.pairwise(edges))
 
 
 def _table(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> tuple[int, int, np.ndarray]:
@@ -90,7 +92,7 @@ def _tile_plan(form: str, shape: tuple[int, ...]) -> tuple[tuple, ...]:
     The last is the number of tiles.
     """
     n, h, w, c = shape
-    step, size = _FORMS[form][3], len(_FORMS[form][0])
+    step, size = _STEPS[form], len(_FORMS[form][0])
     height, width = 2 * h // step, 2 * w // step
     down, across = -(-height // 2), -(-width // 2)  # tiles
     plan = []
@@ -99,7 +101,7 @@ def _tile_plan(form: str, shape: tuple[int, ...]) -> tuple[tuple, ...]:
             k = np.arange(size)
             rows = step * np.arange(start, stop)[None, None, :, None] - 1 + k[:, None, None, None]
             columns = step * np.arange(across)[None, None, None, :] - 1 + k[None, :, None, None]
-            first, last, index = _table(*np.broadcast_arrays(rows, columns), h, w)
+            first, last, index = _table(rows, columns, h, w)
             y, x = np.arange(min(2 * stop, height) - 2 * start)[:, None], np.arange(width)[None]
             found = ((y % 2) * 2 + x % 2) * (stop - start) * across + y // 2 * across + x // 2
             at = image * h * w
@@ -121,8 +123,9 @@ def _tap_plan(shape: tuple[int, ...], stride: int, inverse: bool = False) -> tup
         for start, stop in _spans(height, n, h * w * c):
             y, x = np.arange(start, stop)[:, None, None, None], np.arange(width)[None, :, None, None]
             i, j = np.arange(3)[None, None, :, None], np.arange(3)[None, None, None, :]
-            rows, columns = (_before(y, i, stride), _before(x, j, stride)) if inverse else (y * stride + i, x * stride + j)
-            first, last, index = _table(*np.broadcast_arrays(rows - padding, columns - padding), h, w)
+            rows = _before(y + padding, i, stride) if inverse else y * stride + i - padding
+            columns = _before(x + padding, j, stride) if inverse else x * stride + j - padding
+            first, last, index = _table(rows, columns, h, w)
             at, to = image * h * w, image * height * width
             plan.append((image, at + first, at + last, _index(index), to + start * width, to + stop * width))
     return tuple(plan)
@@ -188,9 +191,7 @@ def _by_taps(x: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor, stride: int) -> m
     return _join(parts)
 
 
-def _norm_by_tiles(
-    x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor
-) -> ms.Tensor:
+def _norm_by_tiles(x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
     n, h, w, c = x.shape
     rows, parts, last = x.reshape(n * h * w, c), [], x
     for image, a, b, index, found, count in _tile_plan("same", x.shape):
