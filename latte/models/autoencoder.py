@@ -17,7 +17,7 @@ from latte.errors import UserError
 from latte.io.json_files import check_numbers
 from latte.models.block import Block, Pair
 from latte.models.layers import Conv2d, Initializers, Linear, Norm, parameter, zeros
-from latte.ops import attention, conv2d, from_nchw, group_norm, linear, silu, to_nchw, upsample_nearest
+from latte.ops import attention, conv2d, from_nchw, group_norm, linear, norm_conv, to_nchw, upsample_conv
 from latte.weights.match import check_asked, check_elements, count_of, shapes_of, sizes_beside
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ def resnet_block(
 
     Each layer is a pair (weight, bias).
     """
-    y = conv2d(silu(group_norm(x, *norm1, groups, EPS)), *conv1)  # (N, H, W, out)
-    y = conv2d(silu(group_norm(y, *norm2, groups, EPS)), *conv2)
+    y = norm_conv(x, norm1, conv1, groups, EPS)  # (N, H, W, out)
+    y = norm_conv(y, norm2, conv2, groups, EPS)
     if shortcut is not None:
         x = conv2d(x, *shortcut)
     return x + y
@@ -198,16 +198,6 @@ def attention_block(
     q, k, v = linear(y, *to_q), linear(y, *to_k), linear(y, *to_v)
     y = linear(attention(q, k, v, 1, c**-0.5, False), *to_out)  # (N, H W, C)
     return x + from_nchw(y.transpose(0, 2, 1).reshape(n, c, h, w))
-
-
-def upsample_conv(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-    """Return the image at twice its size, convolved."""
-    return conv2d(upsample_nearest(x), weight, bias)
-
-
-def norm_conv(x: ms.Tensor, norm: Pair, conv: Pair, groups: int) -> ms.Tensor:
-    """Return conv(silu(norm(x))), the end of encoder and decoder; each layer is a pair (weight, bias)."""
-    return conv2d(silu(group_norm(x, *norm, groups, EPS)), *conv)
 
 
 class Conv(Block):
@@ -324,7 +314,7 @@ class NormConv(Block):
 
     def __init__(self, norm: Norm, conv: Conv2d, groups: int):
         super().__init__()
-        self.takes(norm, conv, groups=groups)
+        self.takes(norm, conv, groups=groups, eps=EPS)
 
 
 class Coder(nn.Cell):

@@ -2,7 +2,16 @@
 
 from latte.ops.activation import gelu, silu
 from latte.ops.attention import attention, self_attention
-from latte.ops.conv import conv2d, conv_frames, from_nchw, patch_projection, to_nchw, upsample_nearest
+from latte.ops.conv import (
+    conv2d,
+    conv_frames,
+    from_nchw,
+    norm_conv,
+    patch_projection,
+    to_nchw,
+    upsample_conv,
+    upsample_nearest,
+)
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam
@@ -22,11 +31,13 @@ __all__ = [
     "linear",
     "lookup",
     "modulated_norm",
+    "norm_conv",
     "patch_projection",
     "rms_norm",
     "self_attention",
     "silu",
     "sum_of_squares",
     "to_nchw",
+    "upsample_conv",
     "upsample_nearest",
 ]

@@ -1,7 +1,7 @@
 """Two-dimensional convolution and upsampling of images in the device's native layout.
 
-Native is (N, C, H, W), except on CPU, where it is (N, H, W, C) and a convolution is a few matrix products: on many
-CPUs MindSpore's own convolution runs at 1 % of the machine's speed.
+Native is (N, C, H, W), except on CPU, where it is (N, H, W, C) and a convolution is a few matrix products
+(`latte.ops.cpu_images`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops import ascend, cpu
+from latte.ops import ascend, cpu_images
+from latte.ops.activation import silu
 from latte.ops.linear import linear
+from latte.ops.norm import group_norm
 from latte.ops.target import channels_last
 from latte.runtime.tensors import on_ascend
 
@@ -39,7 +41,7 @@ def conv2d(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, stride: int = 1) ->
     if channels_last():
         if k == 1:
             return linear(x, weight.reshape(out, channels), bias)
-        return cpu.conv3_stride2(x, weight, bias) if stride == 2 else cpu.conv3(x, weight, bias)
+        return cpu_images.conv3_stride2(x, weight, bias) if stride == 2 else cpu_images.conv3(x, weight, bias)
     if stride == 2:
         x = ascend.pad(x, (0, 1, 0, 1)) if on_ascend() else ops.pad(x, (0, 1, 0, 1))
         return _convolve(x, weight, bias, 2, 0)
@@ -80,11 +82,37 @@ def conv_frames(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
 def upsample_nearest(x: ms.Tensor) -> ms.Tensor:
     """Return the native image at twice its height and width, each pixel repeated."""
     if channels_last():
-        n, h, w, c = x.shape
-        x = ops.concat((x, x), -1).reshape(n, h, 1, 2 * w * c)  # each pixel twice in its row
-        return ops.concat((x, x), 2).reshape(n, 2 * h, 2 * w, c)  # each row twice
+        return cpu_images.upsample(x)
     n, c, h, w = x.shape
     return ops.broadcast_to(x.reshape(n, c, h, 1, w, 1), (n, c, h, 2, w, 2)).reshape(n, c, 2 * h, 2 * w)
+
+
+def upsample_conv(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
+    """Return the native image at twice its size, then convolved as by `conv2d` with k = 3."""
+    if channels_last():
+        return cpu_images.upsample_conv3(x, weight.astype(x.dtype), bias.astype(x.dtype))
+    return conv2d(upsample_nearest(x), weight, bias)
+
+
+def norm_conv(
+    x: ms.Tensor,
+    norm: tuple[ms.Tensor, ms.Tensor],
+    conv: tuple[ms.Tensor, ms.Tensor],
+    groups: int,
+    eps: float,
+) -> ms.Tensor:
+    """Return conv(silu(norm(x))) of a native image, a `group_norm` and a `conv2d` with k = 3.
+
+    norm and conv are pairs (weight, bias).
+    """
+    if channels_last():
+        n, h, w, c = x.shape
+        weight, bias = norm[0].astype(ms.float32), norm[1].astype(ms.float32)
+        rows = x.astype(ms.float32).reshape(n, h * w, c)
+        scale, shift = cpu_images.group_scale_shift(rows, weight, bias, groups, eps)
+        weight, bias = conv[0].astype(x.dtype), conv[1].astype(x.dtype)
+        return cpu_images.scaled_silu_conv3(x, scale.astype(x.dtype), shift.astype(x.dtype), weight, bias)
+    return conv2d(silu(group_norm(x, norm[0], norm[1], groups, eps)), conv[0], conv[1])
 
 
 def patch_projection(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, as_convolution: bool) -> ms.Tensor:

@@ -24,7 +24,6 @@ _batched = ops.BatchMatMul()
 _rows_batched = ops.BatchMatMul(transpose_b=True)
 _columns_batched = ops.BatchMatMul(transpose_a=True)
 _gather, _join_rows, _tile = ops.Gather(), ops.Concat(1), ops.Tile()
-_thirds = {axis: ops.Split(axis, 3) for axis in (0, 2, 3)}
 
 
 def column_sums(x: ms.Tensor) -> ms.Tensor:
@@ -166,74 +165,6 @@ class SplitHeads(CustomGrad):
 
 
 split_heads = SplitHeads()
-
-
-def _kernel_rows(weight: ms.Tensor) -> tuple[ms.Tensor, ...]:
-    """Return the three rows of a kernel (out, in, 3, 3), each as a matrix (out, 3 in)."""
-    out, channels = weight.shape[0], weight.shape[1]
-    return _thirds[0](weight.transpose(2, 0, 3, 1).reshape(3 * out, 3 * channels))
-
-
-def _rows_times_kernel(rows: tuple, weight: ms.Tensor, bias: ms.Tensor, shape: tuple) -> ms.Tensor:
-    """Sum, over the three kernel rows, of pixels with their horizontal neighbours (P, 3C) times (out, 3C)."""
-    kernel = _kernel_rows(weight)
-    y = _bias_add(_matmul(rows[0], kernel[0]), bias)
-    y = y + _matmul(rows[1], kernel[1])
-    y = y + _matmul(rows[2], kernel[2])
-    return y.reshape(shape)
-
-
-def _neighbours(x: ms.Tensor) -> tuple[ms.Tensor, ...]:
-    """Return the pixels above, at and below each pixel, each with its horizontal neighbours: 3 x (N H W, 3C)."""
-    n, h, w, c = x.shape
-    row = ops.zeros((n, 1, w, c), x.dtype)
-    x = ops.concat((row, x, row), 1)  # (N, H + 2, W, C)
-    column = ops.zeros((n, h + 2, 1, c), x.dtype)
-    left = ops.concat((column, x[:, :, : w - 1]), 2)  # (N, H + 2, W, C), each pixel's left neighbour
-    right = ops.concat((x[:, :, 1:], column), 2)
-    x = ops.concat((left, x, right), -1).reshape(n, (h + 2) * w, 3 * c)  # (N, (H + 2) W, 3C)
-    above, here, below = x[:, : h * w], x[:, w : (h + 1) * w], x[:, 2 * w :]
-    return above.reshape(n * h * w, 3 * c), here.reshape(n * h * w, 3 * c), below.reshape(n * h * w, 3 * c)
-
-
-class Conv3(CustomGrad):
-    """The 3 x 3 convolution; its gradients are written out, as those of the slices would be many more operations."""
-
-    def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-        """Return the result; where there are more outputs, they are for the gradient."""
-        return _rows_times_kernel(_neighbours(x), weight, bias, (*x.shape[:3], weight.shape[0]))
-
-    def bprop(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
-        """Return the gradients of the inputs."""
-        # With respect to x it is the convolution with the kernel turned by 180 degrees, out and in exchanged.
-        rows = _thirds[2](weight)
-        turned = ops.concat((rows[2], rows[1], rows[0]), 2)
-        columns = _thirds[3](turned)
-        turned = ops.concat((columns[2], columns[1], columns[0]), 3).transpose(1, 0, 2, 3)  # (in, out, 3, 3)
-        dx = _rows_times_kernel(_neighbours(d), turned, ops.zeros((x.shape[3],), x.dtype), x.shape)
-        d = d.reshape(-1, d.shape[3])  # (N H W, out)
-        rows = _neighbours(x)
-        kernel = (_transposed_times(d, rows[0]), _transposed_times(d, rows[1]), _transposed_times(d, rows[2]))
-        kernel = ops.concat(kernel, 1).reshape(d.shape[1], 3, 3, x.shape[3])  # (out, row, column, in)
-        return dx, kernel.transpose(0, 3, 1, 2), column_sums(d)
-
-
-conv3 = Conv3()
-
-
-def conv3_stride2(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-    """Return the 3 x 3 convolution of stride 2 with a row and a column of zeros below and on the right.
-
-    x (N, H, W, C) with H and W even, weight (out, C, 3, 3), bias (out,) -> (N, H / 2, W / 2, out).
-    """
-    n, h, w, c = x.shape
-    first = ops.chunk(x.reshape(n, h, w // 2, 2 * c), 2, -1)[0]  # (N, H, W / 2, C), the even columns
-    third = ops.concat((first[:, :, 1:], ops.zeros((n, h, 1, c), x.dtype)), 2)  # the even columns to their right
-    x = ops.concat((x.reshape(n, h, w // 2, 2 * c), third), -1)  # (N, H, W / 2, 3C)
-    even, odd = ops.chunk(x.reshape(n, h // 2, (w // 2) * 6 * c), 2, -1)  # (N, H / 2, W / 2 * 3C), rows of pixels
-    below = ops.concat((even[:, 1:], ops.zeros((n, 1, (w // 2) * 3 * c), x.dtype)), 1)
-    rows = (even.reshape(-1, 3 * c), odd.reshape(-1, 3 * c), below.reshape(-1, 3 * c))
-    return _rows_times_kernel(rows, weight, bias, (n, h // 2, w // 2, weight.shape[0]))
 
 
 @constexpr

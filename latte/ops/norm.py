@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops import ascend, cpu
+from latte.ops import ascend, cpu, cpu_images
 from latte.ops.target import channels_last, on_cpu
 from latte.runtime.tensors import mean, on_ascend, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-_bias_add = ops.BiasAdd()
-_batched = ops.BatchMatMul()
 
 _layer_norm_6 = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
 
@@ -94,8 +91,9 @@ def group_norm(
     weight, bias = weight.astype(ms.float32), bias.astype(ms.float32)
     if channels_last():
         n, h, w, c = x.shape
-        y = y.reshape(1, n * h, w, c) if joint else y
-        return _group_norm_nhwc(y, weight, bias, groups, eps).reshape(x.shape).astype(x.dtype)
+        y = y.reshape(1, n * h * w, c) if joint else y.reshape(n, h * w, c)
+        scale, shift = cpu_images.group_scale_shift(y, weight, bias, groups, eps)
+        return cpu_images.scale_shift(y, scale, shift).reshape(x.shape).astype(x.dtype)
     if on_ascend() and not joint:
         return ascend.group_norm(y, weight, bias, groups, eps).astype(x.dtype)
     n, c = x.shape[0], x.shape[1]
@@ -105,29 +103,3 @@ def group_norm(
     y = y * ops.rsqrt(mean(ops.square(y), axes, True) + eps)
     y = y.reshape(x.shape) * weight.reshape(1, c, 1, 1) + bias.reshape(1, c, 1, 1)
     return y.astype(x.dtype)
-
-
-def _group_norm_nhwc(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: int, eps: float) -> ms.Tensor:
-    """Group norm with the channels last, the sums over pixels as matrix products: 3.5 times faster on CPU.
-
-    The variance of a group is the mean of its channels' variances plus the variance of their means.
-    """
-    n, h, w, c = x.shape
-    y = x.reshape(n, h * w, c)
-    ones = ops.ones((n, 1, h * w), ms.float32)
-    means = _batched(ones, y) / (h * w)  # (N, 1, C)
-    y = _plus(y, -means)
-    var = (_batched(ones, y * y) / (h * w)).reshape(n, groups, c // groups)
-    means = means.reshape(n, groups, c // groups)
-    offset = means - means.mean(2, keep_dims=True)  # of each channel from its group
-    group_var = (var + ops.square(offset)).mean(2, keep_dims=True)
-    scale = weight.reshape(groups, c // groups) * ops.rsqrt(group_var + eps)  # (N, groups, C / groups)
-    shift = bias.reshape(groups, c // groups) + offset * scale
-    return _plus(y * scale.reshape(n, 1, c), shift.reshape(n, 1, c)).reshape(n, h, w, c)
-
-
-def _plus(x: ms.Tensor, row: ms.Tensor) -> ms.Tensor:
-    """Return x (N, P, C) plus a row (N, 1, C) for each image; for a single image the CPU has a fast kernel."""
-    if x.shape[0] > 1:
-        return x + row
-    return _bias_add(x.reshape(x.shape[1], x.shape[2]), row.reshape(x.shape[2])).reshape(x.shape)

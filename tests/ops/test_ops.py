@@ -9,7 +9,17 @@ import pytest
 from mindspore import ops
 from support.golden_values import ROOT
 
-from latte.ops import attention, gated_residual, gelu, modulated_norm, self_attention
+from latte.ops import (
+    attention,
+    conv2d,
+    cpu_images,
+    gated_residual,
+    gelu,
+    modulated_norm,
+    norm_conv,
+    self_attention,
+    upsample_conv,
+)
 from latte.ops.attention import swap
 from latte.ops.blockwise import blockwise_attention
 from latte.runtime import device
@@ -255,3 +265,42 @@ def test_the_form_of_other_devices_computes_the_same(name):
     assert abs(float(value) - float(other)) <= 1e-5 * max(abs(float(other)), 1)
     for a, b in zip(gradients, others, strict=True):
         assert_near(a.asnumpy(), b.asnumpy(), 1e-5)
+
+
+def convolved(x, weight, bias, stride=1):
+    """Convolve images (N, H, W, C) with a kernel (out, C, 3, 3)."""
+    pad = (0, 1) if stride == 2 else (1, 1)
+    padded = np.pad(x, ((0, 0), pad, pad, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, ::stride, ::stride]
+    return np.einsum("nhwcij,ocij->nhwo", windows, weight) + bias
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("kind", ["plain", "stride", "upsample", "norm"])
+def test_convolutions_of_images_in_strips(monkeypatch, kind, channels):
+    """Few channels are multiplied out, many go through Winograd's tiles; sizes are odd, several strips an image."""
+    monkeypatch.setattr(cpu_images, "STRIP", 200)
+    h, w = (6, 4) if kind == "stride" else (7, 5)
+    x, weight, bias = normal(2, h, w, channels) + 3, normal(16, channels, 3, 3) / 5, normal(16)
+    gamma, beta, groups = normal(channels), normal(channels), channels // 4 or 1
+    if kind == "norm":
+
+        def normed(x, gamma, beta, weight, bias):
+            y = x.reshape(2, -1, groups, channels // groups)
+            y = (y - y.mean((1, 3), keepdims=True)) / np.sqrt(y.var((1, 3), keepdims=True) + 1e-6)
+            y = y.reshape(x.shape) * gamma + beta
+            return convolved(y / (1 + np.exp(-y)), weight, bias)
+
+        def function(x, gamma, beta, weight, bias):
+            return norm_conv(x, (gamma, beta), (weight, bias), groups, 1e-6)
+
+        check(function, normed, x, gamma, beta, weight, bias, tolerance=4e-6)
+    elif kind == "upsample":
+        check(upsample_conv, lambda x, *layer: convolved(x.repeat(2, 1).repeat(2, 2), *layer), x, weight, bias)
+    else:
+        stride = 2 if kind == "stride" else 1
+
+        def function(x, weight, bias):
+            return conv2d(x, weight, bias, stride=stride)
+
+        check(function, lambda x, *layer: convolved(x, *layer, stride), x, weight, bias)
