@@ -34,7 +34,7 @@ from latte.inference.inputs import (
 )
 from latte.inference.pipeline import LattePipeline
 from latte.io.video import fit, grid, read_any, save_png, save_video
-from latte.runtime import device, graphs
+from latte.runtime import device
 from latte.runtime.profiling import Profile, check_span
 
 if TYPE_CHECKING:
