@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import mint, ops
-from mindspore.ops.auto_generate import WeightQuantBatchMatmul
+from mindspore.ops.auto_generate import AdamW, LerpScalar, WeightQuantBatchMatmul
 
 from latte.ops.target import only_infers
 from latte.runtime.tensors import assign
@@ -20,6 +20,7 @@ FLASH_BATCH = 2048
 PROMPT_BATCH = 65536
 NO_BAND = 2**31 - 1  # the keys behind a query that it may attend to: all
 
+_adamw, _lerp = AdamW(), LerpScalar()
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
 
 
@@ -62,17 +63,18 @@ def embedding(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
 def adam(
     step: tuple, weight: ms.Parameter, moment1: ms.Parameter, moment2: ms.Parameter, gradient: ms.Tensor
 ) -> ms.Tensor:
-    """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph."""
-    power1, power2, learning_rate, beta1, beta2, eps, decay = step
-    mean = moment1 + (gradient - moment1) * (1 - beta1)
-    square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
-    rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()
-    kept = weight if decay is None else weight * decay
-    moved = kept - rate * mean / (ops.sqrt(square) + eps)
-    assign(moment1, mean)
-    assign(moment2, square)
-    assign(weight, moved)
-    return moved  # not the parameter: what is read again after it was set, MindSpore copies before
+    """Do what `latte.ops.adam` says, in one launch."""
+    learning_rate, taken, (beta1, beta2), eps, weight_decay = step
+    # The kernel adds 1 to the steps that were taken. moment2 stands for a maximum that is not kept.
+    updated = _adamw(
+        weight, moment1, moment2, moment2, gradient, taken, learning_rate, beta1, beta2, weight_decay, eps, False, False
+    )
+    return ops.depend(weight, updated)
+
+
+def move_towards(average: ms.Parameter, value: ms.Tensor, share: float) -> ms.Tensor:
+    """Do what `latte.ops.move_towards` says."""
+    return assign(average, _lerp(average, value, share))
 
 
 def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:

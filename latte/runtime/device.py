@@ -85,12 +85,12 @@ class Device:
         return self.fused_attention is not None
 
     @property
-    def branches_in_graphs(self) -> bool:
-        """Whether a graph may decide by a tensor whether it updates parameters.
+    def stacks_weights(self) -> bool:
+        """Whether like weights have one float32 buffer for all that changes them, and are copied from it.
 
-        On Ascend MindSpore 2.10 moves every parameter of a branch to the host and back, each time.
+        An Ascend is launched for each operation, and takes the copies in the dtype that it multiplies in.
         """
-        return self.target != "Ascend"
+        return self.target == "Ascend"
 
     @property
     def compiler_recomputes(self) -> bool:

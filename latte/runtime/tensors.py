@@ -43,6 +43,13 @@ def split(x: Tensor, size: int, axis: int) -> Sequence[Tensor]:
     return _split(x, size, axis) if on_ascend() else ops.split(x, size, axis)
 
 
+def views(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Return the parts of so many elements along the first axis, on Ascend views: only to be copied."""
+    if len(sizes) == 1:
+        return (x,)
+    return mint.split(x, sizes, 0) if on_ascend() else ops.split(x, sizes, 0)
+
+
 def mean(x: Tensor, axis: int | tuple[int, ...] | None = None, keep: bool = False) -> Tensor:
     """Return the mean along one or several axes, or of all elements; with `keep` the axes stay, of length 1."""
     if on_ascend():

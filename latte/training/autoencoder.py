@@ -9,7 +9,7 @@ import json
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
@@ -24,7 +24,7 @@ from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, files_below
 from latte.io.video import read_any, save_png, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from latte.runtime import graphs, tensors
-from latte.runtime.tensors import assign, mean, rows
+from latte.runtime.tensors import mean
 from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_ema
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
@@ -50,13 +50,12 @@ class VaeStep(nn.Cell):
         self.vae = vae
         self.l1_weight, self.mse_weight = settings.l1_weight, settings.mse_weight
         self.kl_weight, self.ema_decay = settings.kl_weight, settings.ema_decay
-        self.learning_rates = ms.Tensor(learning_rates, ms.float32)  # (steps,)
+        self.learning_rates = learning_rates  # (steps,)
         weights = dict(vae.parameters_and_names())
         ema_weights = dict(ema.parameters_and_names())
         self.weights = ms.ParameterTuple(list(weights.values()))
         self.ema_weights = ms.ParameterTuple([ema_weights[name] for name in weights])
         self.optimizer = AdamW(list(self.weights), (0.9, 0.99), 1e-8, 0.0)
-        self.step = ms.Parameter(ms.Tensor(0, ms.int32), name="step", requires_grad=False)
         self.value_and_grad = ms.value_and_grad(self.loss, None, self.weights, has_aux=True)
 
     def loss(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
@@ -70,15 +69,31 @@ class VaeStep(nn.Cell):
         loss = self.l1_weight * mean(ops.abs(error)) + self.mse_weight * squared + self.kl_weight * kl
         return loss, squared
 
-    def construct(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        """Train on crops x (N, 3, H, W) and return the loss and the mean squared error; noise: (N, L, h, w)."""
+    def construct(
+        self, x: ms.Tensor, noise: ms.Tensor, learning_rate: Any, taken: ms.Tensor, power1: ms.Tensor, power2: ms.Tensor
+    ) -> tuple[ms.Tensor, ms.Tensor]:
+        """Train on crops x (N, 3, H, W) and return the loss and the mean squared error.
+
+        noise: (N, L, h, w); the rest are the inputs of the optimizer.
+        """
         (loss, squared), gradients = self.value_and_grad(x, noise)
         norm = global_norm(gradients)
-        learning_rate = rows(self.learning_rates, self.step.reshape(1)).reshape(())
-        weights = self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), learning_rate)
+        gradients = multiply(gradients, clip_factor(norm, MAX_NORM))
+        weights = self.optimizer(gradients, learning_rate, taken, power1, power2)
         update_ema(self.ema_weights, weights, self.ema_decay)
-        assign(self.step, self.step + 1)
         return loss, squared
+
+    def compiled(self) -> Callable[..., tuple[ms.Tensor, ms.Tensor]]:
+        """Return a function that takes the next step with x and noise."""
+        graph, steps = graphs.compile_training(self.construct), enumerate(self.learning_rates)
+
+        def take(x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+            taken, learning_rate = next(steps)
+            results = graph(x, noise, *self.optimizer.inputs(learning_rate, taken))
+            self.optimizer.count()
+            return results
+
+        return take
 
 
 def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
@@ -237,6 +252,6 @@ def train(settings: VaeTrainConfig) -> str:
     frames, held_out = split(all_frames, clips, settings.data_folder)
     vae, ema = (AutoencoderKL(config, settings.seed) for _ in range(2))
     rates = learning_rates("cosine", settings.learning_rate, 0.0, min(100, settings.steps // 10), settings.steps)
-    step = graphs.compile_training(VaeStep(vae, ema, rates, settings).construct)
+    step = VaeStep(vae, ema, rates, settings).compiled()
     psnr, scale = fit(step, ema, frames, held_out, settings)
     return f"{settings.target}: PSNR {psnr:.2f} dB on held-out clips, scaling factor {scale:.5f}"

@@ -35,11 +35,6 @@ def sum_over_ranks(tensors: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
     return ops.HyperMap()(ops.partial(_sum, ops.AllReduce()), tensors)
 
 
-def is_shared(tensor: ms.Tensor, zero_stage: int) -> bool:
-    """Return whether the optimizer state of a weight is split along its first axis into one part per rank."""
-    return zero_stage > 0 and tensor.shape[0] % device.current().world_size == 0
-
-
 def own_part(tensor: ms.Tensor) -> ms.Tensor:
     """Return this rank's part (n / ranks, ...) of a tensor (n, ...)."""
     here = device.current()

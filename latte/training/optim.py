@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import mindspore as ms
 import numpy as np
 from mindcv.scheduler import create_scheduler
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
 
 from latte.errors import UserError
-from latte.ops import adam, sum_of_squares
+from latte.ops import adam, adam_step, host_scalar, move_towards, sum_of_squares
 from latte.runtime.tensors import add_all, assign, assign_add
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
@@ -19,6 +22,9 @@ _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
 _update = ops.MultitypeFuncGraph("update")
 _ema = ops.MultitypeFuncGraph("ema")
 _multiply = ops.MultitypeFuncGraph("multiply")
+_add = ops.MultitypeFuncGraph("add_to")
+_set = ops.MultitypeFuncGraph("set_to")
+_clear = ops.MultitypeFuncGraph("clear")
 
 
 def learning_rates(scheduler: str, start: float, end: float, warmup_steps: int, steps: int) -> np.ndarray:
@@ -65,34 +71,66 @@ def multiply(tensors: tuple[ms.Tensor, ...], factor: ms.Tensor) -> tuple[ms.Tens
     return _map(ops.partial(_multiply, factor), tensors)
 
 
+@_add.register("Tensor", "Tensor")
+def _add_to(total: ms.Tensor, tensor: ms.Tensor) -> ms.Tensor:
+    return assign_add(total, tensor)
+
+
+def add_to(totals: tuple[ms.Parameter, ...], tensors: tuple[ms.Tensor, ...]) -> None:
+    """Add to each parameter a tensor, in place."""
+    _map(_add, totals, tensors)
+
+
+@_set.register("Tensor", "Tensor")
+def _set_to(parameter: ms.Tensor, tensor: ms.Tensor) -> ms.Tensor:
+    return assign(parameter, tensor)
+
+
+def set_to(parameters: tuple[ms.Parameter, ...], tensors: tuple[ms.Tensor, ...]) -> None:
+    """Set each parameter to a tensor, in place."""
+    _map(_set, parameters, tensors)
+
+
+@_clear.register("Tensor")
+def _set_to_zero(total: ms.Tensor) -> ms.Tensor:
+    return assign(total, mint.zeros_like(total))  # `ops.zeros_like` becomes a constant as large as the weight
+
+
+def clear(totals: tuple[ms.Parameter, ...]) -> None:
+    """Set parameters to zero, in place."""
+    _map(_clear, totals)
+
+
 def clip_factor(norm: ms.Tensor, limit: float) -> ms.Tensor:
     """Return the factor that brings gradients of this norm down to a norm of at most `limit`."""
     return ops.minimum(limit / (norm + CLIP_EPS), ms.Tensor(1.0, ms.float32))
 
 
-@_ema.register("Tensor", "Tensor", "Tensor")
-def _move_ema(rest: ms.Tensor, ema: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
-    return assign_add(ema, (weight - ema) * rest)
+def unscale_factor(norm: np.float32, scale: np.float32, limit: float) -> np.float32:
+    """Return the factor that divides gradients by `scale` and brings their `norm`, after it, down to at most `limit`.
+
+    All are float32, as a graph would compute them.
+    """
+    factor = np.float32(1) / scale
+    return (
+        factor if math.isinf(limit) else factor * min(np.float32(limit) / (norm + np.float32(CLIP_EPS)), np.float32(1))
+    )
 
 
-def update_ema(
-    ema_weights: tuple[ms.Parameter, ...],
-    weights: tuple[ms.Tensor, ...],
-    decay: float,
-    applies: ms.Tensor | None = None,
-) -> None:
-    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place, unless `applies`, (), is false."""
-    rest = ms.Tensor(1 - decay, ms.float32)  # Python computes 1 - decay in float64
-    if applies is not None:
-        rest = ops.where(applies, rest, ops.zeros_like(rest))
-    _map(ops.partial(_ema, rest), ema_weights, weights)
+@_ema.register("Number", "Tensor", "Tensor")
+def _move_ema(share: float, ema: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
+    return move_towards(ema, weight, share)
+
+
+def update_ema(ema_weights: tuple[ms.Parameter, ...], weights: tuple[ms.Tensor, ...], decay: float) -> None:
+    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place."""
+    _map(ops.partial(_ema, 1 - decay), ema_weights, weights)  # Python computes 1 - decay in float64
 
 
 class AdamW(nn.Cell):
     """AdamW (Loshchilov and Hutter, 2019, algorithm 2) with the bias correction and the epsilon of PyTorch.
 
-    `weights` are updated in place. MindSpore's fused Adam adds epsilon to the root before its bias correction; given
-    epsilon * sqrt(1 - beta2^t) it computes the same as PyTorch.
+    `weights` are updated in place. A step is `optimizer(gradients, *optimizer.inputs(...))`, then `optimizer.count()`.
     """
 
     def __init__(self, weights: list[ms.Parameter], betas: tuple[float, float], eps: float, weight_decay: float):
@@ -102,32 +140,34 @@ class AdamW(nn.Cell):
         self.moment2 = self.weights.clone(prefix="adam_v", init="zeros")
         self.power1 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta1_power")
         self.power2 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta2_power")
-        self.beta1, self.beta2 = (ms.Tensor(beta, ms.float32) for beta in betas)
-        self.eps, self.weight_decay = eps, weight_decay
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def construct(
-        self, gradients: tuple[ms.Tensor, ...], learning_rate: ms.Tensor, applies: ms.Tensor | None = None
+        self,
+        gradients: tuple[ms.Tensor, ...],
+        learning_rate: Any,
+        taken: ms.Tensor,
+        power1: ms.Tensor,
+        power2: ms.Tensor,
     ) -> tuple[ms.Tensor, ...]:
-        """Update the weights and return their new values.
-
-        gradients: float32, one per weight, learning_rate: a () float32 tensor. Where `applies`, a () bool tensor, is
-        false, gradients must be 0, and nothing changes.
-        """
-        beta1, beta2 = self.beta1, self.beta2
-        power1, power2 = self.power1 * beta1, self.power2 * beta2
-        if applies is None:
-            assign(self.power1, power1)
-            assign(self.power2, power2)
-        else:
-            kept1, kept2 = ops.where(applies, power1, self.power1), ops.where(applies, power2, self.power2)
-            assign(self.power1, kept1)
-            assign(self.power2, kept2)
-            learning_rate = ops.where(applies, learning_rate, ops.zeros_like(learning_rate))
-            beta1 = ops.where(applies, beta1, ops.ones_like(beta1))
-            beta2 = ops.where(applies, beta2, ops.ones_like(beta2))
-        decay = 1 - learning_rate * self.weight_decay if self.weight_decay else None
-        step = (power1, power2, learning_rate, beta1, beta2, self.eps * ops.sqrt(1 - power2), decay)
+        """Update the weights and return their new values; gradients: float32, one per weight, the rest of `inputs`."""
+        step = adam_step(learning_rate, taken, (power1, power2), self.betas, self.eps, self.weight_decay)
         return _map(ops.partial(_update, step), self.weights, self.moment1, self.moment2, gradients)
+
+    def inputs(self, learning_rate: float, taken: int) -> tuple:
+        """Return what a call of the compiled step takes from the host; `taken`: the steps before this one."""
+        powers = [ms.Tensor(power, ms.float32) for power in self._powers()]
+        return (host_scalar(learning_rate), ms.Tensor([taken], ms.float32), *powers)
+
+    def count(self) -> None:
+        """Note that the weights were updated."""
+        for parameter, power in zip((self.power1, self.power2), self._powers(), strict=True):
+            parameter.set_data(ms.Tensor(power, ms.float32))
+
+    def _powers(self) -> list[np.float32]:
+        """Return the betas to the power of the next step, multiplied step by step in float32 as states hold them."""
+        powers = (self.power1, self.power2)
+        return [np.float32(p.asnumpy()) * np.float32(beta) for p, beta in zip(powers, self.betas, strict=True)]
 
 
 _update.register("Tuple", "Tensor", "Tensor", "Tensor", "Tensor")(adam)

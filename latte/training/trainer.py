@@ -20,7 +20,6 @@ from latte.errors import UserError
 from latte.io.atomic import remove_leftovers
 from latte.io.video import grid, save_video
 from latte.runtime import device, graphs
-from latte.runtime.tensors import assign
 from latte.training import reconstruction, run_folder
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, any_rank, sum_over_ranks
@@ -29,9 +28,9 @@ from latte.training.identity import compare, identity
 from latte.training.metrics import Metrics, describe
 from latte.training.next_command import next_command
 from latte.training.previews import Previews
-from latte.training.state import load_state, state_of, weights_of
-from latte.training.step import SUMS
+from latte.training.state import load_state, net_to_sample, state_of, weights_of
 from latte.training.stopping import StopSignal
+from latte.training.update import SUMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,11 +169,13 @@ class Trainer:
                 size,
             )
         with watching(lambda: "continue with --resume auto"):
-            sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
-            for _ in range(batches // size):
+            step = self.training.step
+            sink = ms.data_sink(step.construct, loader, sink_size=1, jit_config=graphs.jit_config())
+            for number in range(1, batches + 1):
                 with graphs.first_call("the training step", self.called):
-                    loss = float(sink())
-                yield loss
+                    loss = self.training.call.finish(sink())
+                if number % size == 0:
+                    yield float(loss)
 
     def _check_skipped(self, skipped: SkippedSteps, done: int) -> None:
         """Raise UserError, on all ranks alike, if there were too many skipped steps in a row up to step `done`."""
@@ -214,8 +215,7 @@ class Trainer:
         step, cfg = self.training.step, self.cfg
         sums = dict(zip(SUMS, _summed(ms.Tensor(step.sums.asnumpy())).asnumpy().tolist(), strict=True))
         if not between:
-            zeros = ms.Tensor(np.zeros(len(SUMS), np.float32))
-            assign(step.sums, zeros)  # in place, because the compiled step does not see set_data
+            step.sums.set_data(ms.Tensor(np.zeros(len(SUMS), np.float32)))
         if not self.is_first:
             return
         now = time.perf_counter()
@@ -261,7 +261,7 @@ class Trainer:
         self.metrics.sync()  # before the checkpoint that counts on its rows
         place = {"step": str(self.step), "world_size": str(device.current().world_size)}
         metadata = self.training.metadata | place
-        weights = weights_of(self.training.step, trained_only=self.cfg.trainable == "lora")
+        weights = weights_of(self.training.step, state, trained_only=self.cfg.trainable == "lora")
         kind = "ema" if self.cfg.use_ema else "model"
         file = self.checkpoints.save(self.step, state, weights, metadata, kind, of_state=self.identity)
         log.info("saved %s", file)
@@ -276,7 +276,7 @@ class Trainer:
         cfg, training = self.cfg, self.training
         _, channels, height, width = training.source.latent_shape
         return Previews(
-            training.step.ema or training.step.net,
+            training.step.ema or training.step.net,  # with the weights that `net_to_sample` gives it
             training.codec,
             (training.num_frames, channels, height, width),
             training.source,
@@ -293,7 +293,8 @@ class Trainer:
         count = self.cfg.sample_videos
         if not (self.is_first and count):
             return
-        with tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
+        bar = tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False)
+        with bar, net_to_sample(self.training.step):
             videos = self.previews.make(bar.update)
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
         save_video(board, self._samples_file().with_suffix(""), ["gif"])

@@ -51,7 +51,7 @@ def training(given):
     x = (given.batch, given.frames, CHANNELS, SIDE, SIDE)
     moments = (given.batch, given.frames, 2 * CHANNELS, SIDE, SIDE)
     times, skipped = zeros(given.batch, dtype=np.int32), zeros(given.batch, 8, dtype=np.int32)
-    return graphs.compile_training(step.construct), (zeros(*moments), zeros(*x), times, zeros(*x), skipped)
+    return step.compiled(), (zeros(*moments), zeros(*x), times, zeros(*x), skipped)
 
 
 def launched(trace):

@@ -266,6 +266,9 @@ int aclGetViewShape(const Tensor *t, int64_t **dims, uint64_t *rank) {
   std::copy(t->dims.begin(), t->dims.end(), *dims);
   return 0;
 }
+int InitHugeMemThreadLocal(void *, bool) { return 0; }
+void UnInitHugeMemThreadLocal(void *, bool) {}
+void ReleaseHugeMem(void *, bool) {}
 int aclnnInit(const char *) { return 0; }
 int aclnnFinalize() { return 0; }
 }
