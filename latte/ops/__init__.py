@@ -5,7 +5,7 @@ from latte.ops.attention import attention, self_attention
 from latte.ops.conv import conv2d, conv_frames, from_nchw, patch_projection, to_nchw, upsample_nearest
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
-from latte.ops.optimizer import adam, adam_step, host_scalar, move_towards
+from latte.ops.optimizer import adam, adam_step, move_towards
 from latte.ops.target import CustomGrad
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "gated_residual",
     "gelu",
     "group_norm",
-    "host_scalar",
     "layer_norm",
     "linear",
     "lookup",

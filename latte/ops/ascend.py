@@ -60,21 +60,16 @@ def embedding(table: ms.Tensor, index: ms.Tensor) -> ms.Tensor:
     return mint.index_select(table, 0, index.reshape(-1)).reshape(*index.shape, table.shape[1])
 
 
-def adam(
-    step: tuple, weight: ms.Parameter, moment1: ms.Parameter, moment2: ms.Parameter, gradient: ms.Tensor
-) -> ms.Tensor:
+def adam(step: tuple, weight: ms.Parameter, moment1: ms.Parameter, moment2: ms.Parameter, gradient: ms.Tensor) -> None:
     """Do what `latte.ops.adam` says, in one launch."""
-    learning_rate, taken, (beta1, beta2), eps, weight_decay = step
+    learning_rate, taken, betas, eps, weight_decay = step
     # The kernel adds 1 to the steps that were taken. moment2 stands for a maximum that is not kept.
-    updated = _adamw(
-        weight, moment1, moment2, moment2, gradient, taken, learning_rate, beta1, beta2, weight_decay, eps, False, False
-    )
-    return ops.depend(weight, updated)
+    _adamw(weight, moment1, moment2, moment2, gradient, taken, learning_rate, *betas, weight_decay, eps, False, False)
 
 
-def move_towards(average: ms.Parameter, value: ms.Tensor, share: float) -> ms.Tensor:
+def move_towards(average: ms.Parameter, value: ms.Tensor, share: float) -> None:
     """Do what `latte.ops.move_towards` says."""
-    return assign(average, _lerp(average, value, share))
+    assign(average, _lerp(average, value, share))
 
 
 def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:

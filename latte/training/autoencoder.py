@@ -9,7 +9,7 @@ import json
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -23,9 +23,10 @@ from latte.io.images import read_image
 from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, files_below
 from latte.io.video import read_any, save_png, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from latte.ops import move_towards
 from latte.runtime import graphs, tensors
 from latte.runtime.tensors import mean
-from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_ema
+from latte.training.optim import AdamW, global_norm, learning_rates, unscale_factor
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
 
@@ -69,29 +70,27 @@ class VaeStep(nn.Cell):
         loss = self.l1_weight * mean(ops.abs(error)) + self.mse_weight * squared + self.kl_weight * kl
         return loss, squared
 
-    def construct(
-        self, x: ms.Tensor, noise: ms.Tensor, learning_rate: Any, taken: ms.Tensor, power1: ms.Tensor, power2: ms.Tensor
-    ) -> tuple[ms.Tensor, ms.Tensor]:
-        """Train on crops x (N, 3, H, W) and return the loss and the mean squared error.
+    def construct(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """Return loss and mean squared error of crops x (N, 3, H, W), the norm of the gradients, and these.
 
-        noise: (N, L, h, w); the rest are the inputs of the optimizer.
+        noise: (N, L, h, w).
         """
         (loss, squared), gradients = self.value_and_grad(x, noise)
-        norm = global_norm(gradients)
-        gradients = multiply(gradients, clip_factor(norm, MAX_NORM))
-        weights = self.optimizer(gradients, learning_rate, taken, power1, power2)
-        update_ema(self.ema_weights, weights, self.ema_decay)
-        return loss, squared
+        return loss, squared, global_norm(gradients), *gradients
 
     def compiled(self) -> Callable[..., tuple[ms.Tensor, ms.Tensor]]:
-        """Return a function that takes the next step with x and noise."""
+        """Return a function that trains on what `construct` takes, and returns the loss and the mean squared error."""
         graph, steps = graphs.compile_training(self.construct), enumerate(self.learning_rates)
 
         def take(x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
             taken, learning_rate = next(steps)
-            results = graph(x, noise, *self.optimizer.inputs(learning_rate, taken))
-            self.optimizer.count()
-            return results
+            loss, squared, norm, *gradients = graph(x, noise)
+            factor = unscale_factor(np.float32(norm.asnumpy()), np.float32(1), MAX_NORM)
+            self.optimizer.begin(float(learning_rate), taken)
+            for number, gradient in enumerate(gradients):
+                weight = self.optimizer.update(number, gradient * float(factor))
+                move_towards(self.ema_weights[number], weight, 1 - self.ema_decay)
+            return loss, squared
 
         return take
 

@@ -1,30 +1,24 @@
-"""Learning rates, AdamW, EMA weights and the norm of gradients, as parts of a compiled step."""
+"""Learning rates, AdamW and the norm of gradients."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindcv.scheduler import create_scheduler
-from mindspore import mint, nn, ops
+from mindspore import ops
 
 from latte.errors import UserError
-from latte.ops import adam, adam_step, host_scalar, move_towards, sum_of_squares
-from latte.runtime.tensors import add_all, assign, assign_add
+from latte.ops import adam, adam_step, sum_of_squares
+from latte.runtime.tensors import add_all, assign_add
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
 
 _map = ops.HyperMap()
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
-_update = ops.MultitypeFuncGraph("update")
-_ema = ops.MultitypeFuncGraph("ema")
-_multiply = ops.MultitypeFuncGraph("multiply")
 _add = ops.MultitypeFuncGraph("add_to")
-_set = ops.MultitypeFuncGraph("set_to")
-_clear = ops.MultitypeFuncGraph("clear")
 
 
 def learning_rates(scheduler: str, start: float, end: float, warmup_steps: int, steps: int) -> np.ndarray:
@@ -61,16 +55,6 @@ def global_norm(gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
     return ops.sqrt(add_all(_map(_sum_of_squares, gradients)))
 
 
-@_multiply.register("Tensor", "Tensor")
-def _times(factor: ms.Tensor, tensor: ms.Tensor) -> ms.Tensor:
-    return tensor * factor
-
-
-def multiply(tensors: tuple[ms.Tensor, ...], factor: ms.Tensor) -> tuple[ms.Tensor, ...]:
-    """Return all tensors, each multiplied by a () tensor."""
-    return _map(ops.partial(_multiply, factor), tensors)
-
-
 @_add.register("Tensor", "Tensor")
 def _add_to(total: ms.Tensor, tensor: ms.Tensor) -> ms.Tensor:
     return assign_add(total, tensor)
@@ -81,93 +65,39 @@ def add_to(totals: tuple[ms.Parameter, ...], tensors: tuple[ms.Tensor, ...]) -> 
     _map(_add, totals, tensors)
 
 
-@_set.register("Tensor", "Tensor")
-def _set_to(parameter: ms.Tensor, tensor: ms.Tensor) -> ms.Tensor:
-    return assign(parameter, tensor)
-
-
-def set_to(parameters: tuple[ms.Parameter, ...], tensors: tuple[ms.Tensor, ...]) -> None:
-    """Set each parameter to a tensor, in place."""
-    _map(_set, parameters, tensors)
-
-
-@_clear.register("Tensor")
-def _set_to_zero(total: ms.Tensor) -> ms.Tensor:
-    return assign(total, mint.zeros_like(total))  # `ops.zeros_like` becomes a constant as large as the weight
-
-
-def clear(totals: tuple[ms.Parameter, ...]) -> None:
-    """Set parameters to zero, in place."""
-    _map(_clear, totals)
-
-
-def clip_factor(norm: ms.Tensor, limit: float) -> ms.Tensor:
-    """Return the factor that brings gradients of this norm down to a norm of at most `limit`."""
-    return ops.minimum(limit / (norm + CLIP_EPS), ms.Tensor(1.0, ms.float32))
-
-
 def unscale_factor(norm: np.float32, scale: np.float32, limit: float) -> np.float32:
     """Return the factor that divides gradients by `scale` and brings their `norm`, after it, down to at most `limit`.
 
     All are float32, as a graph would compute them.
     """
-    factor = np.float32(1) / scale
-    return (
-        factor if math.isinf(limit) else factor * min(np.float32(limit) / (norm + np.float32(CLIP_EPS)), np.float32(1))
-    )
+    factor, one = np.float32(1) / scale, np.float32(1)
+    return factor if math.isinf(limit) else factor * min(np.float32(limit) / (norm + np.float32(CLIP_EPS)), one)
 
 
-@_ema.register("Number", "Tensor", "Tensor")
-def _move_ema(share: float, ema: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
-    return move_towards(ema, weight, share)
-
-
-def update_ema(ema_weights: tuple[ms.Parameter, ...], weights: tuple[ms.Tensor, ...], decay: float) -> None:
-    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place."""
-    _map(ops.partial(_ema, 1 - decay), ema_weights, weights)  # Python computes 1 - decay in float64
-
-
-class AdamW(nn.Cell):
+class AdamW:
     """AdamW (Loshchilov and Hutter, 2019, algorithm 2) with the bias correction and the epsilon of PyTorch.
 
-    `weights` are updated in place. A step is `optimizer(gradients, *optimizer.inputs(...))`, then `optimizer.count()`.
+    A step is `begin` and then, for each of the weights, `update`.
     """
 
     def __init__(self, weights: list[ms.Parameter], betas: tuple[float, float], eps: float, weight_decay: float):
-        super().__init__()
         self.weights = ms.ParameterTuple(weights)
         self.moment1 = self.weights.clone(prefix="adam_m", init="zeros")
         self.moment2 = self.weights.clone(prefix="adam_v", init="zeros")
+        # The betas to the power of the steps, multiplied step by step in float32.
         self.power1 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta1_power")
         self.power2 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta2_power")
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.step: tuple = ()
 
-    def construct(
-        self,
-        gradients: tuple[ms.Tensor, ...],
-        learning_rate: Any,
-        taken: ms.Tensor,
-        power1: ms.Tensor,
-        power2: ms.Tensor,
-    ) -> tuple[ms.Tensor, ...]:
-        """Update the weights and return their new values; gradients: float32, one per weight, the rest of `inputs`."""
-        step = adam_step(learning_rate, taken, (power1, power2), self.betas, self.eps, self.weight_decay)
-        return _map(ops.partial(_update, step), self.weights, self.moment1, self.moment2, gradients)
+    def begin(self, learning_rate: float, taken: int) -> None:
+        """Begin a step; `taken`: the steps before it."""
+        powers = []
+        for power, beta in zip((self.power1, self.power2), self.betas, strict=True):
+            powers.append(np.float32(power.asnumpy()) * np.float32(beta))
+            power.set_data(ms.Tensor(powers[-1], ms.float32))
+        self.step = adam_step(learning_rate, taken, (powers[0], powers[1]), self.betas, self.eps, self.weight_decay)
 
-    def inputs(self, learning_rate: float, taken: int) -> tuple:
-        """Return what a call of the compiled step takes from the host; `taken`: the steps before this one."""
-        powers = [ms.Tensor(power, ms.float32) for power in self._powers()]
-        return (host_scalar(learning_rate), ms.Tensor([taken], ms.float32), *powers)
-
-    def count(self) -> None:
-        """Note that the weights were updated."""
-        for parameter, power in zip((self.power1, self.power2), self._powers(), strict=True):
-            parameter.set_data(ms.Tensor(power, ms.float32))
-
-    def _powers(self) -> list[np.float32]:
-        """Return the betas to the power of the next step, multiplied step by step in float32 as states hold them."""
-        powers = (self.power1, self.power2)
-        return [np.float32(p.asnumpy()) * np.float32(beta) for p, beta in zip(powers, self.betas, strict=True)]
-
-
-_update.register("Tuple", "Tensor", "Tensor", "Tensor", "Tensor")(adam)
+    def update(self, number: int, gradient: ms.Tensor) -> ms.Tensor:
+        """Update the weight of this number in place, and return it; gradient: float32, of its shape."""
+        return adam(self.step, self.weights[number], self.moment1[number], self.moment2[number], gradient)

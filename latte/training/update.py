@@ -1,4 +1,7 @@
-"""The second half of a training step: what becomes of gradients in a graph, and what the host decides about them."""
+"""The second half of a training step: the host decides about the gradients, and queues what they change.
+
+It is no graph: a graph would hold its inputs, gradients as large as the weights, until it is called again.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import mint, nn
 
+from latte.ops import move_towards
 from latte.runtime import device, graphs
-from latte.runtime.tensors import assign, views
+from latte.runtime.tensors import assign, clear, views
 from latte.training.collective import join_parts, own_part, sum_over_ranks
-from latte.training.optim import clear, global_norm, multiply, set_to, unscale_factor, update_ema
+from latte.training.optim import global_norm, unscale_factor
 
 if TYPE_CHECKING:
     from latte.training.step import TrainStep
@@ -21,75 +24,11 @@ SUMS = ("loss", "mse", "bound", "batches", "grad_norm", "updates", "skipped_vide
 MAX_LOSS_SCALE = 2.0**24
 
 
-class Total(nn.Cell):
-    """The norm of accumulated gradients, which become their sums over ranks."""
-
-    def __init__(self, step: TrainStep):
-        super().__init__()
-        self.accumulated = step.accumulated
-
-    def construct(self) -> ms.Tensor:
-        """Return the norm, a () float32 tensor."""
-        if device.current().world_size == 1:
-            return global_norm(self.accumulated)
-        sums = sum_over_ranks(self.accumulated)
-        set_to(self.accumulated, sums)
-        return global_norm(sums)
-
-
-class Update(nn.Cell):
-    """The change of weights and EMA weights by the gradients of a step."""
-
-    def __init__(self, step: TrainStep):
-        super().__init__()
-        options = step.options
-        self.shared, self.stacks = step.shared, step.stacks
-        self.numbers, self.rows = step.numbers, [group.rows for group in step.groups]
-        self.weights, self.ema_weights, self.accumulated = step.weights, step.ema_weights, step.accumulated
-        self.optimizer, self.has_ema, self.ema_decay = step.optimizer, step.has_ema, options.ema_decay
-        self.accumulates = step.accumulates
-        count = options.accumulation * device.current().world_size
-        self.rescales = step.scales_loss or count > 1 or not math.isinf(options.max_grad_norm)
-
-    def construct(
-        self,
-        factor: ms.Tensor,
-        learning_rate: Any,
-        taken: ms.Tensor,
-        power1: ms.Tensor,
-        power2: ms.Tensor,
-        *gradients: ms.Tensor,
-    ) -> ms.Tensor:
-        """Update all by gradients times `factor`, () float32, and return it; the others are the optimizer's inputs."""
-        own = self.accumulated if self.accumulates else gradients
-        if any(self.shared):
-            own = [own_part(g) if cut else g for g, cut in zip(own, self.shared)]  # noqa: B905, in a graph
-        if self.rescales:
-            own = multiply(tuple(own), factor)
-        buffers = self.optimizer(tuple(own), learning_rate, taken, power1, power2)
-        if any(self.shared):
-            buffers = tuple([join_parts(b) if cut else b for b, cut in zip(buffers, self.shared)])  # noqa: B905
-        if self.has_ema:
-            update_ema(self.ema_weights, buffers, self.ema_decay)
-        for numbers, rows, cut, buffer in zip(self.numbers, self.rows, self.shared, buffers):  # noqa: B905
-            if self.stacks:
-                for number, part in zip(numbers, views(buffer, rows)):  # noqa: B905
-                    assign(self.weights[number], part)
-            elif cut:
-                assign(self.weights[numbers[0]], buffer)
-        if self.accumulates:
-            clear(self.accumulated)
-        return factor
-
-
 class CompiledStep:
-    """A training step as a function; it also counts, and decides what a step comes to."""
+    """A training step as a function of its batches."""
 
     def __init__(self, step: TrainStep):
-        self.step = step
-        self.gradients = graphs.compile_training(step.construct)
-        self.total = graphs.compile_training(Total(step).construct) if step.accumulates else None
-        self.update = graphs.compile_training(Update(step).construct)
+        self.step, self.gradients = step, graphs.compile_training(step.construct)
         self.numbers: list[ms.Tensor] = []  # of the batches since the last step
 
     def __call__(self, *batch: ms.Tensor) -> ms.Tensor:
@@ -99,38 +38,37 @@ class CompiledStep:
     def finish(self, results: tuple[ms.Tensor, ...]) -> ms.Tensor:
         """Do what follows the gradients of a batch, the results of the step's cell; return the loss."""
         loss, numbers, *gradients = results
+        del results
         step, accumulation = self.step, self.step.options.accumulation
         self.numbers.append(numbers)
         if len(self.numbers) < accumulation:
             set_counter(step.batch, len(self.numbers))
             return loss
-        norm = None if self.total is None else self.total()
-        rows = [tensor.asnumpy() for tensor in self.numbers]  # the host waits for the device here
+        if step.accumulates:
+            gradients = list(sum_over_ranks(step.accumulated))
+        norm = global_norm(tuple(gradients)) if step.accumulates else None
+        rows = [tensor.asnumpy() for tensor in self.numbers]  # the host waits for the device here, and nowhere else
         self.numbers = []
         set_counter(step.batch, 0)
-        self._take(rows, rows[-1][4] if norm is None else np.float32(norm.asnumpy()), gradients)
+        self._decide(rows, rows[-1][4] if norm is None else np.float32(norm.asnumpy()), gradients)
+        for total in step.accumulated:
+            clear(total)
         return ms.Tensor(rows[-1][0], ms.float32)
 
-    def _take(self, rows: list[np.ndarray], norm: np.float32, gradients: list[ms.Tensor]) -> None:
+    def _decide(self, rows: list[np.ndarray], norm: np.float32, gradients: list[ms.Tensor]) -> None:
         """Update the weights by these gradients of all ranks, unless an element is not finite, and count."""
         step, options = self.step, self.step.options
-        with np.errstate(all="ignore"):
-            scale = np.float32(step.loss_scale.asnumpy()) * np.float32(
-                options.accumulation * device.current().world_size
-            )
-            norm = norm * (np.float32(1) / scale)
+        count = options.accumulation * device.current().world_size
+        scale = np.float32(step.loss_scale.asnumpy()) * np.float32(count)
+        norm = norm * (np.float32(1) / scale)
         taken, skipped = int(step.step.asnumpy()), int(step.skipped.asnumpy())
         finite = bool(np.isfinite(norm))
         if finite:
             limit = options.max_grad_norm if taken >= options.start_clip_step else math.inf
-            factor = ms.Tensor(unscale_factor(norm, scale, limit), ms.float32)
             learning_rate = float(step.learning_rates.asnumpy()[taken])
-            self.update(factor, *step.optimizer.inputs(learning_rate, taken - skipped), *gradients)
-            step.optimizer.count()
+            self._update(gradients, unscale_factor(norm, scale, limit), learning_rate, taken - skipped)
         else:
             set_counter(step.skipped, skipped + 1)
-            for total in step.accumulated:
-                assign(total, mint.zeros_like(total))
         sums = step.sums.asnumpy().copy()
         for loss, mse, bound, videos, *_ in rows:
             sums += np.array([loss, mse, bound, 1, 0, 0, videos], np.float32)
@@ -139,6 +77,27 @@ class CompiledStep:
         if options.loss_scale_window:
             self._rescale(finite)
         set_counter(step.step, taken + 1)
+
+    def _update(self, gradients: list[ms.Tensor], factor: np.float32, learning_rate: float, taken: int) -> None:
+        """Update weights and EMA weights by gradients times `factor`; `taken`: the updates before this one."""
+        step = self.step
+        step.optimizer.begin(learning_rate, taken)
+        for number, group in enumerate(step.groups):
+            gradient, gradients[number] = gradients[number], None  # so that its memory is free as soon as it is used
+            if group.is_part:
+                gradient = own_part(gradient)
+            if factor != 1:
+                gradient = gradient * float(factor)
+            weights = step.optimizer.update(number, gradient)
+            if group.is_part:
+                weights = join_parts(weights)
+            if step.has_ema:
+                move_towards(step.ema_weights[number], weights, 1 - step.options.ema_decay)
+            if step.stacks:
+                for k, part in zip(group.numbers, views(weights, group.rows), strict=True):
+                    assign(step.weights[k], part)
+            elif group.is_part:
+                assign(step.weights[group.numbers[0]], weights)
 
     def _rescale(self, finite: bool) -> None:
         """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""
