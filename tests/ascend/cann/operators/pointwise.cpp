@@ -340,12 +340,12 @@ ACLNN(Lerps, "ops-math math/lerp/docs/aclnnLerps&aclnnInplaceLerps.md", const Te
   return READY([=] { map2(start, end, out, [=](float x, float y) { return x + share * (y - x); }); });
 }
 
-// `amsgrad` is not in the stand-in. The page gives the order of the operations no further than by its formula.
+// In the order of op_kernel/apply_adam_w_v2_fp.h beside the page, which also tells what the page does not: `step` counts
+// the steps before this one.
 ACLNN(ApplyAdamWV2, "ops-nn optim/apply_adam_w_v2/docs/aclnnApplyAdamWV2.md", Tensor *weight, Tensor *mean,
-      Tensor *square, Tensor *largest, const Tensor *gradient, const Tensor *step, float rate, float beta1, float beta2,
+      Tensor *square, Tensor *, const Tensor *gradient, const Tensor *step, float rate, float beta1, float beta2,
       float decay, float eps, bool amsgrad, bool maximize) {
   LAUNCH({weight, mean, square, gradient, step}, {weight, mean, square});
-  (void)largest;
   NEED(product() != A1, "the product is Atlas A2 or A3, not 910A");
   NEED(is_floating(weight), "var is float32, float16 or bfloat16");
   NEED(weight->dtype == mean->dtype && weight->dtype == square->dtype && weight->dtype == gradient->dtype,
@@ -357,13 +357,13 @@ ACLNN(ApplyAdamWV2, "ops-nn optim/apply_adam_w_v2/docs/aclnnApplyAdamWV2.md", Te
   NEED(!amsgrad, "the stand-in has no amsgrad");
   return READY([=] {
     std::vector<float> w = floats(weight), m = floats(mean), v = floats(square), g = floats(gradient);
-    const float t = step->dtype == F32 ? floats(step)[0] : float(integers(step)[0]);
-    const float rest1 = 1 - std::pow(beta1, t), rest2 = 1 - std::pow(beta2, t);
+    const float t = 1 + (step->dtype == F32 ? floats(step)[0] : float(integers(step)[0]));
+    const float size = rate / (1 - std::pow(beta1, t)), root = 1 / std::sqrt(1 - std::pow(beta2, t));
     for (size_t i = 0; i < w.size(); i++) {
       const float slope = maximize ? -g[i] : g[i];
-      m[i] = beta1 * m[i] + (1 - beta1) * slope;
-      v[i] = beta2 * v[i] + (1 - beta2) * slope * slope;
-      w[i] = w[i] - rate / (std::sqrt(v[i] / rest2) + eps) * (m[i] / rest1) - rate * decay * w[i];
+      m[i] += (slope - m[i]) * (1 - beta1);
+      v[i] = v[i] * beta2 + slope * slope * (1 - beta2);
+      w[i] = w[i] * (1 - rate * decay) - m[i] / (std::sqrt(v[i]) * root + eps) * size;
     }
     store(weight, w), store(mean, m), store(square, v);
   });
