@@ -34,7 +34,7 @@ def state_of(step: TrainStep) -> dict[str, np.ndarray]:
     join = graphs.compile_training(join_parts)
     state = {}
     for prefix, buffers, cut in _buffers(step):
-        found = {}
+        found: dict[int, np.ndarray] = {}
         for group, buffer in zip(step.groups, buffers, strict=True):
             values = (join(ms.Tensor(buffer)) if cut and group.is_part else buffer).asnumpy()
             found.update(group.parts(values))
