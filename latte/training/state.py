@@ -12,7 +12,7 @@ from latte.errors import UserError
 from latte.models.precision import pad_heads, unpad_heads
 from latte.runtime import graphs
 from latte.runtime.tensors import assign, views
-from latte.training.collective import join_parts, own_part
+from latte.training.collective import join_parts, own_rows
 from latte.training.identity import REMEDY
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> No
         for group, buffer in zip(step.groups, buffers, strict=True):
             each = [read(f"{prefix}.{step.names[k]}", step.weights[k].shape) for k in group.numbers]
             values = np.concatenate(each) if len(each) > 1 else each[0]
-            wanted.append((buffer, own_part(values) if cut and group.is_part else values))
+            wanted.append((buffer, own_rows(values) if cut and group.is_part else values))
             if prefix == "net":  # what computes is a copy of the buffer's, or the buffer itself
                 wanted += [(step.weights[k], part) for k, part in zip(group.numbers, each, strict=True)]
     wanted += [(tensor, read(name, tensor.shape)) for name, tensor in _counters(step)]

@@ -18,7 +18,7 @@ from latte.diffusion.loss import DiffusionLoss
 from latte.models.precision import set_trained_dtype
 from latte.runtime import device
 from latte.runtime.tensors import assign, mean, narrow, read, split, stack
-from latte.training.collective import own_part, sum_over_ranks
+from latte.training.collective import own_rows, sum_over_ranks
 from latte.training.optim import AdamW, add_to, global_norm
 from latte.training.stacks import buffer_of, groups_of, zeros_of
 from latte.training.update import SUMS, CompiledStep, set_counter
@@ -218,5 +218,5 @@ def _counter(name: str, value: float, dtype: ms.Type) -> ms.Parameter:
 
 
 def _part(buffer: ms.Parameter) -> ms.Parameter:
-    values = own_part(buffer.asnumpy())
+    values = own_rows(buffer.asnumpy())
     return ms.Parameter(ms.Tensor(values), name=f"part.{buffer.name}", requires_grad=False)
