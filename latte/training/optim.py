@@ -82,8 +82,7 @@ class AdamW:
 
     def __init__(self, weights: list[ms.Parameter], betas: tuple[float, float], eps: float, weight_decay: float):
         self.weights = ms.ParameterTuple(weights)
-        self.moment1 = self.weights.clone(prefix="adam_m", init="zeros")
-        self.moment2 = self.weights.clone(prefix="adam_v", init="zeros")
+        self.moment1, self.moment2 = _zeros(self.weights, "adam_m"), _zeros(self.weights, "adam_v")
         # The betas to the power of the steps, multiplied step by step in float32.
         self.power1 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta1_power")
         self.power2 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta2_power")
@@ -101,3 +100,10 @@ class AdamW:
     def update(self, number: int, gradient: ms.Tensor) -> ms.Tensor:
         """Update the weight of this number in place, and return it; gradient: float32, of its shape."""
         return adam(self.step, self.weights[number], self.moment1[number], self.moment2[number], gradient)
+
+
+def _zeros(weights: ms.ParameterTuple, prefix: str) -> ms.ParameterTuple:
+    """Return zeros like each weight; the host gives them no memory, as they only go to the device."""
+    arrays = [np.zeros(weight.shape, np.float32) for weight in weights]
+    named = [(ms.Tensor.from_numpy(array), f"{prefix}.{w.name}") for array, w in zip(arrays, weights, strict=True)]
+    return ms.ParameterTuple([ms.Parameter(tensor, name=name, requires_grad=False) for tensor, name in named])

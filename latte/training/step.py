@@ -99,6 +99,7 @@ class TrainStep(nn.Cell):
         if self.stacks:
             buffers = [buffer_of(group, values, f"weights.{k}") for k, group in enumerate(groups)]
             ema_weights = [buffer_of(group, ema_values, f"ema.{k}") for k, group in enumerate(groups) if ema]
+        del values, ema_values  # as large as the weights
         self.ema_weights = ms.ParameterTuple(ema_weights) if ema else ()
         parts = [_part(buffer) if cut else buffer for buffer, cut in zip(buffers, self.shared, strict=True)]
         self.optimizer = AdamW(parts, options.betas, options.eps, options.weight_decay)
