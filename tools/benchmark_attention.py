@@ -76,7 +76,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     from latte import create_model
     from latte.models.precision import prepare
-    from latte.runtime import device, graphs
+    from latte.runtime import device
     from latte.training.step import StepOptions, TrainStep
 
     device.init_device("CPU")
@@ -97,7 +97,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         for block in net.blocks:
             block.recompute()
     step = TrainStep(net, ema, None, np.full(job["steps"] + 1, 1e-4, np.float32), StepOptions(scale_factor=1.0))
-    call, given = graphs.compile_training(step.construct), step_inputs(job)
+    call, given = step.compiled(), step_inputs(job)
     seconds, gradients = [], {}
     for i in range(job["steps"] + 1):
         start = time.perf_counter()

@@ -40,6 +40,14 @@ def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
     return net
 
 
+def set_trained_dtype(net: nn.Cell) -> None:
+    """Keep those weights of blocks that are trained in the dtype that they are multiplied in, `net.dtype`."""
+    for block in net.blocks:
+        for weight in block.get_parameters():
+            if weight.requires_grad and not weight.name.endswith(FLOAT32):
+                weight.set_dtype(net.dtype)
+
+
 def pad_block(block: Block, heads: int) -> None:
     """Widen the heads of attention with zeros to the next width that the fused kernel takes (72 to 80)."""
     for name, layer in block.cells_and_names():

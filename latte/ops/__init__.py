@@ -14,12 +14,13 @@ from latte.ops.conv import (
 )
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, modulated_norm, rms_norm
-from latte.ops.optimizer import adam
+from latte.ops.optimizer import adam, adam_step, move_towards
 from latte.ops.target import CustomGrad
 
 __all__ = [
     "CustomGrad",
     "adam",
+    "adam_step",
     "attention",
     "chunk6",
     "conv2d",
@@ -31,6 +32,7 @@ __all__ = [
     "linear",
     "lookup",
     "modulated_norm",
+    "move_towards",
     "norm_conv",
     "patch_projection",
     "rms_norm",

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 from mindspore import mint, ops
 from mindspore.ops.auto_generate import (
+    AdamW,
     AddcmulExt,
     Dense,
     FlashAttentionScore,
     FlashAttentionScoreGrad,
     LayerNormExt,
     LayerNormGradExt,
+    LerpScalar,
     SplitTensor,
     SplitTensorView,
     SumExt,
@@ -34,6 +36,7 @@ NO_BAND = 2**31 - 1  # the keys behind a query that it may attend to: all
 
 EPS = 1e-6  # of the layer norm
 
+_adamw, _lerp = AdamW(), LerpScalar()
 _int8_matmul = WeightQuantBatchMatmul(transpose_weight=True)
 _layer_norm, _layer_norm_grad, _addcmul = LayerNormExt(), LayerNormGradExt(), AddcmulExt()
 _sum, _dense, _split, _rows = SumExt(), Dense(), SplitTensor(), SplitTensorView()  # the last one returns views
@@ -171,20 +174,16 @@ def self_attention(
     return attend(tuple(parts))[0]
 
 
-def adam(
-    step: tuple, weight: ms.Parameter, moment1: ms.Parameter, moment2: ms.Parameter, gradient: ms.Tensor
-) -> ms.Tensor:
-    """Do what `latte.ops.adam` says; CANN's AdamW takes its learning rate as a constant of the graph."""
-    power1, power2, learning_rate, beta1, beta2, eps, decay = step
-    mean = moment1 + (gradient - moment1) * (1 - beta1)
-    square = moment2 + (gradient * gradient - moment2) * (1 - beta2)
-    rate = learning_rate * ops.sqrt(1 - power2) / (1 - power1)  # ()
-    kept = weight if decay is None else weight * decay
-    moved = kept - rate * mean / (ops.sqrt(square) + eps)
-    assign(moment1, mean)
-    assign(moment2, square)
-    assign(weight, moved)
-    return moved  # not the parameter: what is read again after it was set, MindSpore copies before
+def adam(step: tuple, weight: ms.Parameter, moment1: ms.Parameter, moment2: ms.Parameter, gradient: ms.Tensor) -> None:
+    """Do what `latte.ops.adam` says, in one launch."""
+    learning_rate, taken, betas, eps, weight_decay = step
+    # The kernel adds 1 to the steps that were taken. moment2 stands for a maximum that is not kept.
+    _adamw(weight, moment1, moment2, moment2, gradient, taken, learning_rate, *betas, weight_decay, eps, False, False)
+
+
+def move_towards(average: ms.Parameter, value: ms.Tensor, share: float) -> None:
+    """Do what `latte.ops.move_towards` says."""
+    assign(average, _lerp(average, value, share))
 
 
 def int8_matmul(x: ms.Tensor, matrix: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:

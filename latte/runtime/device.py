@@ -85,12 +85,12 @@ class Device:
         return self.fused_attention is not None
 
     @property
-    def branches_in_graphs(self) -> bool:
-        """Whether a graph may decide by a tensor whether it updates parameters.
+    def stacks_weights(self) -> bool:
+        """Whether like weights have one float32 buffer for all that changes them, and are copied from it.
 
-        On Ascend MindSpore 2.10 moves every parameter of a branch to the host and back, each time.
+        An Ascend is launched for each operation, and takes the copies in the dtype that it multiplies in.
         """
-        return self.target != "Ascend"
+        return self.target == "Ascend"
 
     @property
     def compiler_recomputes(self) -> bool:
@@ -117,11 +117,6 @@ class Device:
     @property
     def sinks_data(self) -> bool:
         """Whether the device can fetch batches itself, many a call (data sinking)."""
-        return self.target != "CPU"
-
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether the host can hand over the next steps while one runs; to read a value of the device waits for all."""
         return self.target != "CPU"
 
     @property
@@ -286,7 +281,7 @@ def _set_device(target: str, device_id: int) -> str | None:
 
 def synchronize() -> None:
     """Wait until the device has done what was handed over to it; on a CPU that is done already."""
-    if current().runs_ahead:
+    if current().target != "CPU":
         ms.runtime.synchronize()
 
 

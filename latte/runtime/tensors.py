@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mindspore import mint, ops
-from mindspore.ops.auto_generate import Clone, InplaceAddExt, InplaceCopy, SliceExt, SplitTensor
+from mindspore.ops.auto_generate import Clone, InplaceAddExt, InplaceCopy, InplaceZero, SliceExt, SplitTensor
 from mindspore.ops.primitive import constexpr
 
 from latte.runtime import device
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     from mindspore import Parameter, Tensor
 
-_slice, _split, _clone, _copy, _add = SliceExt(), SplitTensor(), Clone(), InplaceCopy(), InplaceAddExt()
+_slice, _split, _clone, _copy, _add, _zero = (
+    SliceExt(),
+    SplitTensor(),
+    Clone(),
+    InplaceCopy(),
+    InplaceAddExt(),
+    InplaceZero(),
+)
 
 
 @constexpr
@@ -41,6 +48,13 @@ def narrow(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
 def split(x: Tensor, size: int, axis: int) -> Sequence[Tensor]:
     """Return the parts of `size` elements along `axis`, in order; the last one may be shorter."""
     return _split(x, size, axis) if on_ascend() else ops.split(x, size, axis)
+
+
+def views(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Return the parts of so many elements along the first axis, on Ascend views: only to be copied."""
+    if len(sizes) == 1:
+        return (x,)
+    return mint.split(x, sizes, 0) if on_ascend() else ops.split(x, sizes, 0)
 
 
 def mean(x: Tensor, axis: int | tuple[int, ...] | None = None, keep: bool = False) -> Tensor:
@@ -86,3 +100,11 @@ def assign(parameter: Parameter, value: Tensor) -> Tensor:
 def assign_add(parameter: Parameter, value: Tensor) -> Tensor:
     """Add a value of its shape and dtype to a parameter, in place, and return it."""
     return _add(parameter, value, 1) if on_ascend() else ops.assign_add(parameter, value)
+
+
+def clear(parameter: Parameter) -> None:
+    """Set a parameter to zero, in place, outside graphs."""
+    if on_ascend():
+        _zero(parameter)
+    else:
+        ops.assign(parameter, ops.zeros_like(parameter))

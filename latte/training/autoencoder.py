@@ -23,9 +23,10 @@ from latte.io.images import read_image
 from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, files_below
 from latte.io.video import read_any, save_png, to_uint8
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from latte.ops import move_towards
 from latte.runtime import graphs, tensors
-from latte.runtime.tensors import assign, mean, rows
-from latte.training.optim import AdamW, clip_factor, global_norm, learning_rates, multiply, update_ema
+from latte.runtime.tensors import mean
+from latte.training.optim import AdamW, global_norm, learning_rates, unscale_factor
 from latte.training.stopping import StopSignal
 from latte.weights.files import CONFIG, check_suffix, write_state_dict
 
@@ -50,13 +51,12 @@ class VaeStep(nn.Cell):
         self.vae = vae
         self.l1_weight, self.mse_weight = settings.l1_weight, settings.mse_weight
         self.kl_weight, self.ema_decay = settings.kl_weight, settings.ema_decay
-        self.learning_rates = ms.Tensor(learning_rates, ms.float32)  # (steps,)
+        self.learning_rates = learning_rates  # (steps,)
         weights = dict(vae.parameters_and_names())
         ema_weights = dict(ema.parameters_and_names())
         self.weights = ms.ParameterTuple(list(weights.values()))
         self.ema_weights = ms.ParameterTuple([ema_weights[name] for name in weights])
         self.optimizer = AdamW(list(self.weights), (0.9, 0.99), 1e-8, 0.0)
-        self.step = ms.Parameter(ms.Tensor(0, ms.int32), name="step", requires_grad=False)
         self.value_and_grad = ms.value_and_grad(self.loss, None, self.weights, has_aux=True)
 
     def loss(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
@@ -70,15 +70,29 @@ class VaeStep(nn.Cell):
         loss = self.l1_weight * mean(ops.abs(error)) + self.mse_weight * squared + self.kl_weight * kl
         return loss, squared
 
-    def construct(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
-        """Train on crops x (N, 3, H, W) and return the loss and the mean squared error; noise: (N, L, h, w)."""
+    def construct(self, x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ...]:
+        """Return loss and mean squared error of crops x (N, 3, H, W), the norm of the gradients, and these.
+
+        noise: (N, L, h, w).
+        """
         (loss, squared), gradients = self.value_and_grad(x, noise)
-        norm = global_norm(gradients)
-        learning_rate = rows(self.learning_rates, self.step.reshape(1)).reshape(())
-        weights = self.optimizer(multiply(gradients, clip_factor(norm, MAX_NORM)), learning_rate)
-        update_ema(self.ema_weights, weights, self.ema_decay)
-        assign(self.step, self.step + 1)
-        return loss, squared
+        return loss, squared, global_norm(gradients), *gradients
+
+    def compiled(self) -> Callable[..., tuple[ms.Tensor, ms.Tensor]]:
+        """Return a function that trains on what `construct` takes, and returns the loss and the mean squared error."""
+        graph, steps = graphs.compile_training(self.construct), enumerate(self.learning_rates)
+
+        def take(x: ms.Tensor, noise: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+            taken, learning_rate = next(steps)
+            loss, squared, norm, *gradients = graph(x, noise)
+            factor = unscale_factor(np.float32(norm.asnumpy()), np.float32(1), MAX_NORM)
+            self.optimizer.begin(float(learning_rate), taken)
+            for number, gradient in enumerate(gradients):
+                weight = self.optimizer.update(number, gradient * float(factor))
+                move_towards(self.ema_weights[number], weight, 1 - self.ema_decay)
+            return loss, squared
+
+        return take
 
 
 def read_clips(folder: str) -> tuple[np.ndarray, np.ndarray]:
@@ -237,6 +251,6 @@ def train(settings: VaeTrainConfig) -> str:
     frames, held_out = split(all_frames, clips, settings.data_folder)
     vae, ema = (AutoencoderKL(config, settings.seed) for _ in range(2))
     rates = learning_rates("cosine", settings.learning_rate, 0.0, min(100, settings.steps // 10), settings.steps)
-    step = graphs.compile_training(VaeStep(vae, ema, rates, settings).construct)
+    step = VaeStep(vae, ema, rates, settings).compiled()
     psnr, scale = fit(step, ema, frames, held_out, settings)
     return f"{settings.target}: PSNR {psnr:.2f} dB on held-out clips, scaling factor {scale:.5f}"

@@ -18,7 +18,7 @@ from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
 from latte.inference import estimate
 from latte.models.latte import LatteConfig, named_sizes
-from latte.runtime import device, graphs
+from latte.runtime import device
 from latte.runtime.profiling import check_span
 from latte.training.captions import captions_for
 from latte.training.optim import learning_rates
@@ -26,14 +26,12 @@ from latte.training.start import networks, read_start
 from latte.training.step import StepOptions, TrainStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import mindspore as ms
     import numpy as np
 
     from latte.config import TrainConfig
     from latte.models.autoencoder import AutoencoderConfig
     from latte.models.latte_t2v import LatteT2VConfig
+    from latte.training.update import CompiledStep
 
 DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16
 
@@ -49,7 +47,7 @@ class Training:
     codec: Codec
     source: TrainingSource
     step: TrainStep
-    call: Callable[..., ms.Tensor]
+    call: CompiledStep
     encodes: bool
     batch: int  # videos per step, over all ranks and accumulated batches
     total_steps: int
@@ -101,7 +99,7 @@ def build(cfg: TrainConfig) -> Training:
     options = _step_options(cfg, codec.scale_factor)
     rates = learning_rates(cfg.scheduler, cfg.start_learning_rate, cfg.end_learning_rate, cfg.warmup_steps, total)
     step = TrainStep(net, ema, vae if in_step else None, rates, options)
-    call = graphs.compile_training(step.construct)
+    call = step.compiled()
     encodes = not (in_step or cfg.cache_folder)
     return Training(net.config, frames, codec, source, step, call, encodes, batch, total, metadata)
 

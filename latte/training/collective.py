@@ -35,16 +35,21 @@ def sum_over_ranks(tensors: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
     return ops.HyperMap()(ops.partial(_sum, ops.AllReduce()), tensors)
 
 
-def is_shared(tensor: ms.Tensor, zero_stage: int) -> bool:
-    """Return whether the optimizer state of a weight is split along its first axis into one part per rank."""
-    return zero_stage > 0 and tensor.shape[0] % device.current().world_size == 0
-
-
 def own_part(tensor: ms.Tensor) -> ms.Tensor:
     """Return this rank's part (n / ranks, ...) of a tensor (n, ...)."""
+    return narrow(tensor, 0, *_own_range(tensor.shape[0]))
+
+
+def own_rows(values: np.ndarray) -> np.ndarray:
+    """Return this rank's part (n / ranks, ...) of an array (n, ...)."""
+    start, stop = _own_range(len(values))
+    return values[start:stop]
+
+
+def _own_range(length: int) -> tuple[int, int]:
     here = device.current()
-    rows = tensor.shape[0] // here.world_size
-    return narrow(tensor, 0, here.rank * rows, (here.rank + 1) * rows)
+    rows = length // here.world_size
+    return here.rank * rows, (here.rank + 1) * rows
 
 
 def join_parts(part: ms.Tensor) -> ms.Tensor:

@@ -1,24 +1,24 @@
-"""Learning rates, AdamW, EMA weights and the norm of gradients, as parts of a compiled step."""
+"""Learning rates, AdamW and the norm of gradients."""
 
 from __future__ import annotations
+
+import math
 
 import mindspore as ms
 import numpy as np
 from mindcv.scheduler import create_scheduler
-from mindspore import nn, ops
+from mindspore import ops
 
 from latte.errors import UserError
-from latte.ops import adam, sum_of_squares
-from latte.runtime.tensors import add_all, assign, assign_add
+from latte.ops import adam, adam_step, sum_of_squares
+from latte.runtime.tensors import add_all, assign_add
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
 
 _map = ops.HyperMap()
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
-_update = ops.MultitypeFuncGraph("update")
-_ema = ops.MultitypeFuncGraph("ema")
-_multiply = ops.MultitypeFuncGraph("multiply")
+_add = ops.MultitypeFuncGraph("add_to")
 
 
 def learning_rates(scheduler: str, start: float, end: float, warmup_steps: int, steps: int) -> np.ndarray:
@@ -55,79 +55,55 @@ def global_norm(gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
     return ops.sqrt(add_all(_map(_sum_of_squares, gradients)))
 
 
-@_multiply.register("Tensor", "Tensor")
-def _times(factor: ms.Tensor, tensor: ms.Tensor) -> ms.Tensor:
-    return tensor * factor
+@_add.register("Tensor", "Tensor")
+def _add_to(total: ms.Tensor, tensor: ms.Tensor) -> ms.Tensor:
+    return assign_add(total, tensor)
 
 
-def multiply(tensors: tuple[ms.Tensor, ...], factor: ms.Tensor) -> tuple[ms.Tensor, ...]:
-    """Return all tensors, each multiplied by a () tensor."""
-    return _map(ops.partial(_multiply, factor), tensors)
+def add_to(totals: tuple[ms.Parameter, ...], tensors: tuple[ms.Tensor, ...]) -> None:
+    """Add to each parameter a tensor, in place."""
+    _map(_add, totals, tensors)
 
 
-def clip_factor(norm: ms.Tensor, limit: float) -> ms.Tensor:
-    """Return the factor that brings gradients of this norm down to a norm of at most `limit`."""
-    return ops.minimum(limit / (norm + CLIP_EPS), ms.Tensor(1.0, ms.float32))
+def unscale_factor(norm: np.float32, scale: np.float32, limit: float) -> np.float32:
+    """Return the factor that divides gradients by `scale` and brings their `norm`, after it, down to at most `limit`.
+
+    All are float32, as a graph would compute them.
+    """
+    factor, one = np.float32(1) / scale, np.float32(1)
+    return factor if math.isinf(limit) else factor * min(np.float32(limit) / (norm + np.float32(CLIP_EPS)), one)
 
 
-@_ema.register("Tensor", "Tensor", "Tensor")
-def _move_ema(rest: ms.Tensor, ema: ms.Tensor, weight: ms.Tensor) -> ms.Tensor:
-    return assign_add(ema, (weight - ema) * rest)
-
-
-def update_ema(
-    ema_weights: tuple[ms.Parameter, ...],
-    weights: tuple[ms.Tensor, ...],
-    decay: float,
-    applies: ms.Tensor | None = None,
-) -> None:
-    """Set each EMA weight to decay * EMA weight + (1 - decay) * weight, in place, unless `applies`, (), is false."""
-    rest = ms.Tensor(1 - decay, ms.float32)  # Python computes 1 - decay in float64
-    if applies is not None:
-        rest = ops.where(applies, rest, ops.zeros_like(rest))
-    _map(ops.partial(_ema, rest), ema_weights, weights)
-
-
-class AdamW(nn.Cell):
+class AdamW:
     """AdamW (Loshchilov and Hutter, 2019, algorithm 2) with the bias correction and the epsilon of PyTorch.
 
-    `weights` are updated in place. MindSpore's fused Adam adds epsilon to the root before its bias correction; given
-    epsilon * sqrt(1 - beta2^t) it computes the same as PyTorch.
+    A step is `begin` and then, for each of the weights, `update`.
     """
 
     def __init__(self, weights: list[ms.Parameter], betas: tuple[float, float], eps: float, weight_decay: float):
-        super().__init__()
         self.weights = ms.ParameterTuple(weights)
-        self.moment1 = self.weights.clone(prefix="adam_m", init="zeros")
-        self.moment2 = self.weights.clone(prefix="adam_v", init="zeros")
+        self.moment1, self.moment2 = _zeros(self.weights, "adam_m"), _zeros(self.weights, "adam_v")
+        # The betas to the power of the steps, multiplied step by step in float32.
         self.power1 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta1_power")
         self.power2 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta2_power")
-        self.beta1, self.beta2 = (ms.Tensor(beta, ms.float32) for beta in betas)
-        self.eps, self.weight_decay = eps, weight_decay
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.step: tuple = ()
 
-    def construct(
-        self, gradients: tuple[ms.Tensor, ...], learning_rate: ms.Tensor, applies: ms.Tensor | None = None
-    ) -> tuple[ms.Tensor, ...]:
-        """Update the weights and return their new values.
+    def begin(self, learning_rate: float, taken: int) -> None:
+        """Begin a step; `taken`: the steps before it."""
+        powers = []
+        for power, beta in zip((self.power1, self.power2), self.betas, strict=True):
+            powers.append(np.float32(power.asnumpy()) * np.float32(beta))
+            power.set_data(ms.Tensor(powers[-1], ms.float32))
+        self.step = adam_step(learning_rate, taken, (powers[0], powers[1]), self.betas, self.eps, self.weight_decay)
 
-        gradients: float32, one per weight, learning_rate: a () float32 tensor. Where `applies`, a () bool tensor, is
-        false, gradients must be 0, and nothing changes.
-        """
-        beta1, beta2 = self.beta1, self.beta2
-        power1, power2 = self.power1 * beta1, self.power2 * beta2
-        if applies is None:
-            assign(self.power1, power1)
-            assign(self.power2, power2)
-        else:
-            kept1, kept2 = ops.where(applies, power1, self.power1), ops.where(applies, power2, self.power2)
-            assign(self.power1, kept1)
-            assign(self.power2, kept2)
-            learning_rate = ops.where(applies, learning_rate, ops.zeros_like(learning_rate))
-            beta1 = ops.where(applies, beta1, ops.ones_like(beta1))
-            beta2 = ops.where(applies, beta2, ops.ones_like(beta2))
-        decay = 1 - learning_rate * self.weight_decay if self.weight_decay else None
-        step = (power1, power2, learning_rate, beta1, beta2, self.eps * ops.sqrt(1 - power2), decay)
-        return _map(ops.partial(_update, step), self.weights, self.moment1, self.moment2, gradients)
+    def update(self, number: int, gradient: ms.Tensor) -> ms.Tensor:
+        """Update the weight of this number in place, and return it; gradient: float32, of its shape."""
+        return adam(self.step, self.weights[number], self.moment1[number], self.moment2[number], gradient)
 
 
-_update.register("Tuple", "Tensor", "Tensor", "Tensor", "Tensor")(adam)
+def _zeros(weights: ms.ParameterTuple, prefix: str) -> ms.ParameterTuple:
+    """Return zeros like each weight; the host gives them no memory, as they only go to the device."""
+    arrays = [np.zeros(weight.shape, np.float32) for weight in weights]
+    named = [(ms.Tensor.from_numpy(array), f"{prefix}.{w.name}") for array, w in zip(arrays, weights, strict=True)]
+    return ms.ParameterTuple([ms.Parameter(tensor, name=name, requires_grad=False) for tensor, name in named])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import mindspore as ms
@@ -10,12 +11,14 @@ import numpy as np
 from latte.errors import UserError
 from latte.models.precision import pad_heads, unpad_heads
 from latte.runtime import graphs
-from latte.training.collective import join_parts, own_part
+from latte.runtime.tensors import assign, views
+from latte.training.collective import join_parts, own_rows
 from latte.training.identity import REMEDY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from latte.models import Latte, LatteT2V
     from latte.training.step import TrainStep
 
 COUNTERS = ("step", "skipped", "good_steps", "loss_scale", "sums")
@@ -24,15 +27,19 @@ COUNTERS = ("step", "skipped", "good_steps", "loss_scale", "sums")
 def state_of(step: TrainStep) -> dict[str, np.ndarray]:
     """Return the state of a training step; its shapes are those of the official weights on every device.
 
-    Every rank must call this function, because it gathers the parts of shared tensors.
+    Every rank must call this function, because it gathers the parts of shared buffers.
     """
     config = step.net.config
     width = config.hidden_size // config.num_heads
     join = graphs.compile_training(join_parts)
     state = {}
-    for name, tensor, is_part in _tensors(step):
-        values = (join(ms.Tensor(tensor)) if is_part else tensor).asnumpy()
-        state[name] = unpad_heads(name, values, config.num_heads, width)
+    for prefix, buffers, cut in _buffers(step):
+        found: dict[int, np.ndarray] = {}
+        for group, buffer in zip(step.groups, buffers, strict=True):
+            values = (join(ms.Tensor(buffer)) if cut and group.is_part else buffer).asnumpy()
+            found.update(group.parts(values))
+        for number, name in enumerate(step.names):
+            state[f"{prefix}.{name}"] = unpad_heads(name, found[number], config.num_heads, width)
     return state | {name: tensor.asnumpy().copy() for name, tensor in _counters(step)}
 
 
@@ -44,40 +51,67 @@ def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> No
         raise UserError(
             f"{source} is of a run that trained {len(extra)} weights more, such as {extra[0][7:]}; {REMEDY}"
         )
-    for name, tensor, is_part in [*_tensors(step), *((*pair, False) for pair in _counters(step))]:
+
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in state:
             raise UserError(f"{source} has no {name}; {REMEDY}")
         values = pad_heads(name, state[name], heads) if flash else state[name]
-        values = own_part(values) if is_part else values
-        if values.shape != tensor.shape:
-            raise UserError(f"{source}: {name} is {values.shape}, but the options ask for {tensor.shape}; {REMEDY}")
-        wanted.append((tensor, values))
+        if values.shape != shape:
+            raise UserError(f"{source}: {name} is {values.shape}, but the options ask for {shape}; {REMEDY}")
+        return values
+
+    for prefix, buffers, cut in _buffers(step):
+        for group, buffer in zip(step.groups, buffers, strict=True):
+            each = [read(f"{prefix}.{step.names[k]}", step.weights[k].shape) for k in group.numbers]
+            values = np.concatenate(each) if len(each) > 1 else each[0]
+            wanted.append((buffer, own_rows(values) if cut and group.is_part else values))
+            if prefix == "net":  # what computes is a copy of the buffer's, or the buffer itself
+                wanted += [(step.weights[k], part) for k, part in zip(group.numbers, each, strict=True)]
+    wanted += [(tensor, read(name, tensor.shape)) for name, tensor in _counters(step)]
+    wanted.append((step.scale, state["loss_scale"]))
     for tensor, values in wanted:
         dtype = np.int32 if tensor.dtype == ms.int32 else np.float32
-        tensor.set_data(ms.Tensor.from_numpy(np.array(values, dtype)))
-    for weight, part, is_part in zip(step.weights, step.optimizer.weights, step.shared, strict=True):
-        if is_part:
-            part.set_data(own_part(ms.Tensor(weight)))
+        tensor.set_data(ms.Tensor.from_numpy(np.array(values, dtype)).astype(tensor.dtype))
 
 
-def weights_of(step: TrainStep, trained_only: bool = False) -> dict[str, np.ndarray]:
-    """Return the weights to sample from, with official names and shapes: the EMA weights if there are any."""
-    net = step.ema or step.net
+def weights_of(step: TrainStep, state: dict[str, np.ndarray], trained_only: bool = False) -> dict[str, np.ndarray]:
+    """Return the weights to sample from, with official names and shapes: the EMA weights if there are any.
+
+    Those that are trained are in the state.
+    """
+    net, kind = step.net, "ema" if step.has_ema else "net"
     heads, width = net.config.num_heads, net.config.hidden_size // net.config.num_heads
-    weights = dict(net.parameters_and_names())
-    names = step.names if trained_only else weights
-    return {name: unpad_heads(name, weights[name].asnumpy(), heads, width) for name in names}
+    weights, trained = dict(net.parameters_and_names()), set(step.names)
+    return {
+        name: state[f"{kind}.{name}"] if name in trained else unpad_heads(name, weights[name].asnumpy(), heads, width)
+        for name in (step.names if trained_only else weights)
+    }
 
 
-def _tensors(step: TrainStep) -> Iterator[tuple[str, ms.Parameter, bool]]:
-    """Yield name and tensor of each weight and moment, and whether the tensor is only this rank's part."""
-    for prefix, net in (("net", step.net), ("ema", step.ema)):
-        weights = dict(net.parameters_and_names()) if net is not None else {}
-        yield from ((f"{prefix}.{name}", weights[name], False) for name in step.names if weights)
-    moments = (("adam_m", step.optimizer.moment1), ("adam_v", step.optimizer.moment2))
-    for prefix, tensors in moments:
-        for name, tensor, is_part in zip(step.names, tensors, step.shared, strict=True):
-            yield f"{prefix}.{name}", tensor, is_part
+@contextmanager
+def net_to_sample(step: TrainStep) -> Iterator[Latte | LatteT2V]:
+    """Yield the network to sample from, with EMA weights if there are any; behind it, all weights are as before."""
+    if not (step.stacks and step.has_ema):
+        yield step.ema or step.net
+        return
+    before = [weight.copy() for weight in step.weights]
+    for group, buffer in zip(step.groups, step.ema_weights, strict=True):
+        for number, part in zip(group.numbers, views(buffer, group.rows), strict=True):
+            assign(step.weights[number], part)  # in place, as compiled graphs do not see set_data
+    try:
+        yield step.net
+    finally:
+        for weight, values in zip(step.weights, before, strict=True):
+            assign(weight, values)
+
+
+def _buffers(step: TrainStep) -> Iterator[tuple[str, Sequence[ms.Parameter], bool]]:
+    """Yield the name and the buffers of weights, EMA weights and moments, and whether a rank may have parts of them."""
+    yield "net", step.optimizer.weights, True
+    if step.has_ema:
+        yield "ema", step.ema_weights, False
+    yield "adam_m", step.optimizer.moment1, True
+    yield "adam_v", step.optimizer.moment2, True
 
 
 def _counters(step: TrainStep) -> list[tuple[str, ms.Parameter]]:

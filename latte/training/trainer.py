@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import math
 import time
@@ -22,7 +21,6 @@ from latte.io.atomic import remove_leftovers
 from latte.io.video import grid, save_video
 from latte.runtime import compile_cache, device, graphs
 from latte.runtime.profiling import Profile
-from latte.runtime.tensors import assign
 from latte.training import reconstruction, run_folder
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, any_rank, sum_over_ranks
@@ -31,9 +29,9 @@ from latte.training.identity import compare, identity
 from latte.training.metrics import Metrics, describe
 from latte.training.next_command import next_command
 from latte.training.previews import Previews
-from latte.training.state import load_state, state_of, weights_of
-from latte.training.step import SUMS
+from latte.training.state import load_state, net_to_sample, state_of, weights_of
 from latte.training.stopping import StopSignal
+from latte.training.update import SUMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("latte")
 GIB = 2**30
-# Where steps are handed over ahead of the device, so many lie between two looks at what it has computed: at skipped
-# steps, at the loss, and at a signal to one of several ranks.
-LOOKS = 10
 # Options that no graph depends on, so that a run with another folder finds the graph of the last one.
 NOT_COMPILED = {"output_path", "resume", "profile", "compile_cache", "device_id", "num_workers", "ckpt_max_keep"}
 NOT_COMPILED |= {"ckpt_keep_every", "sample_videos", "sample_steps", "guidance_scale", "vae_check", "log_interval"}
@@ -125,7 +120,6 @@ class Trainer:
             reconstruction.report(training.codec, frames, self.folder, name)
         with StopSignal() as signal, bar, logging_redirect_tqdm([log]):
             self.seen = time.perf_counter(), self.step
-            looked = self.step  # the last step at which the device's values were looked at
             skipped, due = SkippedSteps(int(training.step.skipped.asnumpy())), False
             sinks = cfg.dataset_sink_mode and here.sinks_data
             if cfg.dataset_sink_mode and not sinks:
@@ -137,13 +131,10 @@ class Trainer:
                 if done == self.step:
                     continue  # gradients are being accumulated
                 bar.update(done - self.step)
+                self._check_skipped(skipped, done)
                 self.step = done
-                looks = sinks or not here.runs_ahead or done % LOOKS == 0 or self._is_due(done)
-                stop = any_rank(bool(signal.requested)) if looks or here.world_size == 1 else False
-                if looks or stop:
-                    self._check_skipped(skipped, looked, done)
-                    looked = done
-                    bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+                bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+                stop = any_rank(bool(signal.requested))
                 self.profile.done(done)
                 ends = stop or self.step == training.total_steps
                 if self.step % cfg.log_interval == 0 or self.step == training.total_steps:
@@ -161,14 +152,10 @@ class Trainer:
             self.metrics.close()
             log.info("to sample from this run: %s", next_command(cfg, self.folder))
 
-    def _is_due(self, step: int) -> bool:
-        """Return whether a step is followed by a report or a save."""
-        return step % self.cfg.log_interval == 0 or step % self.save_interval == 0 or step == self.training.total_steps
-
     def _called(self, loader: ms.dataset.Dataset, batches: int) -> Iterator[tuple[int, ms.Tensor]]:
         """Yield the number of batches so far, of which `batches` were before, and the loss after each one.
 
-        Nothing is read from the device here: while it takes a step, the next batch is made and handed to it.
+        The host waits for the device once a step only, to see whether the gradients are finite.
         """
         training = self.training
         try:
@@ -195,13 +182,11 @@ class Trainer:
         if not self.cfg.compile_cache or not device.current().graph_mode:
             return None
         options = {key: value for key, value in vars(self.cfg).items() if key not in NOT_COMPILED}
-        rates = hashlib.sha256(step.learning_rates.asnumpy().tobytes()).hexdigest()
         facts = {
             "options": options,
             "network": training.config.to_json(),
             "autoencoder": str(training.codec.vae.config),
             "step": str(step.options),
-            "rates": rates,
             "frames": training.num_frames,
         }
         return compile_cache.fingerprint(step, tuple(inputs), facts)
@@ -220,18 +205,20 @@ class Trainer:
                 size,
             )
         with watching(lambda: "continue with --resume auto") as watch:
-            sink = ms.data_sink(self.training.step.construct, loader, sink_size=size, jit_config=graphs.jit_config())
-            for batches in range(first + size, last + 1, size):
+            step = self.training.step
+            sink = ms.data_sink(step.construct, loader, sink_size=1, jit_config=graphs.jit_config())
+            for batches in range(first + 1, last + 1):
                 with graphs.first_call("the training step", self.called):
-                    loss = sink()
+                    loss = self.training.call.finish(sink())
                 watch.begun = True
-                yield batches, loss
+                if (batches - first) % size == 0:
+                    yield batches, loss
 
-    def _check_skipped(self, skipped: SkippedSteps, looked: int, done: int) -> None:
-        """Raise UserError, on all ranks alike, if there were too many skipped steps in a row after step `looked`."""
+    def _check_skipped(self, skipped: SkippedSteps, done: int) -> None:
+        """Raise UserError, on all ranks alike, if there were too many skipped steps in a row up to step `done`."""
         step = self.training.step
         falls = step.options.loss_scale_window > 0 and float(step.loss_scale.asnumpy()) > 1
-        if skipped.note(done - looked, int(step.skipped.asnumpy()), falls):
+        if skipped.note(done - self.step, int(step.skipped.asnumpy()), falls):
             raise UserError(
                 f"the last {skipped.in_a_row} steps up to step {done} (at least {MAX_SKIPPED} in a row) had gradients "
                 f"that are not finite, so that nothing is learned; {self.folder} keeps its checkpoints; {REMEDY}"
@@ -265,8 +252,7 @@ class Trainer:
         step, cfg = self.training.step, self.cfg
         sums = dict(zip(SUMS, _summed(ms.Tensor(step.sums.asnumpy())).asnumpy().tolist(), strict=True))
         if not between:
-            zeros = ms.Tensor(np.zeros(len(SUMS), np.float32))
-            assign(step.sums, zeros)  # in place, because the compiled step does not see set_data
+            step.sums.set_data(ms.Tensor(np.zeros(len(SUMS), np.float32)))
         if not self.is_first:
             return
         now = time.perf_counter()
@@ -312,7 +298,7 @@ class Trainer:
         self.metrics.sync()  # before the checkpoint that counts on its rows
         place = {"step": str(self.step), "world_size": str(device.current().world_size)}
         metadata = self.training.metadata | place
-        weights = weights_of(self.training.step, trained_only=self.cfg.trainable == "lora")
+        weights = weights_of(self.training.step, state, trained_only=self.cfg.trainable == "lora")
         kind = "ema" if self.cfg.use_ema else "model"
         file = self.checkpoints.save(self.step, state, weights, metadata, kind, of_state=self.identity, prune=prune)
         log.info("saved %s", file)
@@ -327,7 +313,7 @@ class Trainer:
         cfg, training = self.cfg, self.training
         _, channels, height, width = training.source.latent_shape
         return Previews(
-            training.step.ema or training.step.net,
+            training.step.ema or training.step.net,  # with the weights that `net_to_sample` gives it
             training.codec,
             (training.num_frames, channels, height, width),
             training.source,
@@ -344,7 +330,8 @@ class Trainer:
         count = self.cfg.sample_videos
         if not (self.is_first and count):
             return
-        with tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
+        bar = tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False)
+        with bar, net_to_sample(self.training.step):
             videos = self.previews.make(bar.update)
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
         save_video(board, self._samples_file().with_suffix(""), ["gif"])

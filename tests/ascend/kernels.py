@@ -141,8 +141,9 @@ def feature_cache():
 def _train(net, ema, inputs, vae=None, recompute=False, **options):
     for block in net.blocks if recompute else ():
         block.recompute()
-    step = TrainStep(net, ema, vae, np.full(10, 1e-4, np.float32), StepOptions(**options))
-    graphs.compile_training(step.construct)(*inputs)
+    call = TrainStep(net, ema, vae, np.full(10, 1e-4, np.float32), StepOptions(**options)).compiled()
+    for _ in range(options.get("accumulation", 1)):
+        call(*inputs)
 
 
 def train(dtype="fp32", condition="class", images=0, flash=False, from_pixels=False, patch_embedder="conv", **options):
@@ -185,8 +186,8 @@ def train_vae():
     """A training step of an autoencoder."""
     config = AutoencoderConfig(block_out_channels=(32, 64), layers_per_block=1, mid_block_add_attention=False)
     vae, ema = (AutoencoderKL(config) for _ in range(2))
-    step = VaeStep(vae, ema, np.full(10, 1e-3, np.float32), VaeTrainConfig())
-    graphs.compile_training(step.construct)(_tensor(2, 3, 16, 16), _tensor(2, 4, 8, 8))
+    step = VaeStep(vae, ema, np.full(10, 1e-3, np.float32), VaeTrainConfig()).compiled()
+    step(_tensor(2, 3, 16, 16), _tensor(2, 4, 8, 8))
 
 
 SCALED = {"loss_scale": 1024.0, "loss_scale_window": 1000}

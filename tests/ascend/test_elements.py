@@ -1,5 +1,6 @@
 """Operators of the stand-in that compute, reduce or move elements, beside NumPy, and what they refuse."""
 
+import ctypes
 import math
 
 import numpy as np
@@ -199,6 +200,30 @@ def test_in_place():
     same(found, 3 * A, rounds=2)
 
 
+def test_lerps():
+    a, b = np.broadcast_arrays(*(each.astype(np.float32) for each in (A, B)))
+    same(launch("Lerps", a, b, np.float32(0.25), out(a.shape)), 0.75 * a + 0.25 * b, rounds=4)
+
+
+def adamw(weight, mean, square, gradient, taken, amsgrad=False):
+    """Return the arguments of a step with a learning rate of 0.1 and a weight decay of 0.5."""
+    numbers = [ctypes.c_float(number) for number in (0.1, 0.9, 0.99, 0.5, 1e-8)]
+    return [weight, mean, square, gradient, gradient, taken, *numbers, amsgrad, False]
+
+
+@pytest.mark.parametrize("taken", [np.array([3], np.float32), np.array([3])], ids=["float32", "int64"])
+def test_adamw_counts_the_steps_before(taken):
+    w, m, g = RNG.normal(size=(3, 20)).astype(np.float32)
+    v = np.abs(w) / 100
+    given = adamw(*(returned(each.copy()) for each in (w, m, v)), g, taken)
+    w_new, m_new, v_new = card().launch("ApplyAdamWV2", *given)
+    mean, square = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+    root = np.sqrt(square / (1 - 0.99**4)) + 1e-8
+    same(m_new, mean, rounds=4)
+    same(v_new, square, rounds=4)
+    same(w_new, w * (1 - 0.1 * 0.5) - 0.1 * mean / (1 - 0.9**4) / root, rounds=32)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("axes", [[], [0], [1, -1], [0, 1, 2]])
 @pytest.mark.parametrize("keep", [False, True])
@@ -316,6 +341,19 @@ REFUSALS = {
     "source has the shape of self with the length of index": ("IndexAdd", X, 0, INT[0], X, ONE, out((2, 3))),
     "index is int32 or int64 with at most one axis": ("IndexSelect", X, 0, INT, out((2, 3))),
     "step is not 0": ("Arange", ONE, ONE, np.float32(0), out((0,))),
+    "self, end and out are float32, float16 or bfloat16, all of one dtype": (
+        "Lerps",
+        X,
+        X.astype(np.float16),
+        ONE,
+        out((2, 3)),
+    ),
+    "var is float32, float16 or bfloat16": ("ApplyAdamWV2", *adamw(INT, INT, INT, INT, X[0, :1])),
+    "var, m, v and grad have one dtype": ("ApplyAdamWV2", *adamw(X, X, X, X.astype(np.float16), X[0, :1])),
+    "var, m, v and grad have one shape": ("ApplyAdamWV2", *adamw(X, X, X, X[:1], X[0, :1])),
+    "step is float32 or int64": ("ApplyAdamWV2", *adamw(X, X, X, X, INT[0, :1])),
+    "step has one element": ("ApplyAdamWV2", *adamw(X, X, X, X, X[0])),
+    "the stand-in has no amsgrad": ("ApplyAdamWV2", *adamw(X, X, X, X, X[0, :1], True)),
     "tensors have at most 8 axes": ("Neg", np.zeros((1,) * 9, np.float32), out((1,) * 9)),
 }
 
@@ -331,6 +369,11 @@ def test_a_product_without_bfloat16_refuses_it():
     x = cast(A, "bfloat16")
     with pytest.raises(Refused, match="aclnnSqrt refuses this call on Ascend910A: this product has no bfloat16"):
         card("Ascend910A").launch("Sqrt", x, out(A.shape, "bfloat16"))
+
+
+def test_adamw_is_none_of_910as():
+    with pytest.raises(Refused, match="the product is Atlas A2 or A3, not 910A"):
+        card("Ascend910A").launch("ApplyAdamWV2", *adamw(X, X, X, X, X[0, :1]))
 
 
 def test_an_operator_that_is_lacking_is_an_error_with_its_name():

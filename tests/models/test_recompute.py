@@ -10,7 +10,7 @@ from latte.models.latte import Latte, LatteConfig
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
 from latte.models.precision import prepare
 from latte.ops import blockwise
-from latte.runtime import device, graphs
+from latte.runtime import device
 from latte.training.step import StepOptions, TrainStep
 
 SIZE, FRAMES, WORDS, CAPTION = 4, 3, 5, 8
@@ -46,7 +46,7 @@ def test_the_step_is_the_same(kind):
     found = []
     for recompute in (False, True):
         step, given = build(kind, recompute)
-        loss = float(graphs.compile_training(step.construct)(*given))
+        loss = float(step.compiled()(*given))
         found.append((loss, [moment.asnumpy() for moment in step.optimizer.moment1]))
     (loss, gradients), (again, others) = found
     assert abs(loss - again) <= 1e-6 * abs(loss)

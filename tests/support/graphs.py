@@ -63,8 +63,8 @@ def plain_inference(depth, dtype):
         return read_graph(graph_of(PlainLatte(net, True), *zeros((1, 16, 4, 32, 32), (1,))))
 
 
-def training_model(kind, depth, dtype, recompute=True, accumulation=2, ranks=2, late=False):
-    """Return the graph of a whole training step, from moments to EMA weights."""
+def training_model(kind, depth, dtype, recompute=True, accumulation=1, ranks=2, late=False):
+    """Return the graph of a training step, from moments to the gradients of the buffers."""
     scaled = {"loss_scale": 65536.0, "loss_scale_window": 2000} if dtype == "fp16" else {}
     options = StepOptions(accumulation=accumulation, max_grad_norm=0.1, **scaled)
     sizes = {} if kind == "LatteT2V" else {"condition": "class", "num_classes": 101}

@@ -103,8 +103,9 @@ def ten_steps(dtype):
     )
     losses = [float(call(*batch(seed=seed)).asnumpy()) for seed in range(10)]
     yield "ten losses", ms.Tensor(np.array(losses, np.float32))
-    for name, net in (("ten steps", step.net), ("ten steps, EMA", step.ema)):
-        values = [weight.asnumpy().ravel() for weight in net.get_parameters()]
+    state = state_of(step)
+    for name, prefix in (("ten steps", "net."), ("ten steps, EMA", "ema.")):
+        values = [state[key].ravel() for key in sorted(state) if key.startswith(prefix)]
         yield name, ms.Tensor(np.concatenate(values))
 
 

@@ -5,7 +5,6 @@ import numpy as np
 
 from latte.models.latte import Latte, LatteConfig
 from latte.models.precision import prepare
-from latte.runtime import graphs
 from latte.training.step import StepOptions, TrainStep
 
 SMALL = {"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 2, "input_size": 4, "num_frames": 3}
@@ -13,7 +12,7 @@ SMALL = {"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 2, "input_
 
 def build(net, ema=None, rate=1e-3, **options):
     step = TrainStep(net, ema, None, np.full(40, rate, np.float32), StepOptions(**{"scale_factor": 1.0, **options}))
-    return step, graphs.compile_training(step.construct)
+    return step, step.compiled()
 
 
 def small(dtype=ms.float32, seed=0, **config):

@@ -20,7 +20,7 @@ from latte.errors import UserError
 from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
 from latte.models.precision import prepare
-from latte.runtime import device, graphs
+from latte.runtime import device
 from latte.training.build import build
 from latte.training.cache_maker import make_cache
 from latte.training.identity import compare
@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_pytorchs(uncompiled):
     x = data["x_start"]
     moments = np.concatenate((x, np.full_like(x, -30)), 2)
     inputs = moments, np.zeros_like(x), data["t"], data["noise"], np.full((2, 8), -1, np.int32)
-    call = graphs.compile_training(step.construct)
+    call = step.compiled()
     loss = float(call(*map(ms.Tensor, (*inputs, data["text"], data["mask"]))))
     assert abs(loss / float(data["loss"]) - 1) < 1e-5
     gradients = {name: total.asnumpy() for name, total in zip(step.names, step.accumulated, strict=True)}
@@ -295,7 +295,7 @@ def test_additions_to_widened_heads_are_saved_at_their_own_width():
     attention = step.net.transformer_blocks[0].attn1
     assert attention.to_q.lora_up.shape == (32, 2) and attention.to_out[0].lora_down.shape == (2, 32)  # 12 -> 16
     assert not attention.to_q.weight.requires_grad and not step.ema.transformer_blocks[0].attn1.to_q.bias.requires_grad
-    saved = weights_of(step, trained_only=True)
+    saved = weights_of(step, state_of(step), trained_only=True)
     assert saved["transformer_blocks.0.attn1.to_q.lora_up"].shape == (24, 2)
     assert saved["transformer_blocks.0.attn1.to_out.0.lora_down"].shape == (2, 24)
     state = {name: values + np.float32(0.5 * ("." in name)) for name, values in state_of(step).items()}

@@ -16,7 +16,6 @@ from support.runs import TRAIN, write_clips
 from latte.config import TrainConfig, parse_config
 from latte.errors import UserError
 from latte.io.atomic import LOCK
-from latte.runtime import device
 from latte.training import health, run_folder
 from latte.training import trainer as module
 from latte.training.build import build
@@ -219,36 +218,6 @@ def test_a_save_that_a_skipped_step_put_off_is_made_after_the_next_one(start):
     trainer = start(spoil, ckpt_max_keep=10)
     trainer.fit()
     assert trainer.checkpoints.steps() == [2, 5, 6, 8]
-
-
-class Loss:
-    """A loss on the device, which counts how often the host has waited for it."""
-
-    waits = 0
-
-    def __float__(self):
-        Loss.waits += 1
-        return 1.0
-
-
-@pytest.mark.parametrize("ahead, waits", [(False, 40), (True, 4 + 1)])
-def test_where_steps_run_ahead_the_host_waits_at_reports_and_every_tenth_step_only(start, monkeypatch, ahead, waits):
-    monkeypatch.setattr(device.Device, "runs_ahead", ahead)
-    monkeypatch.setattr(device, "synchronize", lambda: None)
-    monkeypatch.setattr(Loss, "waits", 0)
-    trainer = start(loss=Loss(), max_steps=40, ckpt_save_interval=100, log_interval=15)  # 10, 15, 20, 30, 40
-    trainer.fit()
-    assert Loss.waits == waits and trainer.step == 40
-    assert len((trainer.folder / "metrics.csv").read_text().splitlines()) == 1 + 2
-
-
-def test_where_steps_run_ahead_a_run_that_only_skips_steps_is_stopped_too(start, monkeypatch):
-    monkeypatch.setattr(device.Device, "runs_ahead", True)
-    monkeypatch.setattr(device, "synchronize", lambda: None)
-    spoil = lambda step: step.skipped.set_data(step.skipped + 1)  # noqa: E731
-    trainer = start(spoil, max_steps=50, ckpt_save_interval=100, log_interval=100)
-    with pytest.raises(UserError, match=r"the last 20 steps up to step 20 .* had gradients that are not finite"):
-        trainer.fit()
 
 
 def test_the_search_for_a_loss_scale_is_no_reason_to_stop():

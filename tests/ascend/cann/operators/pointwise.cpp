@@ -342,3 +342,42 @@ ACLNN(InplaceAdd, "ops-math math/add/docs/aclnnAdd&aclnnInplaceAdd.md", Tensor *
   const float scale = float(alpha->number);
   return READY([=] { map2(a, b, a, [=](float x, float y) { return x + scale * y; }); });
 }
+
+ACLNN(Lerps, "ops-math math/lerp/docs/aclnnLerps&aclnnInplaceLerps.md", const Tensor *start, const Tensor *end,
+      const Scalar *weight, Tensor *out) {
+  LAUNCH({start, end}, {out});
+  NEED(is_floating(start) && start->dtype == end->dtype && start->dtype == out->dtype,
+       "self, end and out are float32, float16 or bfloat16, all of one dtype");
+  NEED(fits(start, end, out), "out has the shape that the inputs broadcast to");
+  const float share = float(weight->number);
+  return READY([=] { map2(start, end, out, [=](float x, float y) { return x + share * (y - x); }); });
+}
+
+// In the order of op_kernel/apply_adam_w_v2_fp.h beside the page, which also tells what the page does not: `step` counts
+// the steps before this one.
+ACLNN(ApplyAdamWV2, "ops-nn optim/apply_adam_w_v2/docs/aclnnApplyAdamWV2.md", Tensor *weight, Tensor *mean,
+      Tensor *square, Tensor *, const Tensor *gradient, const Tensor *step, float rate, float beta1, float beta2,
+      float decay, float eps, bool amsgrad, bool maximize) {
+  LAUNCH({weight, mean, square, gradient, step}, {weight, mean, square});
+  NEED(product() != A1, "the product is Atlas A2 or A3, not 910A");
+  NEED(is_floating(weight), "var is float32, float16 or bfloat16");
+  NEED(weight->dtype == mean->dtype && weight->dtype == square->dtype && weight->dtype == gradient->dtype,
+       "var, m, v and grad have one dtype");
+  NEED(same_dims(weight, mean) && same_dims(weight, square) && same_dims(weight, gradient),
+       "var, m, v and grad have one shape");
+  NEED(is_one_of(step, {F32, I64}), "step is float32 or int64");
+  NEED(elements(step->dims) == 1, "step has one element");
+  NEED(!amsgrad, "the stand-in has no amsgrad");
+  return READY([=] {
+    std::vector<float> w = floats(weight), m = floats(mean), v = floats(square), g = floats(gradient);
+    const float t = 1 + (step->dtype == F32 ? floats(step)[0] : float(integers(step)[0]));
+    const float size = rate / (1 - std::pow(beta1, t)), root = 1 / std::sqrt(1 - std::pow(beta2, t));
+    for (size_t i = 0; i < w.size(); i++) {
+      const float slope = maximize ? -g[i] : g[i];
+      m[i] += (slope - m[i]) * (1 - beta1);
+      v[i] = v[i] * beta2 + slope * slope * (1 - beta2);
+      w[i] = w[i] * (1 - rate * decay) - m[i] / (std::sqrt(v[i]) * root + eps) * size;
+    }
+    store(weight, w), store(mean, m), store(square, v);
+  });
+}
