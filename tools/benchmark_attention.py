@@ -97,7 +97,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         for block in net.blocks:
             block.recompute()
     step = TrainStep(net, ema, None, np.full(job["steps"] + 1, 1e-4, np.float32), StepOptions(scale_factor=1.0))
-    call, given = step.compiled(), step_inputs(job)
+    call, given = step.as_function(), step_inputs(job)
     seconds, gradients = [], {}
     for i in range(job["steps"] + 1):
         start = time.perf_counter()

@@ -80,7 +80,7 @@ def _our_train(job: dict[str, Any]) -> dict[str, Any]:
         prepare(each, for_training=True)
     learning_rates = np.full(job["steps"] + job["warm_up"] + 1, LEARNING_RATE, np.float32)
     options = StepOptions(ema_decay=EMA_DECAY, scale_factor=1.0)
-    call = TrainStep(net, ema, None, learning_rates, options).compiled()
+    call = TrainStep(net, ema, None, learning_rates, options).as_function()
     given, losses = step_inputs(job), []
     result = timed(lambda i: losses.append(float(call(*given))), job["steps"], job["warm_up"])
     return result | {"deviation": deviation(job, "losses", np.array(losses))}

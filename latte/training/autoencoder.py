@@ -78,7 +78,7 @@ class VaeStep(nn.Cell):
         (loss, squared), gradients = self.value_and_grad(x, noise)
         return loss, squared, global_norm(gradients), *gradients
 
-    def compiled(self) -> Callable[..., tuple[ms.Tensor, ms.Tensor]]:
+    def as_function(self) -> Callable[..., tuple[ms.Tensor, ms.Tensor]]:
         """Return a function that trains on what `construct` takes, and returns the loss and the mean squared error."""
         graph, steps = graphs.compile_training(self.construct), enumerate(self.learning_rates)
 
@@ -251,6 +251,6 @@ def train(settings: VaeTrainConfig) -> str:
     frames, held_out = split(all_frames, clips, settings.data_folder)
     vae, ema = (AutoencoderKL(config, settings.seed) for _ in range(2))
     rates = learning_rates("cosine", settings.learning_rate, 0.0, min(100, settings.steps // 10), settings.steps)
-    step = VaeStep(vae, ema, rates, settings).compiled()
+    step = VaeStep(vae, ema, rates, settings).as_function()
     psnr, scale = fit(step, ema, frames, held_out, settings)
     return f"{settings.target}: PSNR {psnr:.2f} dB on held-out clips, scaling factor {scale:.5f}"

@@ -99,7 +99,7 @@ def build(cfg: TrainConfig) -> Training:
     options = _step_options(cfg, codec.scale_factor)
     rates = learning_rates(cfg.scheduler, cfg.start_learning_rate, cfg.end_learning_rate, cfg.warmup_steps, total)
     step = TrainStep(net, ema, vae if in_step else None, rates, options)
-    call = step.compiled()
+    call = step.as_function()
     encodes = not (in_step or cfg.cache_folder)
     return Training(net.config, frames, codec, source, step, call, encodes, batch, total, metadata)
 

@@ -141,7 +141,7 @@ def feature_cache():
 def _train(net, ema, inputs, vae=None, recompute=False, **options):
     for block in net.blocks if recompute else ():
         block.recompute()
-    call = TrainStep(net, ema, vae, np.full(10, 1e-4, np.float32), StepOptions(**options)).compiled()
+    call = TrainStep(net, ema, vae, np.full(10, 1e-4, np.float32), StepOptions(**options)).as_function()
     for _ in range(options.get("accumulation", 1)):
         call(*inputs)
 
@@ -186,7 +186,7 @@ def train_vae():
     """A training step of an autoencoder."""
     config = AutoencoderConfig(block_out_channels=(32, 64), layers_per_block=1, mid_block_add_attention=False)
     vae, ema = (AutoencoderKL(config) for _ in range(2))
-    step = VaeStep(vae, ema, np.full(10, 1e-3, np.float32), VaeTrainConfig()).compiled()
+    step = VaeStep(vae, ema, np.full(10, 1e-3, np.float32), VaeTrainConfig()).as_function()
     step(_tensor(2, 3, 16, 16), _tensor(2, 4, 8, 8))
 
 

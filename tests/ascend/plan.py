@@ -85,7 +85,7 @@ def training(given):
     if given.model == "LatteT2V":
         text = (zeros(given.batch, given.text, TEXT), ms.Tensor(np.ones((given.batch, given.text), np.float32)))
     first = zeros(*(pixels if given.pixels else moments))
-    return nets[0], step.compiled(), (first, zeros(*x), times, zeros(*x), skipped, *text)
+    return nets[0], step.as_function(), (first, zeros(*x), times, zeros(*x), skipped, *text)
 
 
 def autoencoder():

@@ -46,7 +46,7 @@ def test_the_step_is_the_same(kind):
     found = []
     for recompute in (False, True):
         step, given = build(kind, recompute)
-        loss = float(step.compiled()(*given))
+        loss = float(step.as_function()(*given))
         found.append((loss, [moment.asnumpy() for moment in step.optimizer.moment1]))
     (loss, gradients), (again, others) = found
     assert abs(loss - again) <= 1e-6 * abs(loss)

@@ -12,7 +12,7 @@ SMALL = {"hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 2, "input_
 
 def build(net, ema=None, rate=1e-3, **options):
     step = TrainStep(net, ema, None, np.full(40, rate, np.float32), StepOptions(**{"scale_factor": 1.0, **options}))
-    return step, step.compiled()
+    return step, step.as_function()
 
 
 def small(dtype=ms.float32, seed=0, **config):

@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_pytorchs(uncompiled):
     x = data["x_start"]
     moments = np.concatenate((x, np.full_like(x, -30)), 2)
     inputs = moments, np.zeros_like(x), data["t"], data["noise"], np.full((2, 8), -1, np.int32)
-    call = step.compiled()
+    call = step.as_function()
     loss = float(call(*map(ms.Tensor, (*inputs, data["text"], data["mask"]))))
     assert abs(loss / float(data["loss"]) - 1) < 1e-5
     gradients = {name: total.asnumpy() for name, total in zip(step.names, step.accumulated, strict=True)}
