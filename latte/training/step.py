@@ -61,7 +61,7 @@ class TextToVideo(nn.Cell):
 class TrainStep(nn.Cell):
     """A network, its EMA weights, and everything else that a training step changes, as parameters.
 
-    `as_function` gives the step as a function; called as a cell, it only computes gradients. With `vae` the first input is
+    `as_function` gives the whole step; called as a cell, it only computes gradients. With `vae` the first input is
     pixels, else moments of the posterior. learning_rates: (steps,) float32, one per step.
     Where the device stacks weights, those that are trained, their moments and EMA weights are in float32 buffers of
     like weights, `net` has copies in the dtype that it computes in, and the weights of `ema` are no longer needed.
