@@ -217,7 +217,7 @@ def test_another_seed_overwrites_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(
         videos,
         "_make",
-        lambda cfg, pipe, batch, given: made(cfg, batch, np.zeros((len(batch), 4, 16, 16, 3), np.uint8)),
+        lambda cfg, pipe, batch, *_: made(cfg, batch, np.zeros((len(batch), 4, 16, 16, 3), np.uint8)),
     )
     monkeypatch.setattr(videos, "summary", lambda pipe: "")
     made_by = ("--num_samples", 2, "--output_path", tmp_path)

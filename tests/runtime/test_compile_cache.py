@@ -53,6 +53,7 @@ def folder(tmp_path, monkeypatch):
     """Keep graphs in a folder of the test's own, as if this process had kept none."""
     monkeypatch.setenv("LATTE_COMPILE_CACHE", str(tmp_path / "graphs"))
     monkeypatch.setattr(compile_cache, "_state", {"used": False})
+    monkeypatch.setattr(sys, "argv", [__file__])  # a worker of pytest-xdist has no program file
     return tmp_path / "graphs"
 
 
