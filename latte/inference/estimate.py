@@ -75,6 +75,12 @@ class Work:
     text_encoder: float = 0  # bytes of one that is there before the first step only
 
     @property
+    def table(self) -> str:
+        """The name of the launches in the tables: a video by itself is computed otherwise than several."""
+        single = f"{self.kind} single"
+        return single if self.sizes.batch == 1 and single in roofline.tables() else self.kind
+
+    @property
     def trains(self) -> bool:
         """Whether this is a training."""
         return not self.calls
@@ -124,6 +130,7 @@ def training(
         dtype=cfg.dtype,
         fused=fused,
         vae=vae,
+        vae_dtype=cfg.vae_dtype,
         encoded=0 if cfg.cache_folder else cfg.train_batch_size * frames,
         vae_slice=cfg.vae_slice,
         accumulation=cfg.gradient_accumulation_steps,
@@ -166,6 +173,7 @@ def sampling(
         dtype=cfg.dtype,
         fused=fused,
         vae=vae,
+        vae_dtype=cfg.vae_dtype,
         decoded=batch * frames,
         vae_slice=cfg.vae_slice,
         calls=solver.calls(steps),
@@ -259,7 +267,7 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
         exchange = roofline.all_reduce(4 * work.trained, on, ranks, hosts)
         exchange += roofline.all_gather(4 * work.trained, on, ranks) if work.shared else 0.0
     once = roofline.seconds(found, on, exchange)
-    table = roofline.tables()[work.kind]
+    table = roofline.tables()[work.table]
     return Prediction(
         flops=work.accumulation * sum(each.number * each.flops for each in found),
         bytes=work.accumulation * sum(each.number * each.bytes for each in found),
@@ -275,7 +283,7 @@ def steps(work: Work, on: Card) -> list[roofline.Launch]:
     """Return the launches of one call of the step: of a batch, or of a denoising step."""
     fused = work.fused and on.fused_attention
     sizes = dataclasses.replace(work.sizes, pads=fused)
-    found = roofline.launches(work.kind, sizes, work.dtype, fused)
+    found = roofline.launches(work.table, sizes, work.dtype, fused)
     return found + (autoencoder(work, "encode", work.encoded) if work.encoded else [])
 
 
@@ -290,7 +298,7 @@ def autoencoder(work: Work, kind: str, frames: float) -> list[roofline.Launch]:
 
 def memory(work: Work, ranks: int = 1) -> Memory:
     """Return the predicted memory of a card, from MindSpore's own plans of small networks."""
-    table, sizes = roofline.tables()[work.kind]["memory"], work.sizes
+    table, sizes = roofline.tables()[work.kind]["memory"], work.sizes  # of several videos: activations count
     scale = roofline.vae_scale(work.vae.block_out_channels)
     elements = sizes.tokens * sizes.width * (2 if work.dtype == "fp32" else 1)
     activations = (table["fixed"] + table["pair"] * sizes.pairs) * elements

@@ -30,6 +30,7 @@ CLASSES = (  # of operators: the first that its name matches
     ("elementwise", r""),
 )
 COMPUTING = ("product", "attention", "convolution")
+PER_VIDEO = ("aclnnLayerNormBackward",)  # what is launched for each video, in place of once for a batch
 
 
 class Launch(NamedTuple):
@@ -163,7 +164,7 @@ def launches(kind: str, sizes: Sizes, dtype: str = "fp16", fused: bool = True, t
     """
     found = []
     for op, group, stored, fixed, pair, flops, plain, halves in tables()[kind]["launches"]:
-        count = (fixed + pair * sizes.pairs) * times
+        count = (fixed + pair * sizes.pairs) * times * (sizes.batch if op in PER_VIDEO else 1)
         wide = dtype == "fp32" and halves
         if not count or (wide and op == "aclnnCast" and plain):
             continue

@@ -17,6 +17,7 @@ LONG = {"num_frames": 128, "train_batch_size": 1}
 CACHED = {"cache_folder": "x"}
 ROWS = {
     "training, 5 x 16 from videos": {},
+    "the same, vae_dtype bf16": {"vae_dtype": "bf16"},
     "training, 5 x 16 from a cache": CACHED,
     "the same, recomputed": CACHED | {"use_recompute": True},
     "training, 1 x 128 from a cache, recomputed": CACHED | LONG | {"use_recompute": True},

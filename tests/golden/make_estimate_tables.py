@@ -40,6 +40,12 @@ KINDS = {  # of a step -> what tests/ascend/plan.py is asked for
     "t2v train": f"train {T2V}",
     "t2v train recomputed": f"train {T2V} --recompute",
     "t2v sample guided": f"sample --loaded {T2V}",
+    # A video by itself is computed otherwise: `latte.ops.ascend` tells.
+    "train single": "train --batch 1",
+    "train recomputed single": "train --recompute --batch 1",
+    "sample single": "sample --loaded --unguided --batch 1",
+    "t2v train single": f"train {T2V} --batch 1",
+    "t2v train recomputed single": f"train {T2V} --recompute --batch 1",
     "encode": "encode",
     "decode": "decode",
 }
@@ -61,7 +67,7 @@ def main(folder: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(2) as pool:
         place = Path(folder or temporary)
         jobs = [(kind, depth) for kind in KINDS for depth in (DEPTHS if kind not in FIXED else DEPTHS[:1])]
-        words = [*(f"{KINDS[kind]} {SIZES} --depth {depth}" for kind, depth in jobs), CHECKED, *LIGHT]
+        words = [*(f"{_before(KINDS[kind])} --depth {depth}" for kind, depth in jobs), CHECKED, *LIGHT]
         *plans, checked, small, large = pool.map(lambda each: plan(place, each), words)
     tables = {kind: table([plans[k] for k, job in enumerate(jobs) if job[0] == kind]) for kind in KINDS}
     for kind in KINDS:
@@ -71,6 +77,12 @@ def main(folder: str | None = None) -> None:
     PLANNED.write_text(json.dumps({"plan": CHECKED} | kept, indent=1) + "\n")
     lines = ",\n".join(f"{json.dumps(kind)}: {_lines(each)}" for kind, each in tables.items())
     roofline.LAUNCHES.write_text(f"{{\n{lines}\n}}\n")
+
+
+def _before(asked: str) -> str:
+    """Return the words of a plan with the sizes before its own options, which win."""
+    what, *options = asked.split()
+    return " ".join((what, SIZES, *options))
 
 
 def _lines(table: dict) -> str:
@@ -104,7 +116,10 @@ def table(plans: list[dict]) -> dict:
 
     A launch is [operator, class, dtype, count, count per pair of blocks, operations, bytes, bytes in halves].
     """
+    batch = plans[0]["batch"]
     sizes = NAMED if len(plans) > 1 else {name: NAMED[name] for name in IMAGES}
+    if batch == 1:
+        sizes = {name: size for name, size in sizes.items() if name != "B"}
     counts = [Counter(_row(launch, sizes, each["weights"]) for launch in each["trace"]) for each in plans]
     pairs = [(each["depth"] or 0) // 2 for each in plans]
     rows = []
@@ -115,6 +130,8 @@ def table(plans: list[dict]) -> dict:
         else:
             per_pair = (counts[1][row] - counts[0][row]) / (pairs[1] - pairs[0])
             fixed = counts[0][row] - per_pair * pairs[0]
+        if name in roofline.PER_VIDEO:
+            fixed, per_pair = fixed / batch, per_pair / batch
         if fixed or per_pair:
             rows.append([name, roofline.class_of(name), dtype, fixed, per_pair, *work])
     compiling = [each["compile"] for each in plans]
@@ -130,7 +147,8 @@ def _memory(plans: list[dict], pairs: list[int]) -> dict:
     """Return bytes of what stays, per weight, and of what is at the peak besides, per element of the tokens."""
     if len(plans) == 1:  # an autoencoder: per patch of 16 x 16 pixels
         return {"resident": plans[0]["resident"], "fixed": (plans[0]["peak"] - plans[0]["resident"]) / POSITIONS}
-    above = [(each["peak"] - each["resident"]) / (POSITIONS * WIDTH) for each in plans]
+    tokens = POSITIONS // BATCH * plans[0]["batch"]
+    above = [(each["peak"] - each["resident"]) / (tokens * WIDTH) for each in plans]
     pair = (above[1] - above[0]) / (pairs[1] - pairs[0])
     weight = (plans[1]["resident"] - plans[0]["resident"]) / (plans[1]["weights"] - plans[0]["weights"])
     return {"weight": round(weight, 3), "fixed": round(above[0] - pair * pairs[0], 3), "pair": round(pair, 3)}

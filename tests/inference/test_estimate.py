@@ -130,7 +130,7 @@ def test_more_takes_more(options):
 
 
 def test_recomputation_takes_time_and_gives_memory():
-    plain, again = trained(), trained(use_recompute=True)
+    plain, again = (trained(cache_folder="x", use_recompute=recompute) for recompute in (False, True))
     assert estimate.predict(again, on()).flops > 1.2 * estimate.predict(plain, on()).flops
     assert estimate.memory(again).peak < 0.5 * estimate.memory(plain).peak
     assert estimate.largest_batch(again, 60e9) > 2 * estimate.largest_batch(plain, 60e9)
