@@ -3,7 +3,8 @@
     python tools/embedding_cache.py --config configs/training/sky_video.yaml --cache_folder DIR
 
 The options are those of train.py; --cache_folder names the folder to write to. To continue an interrupted cache, give
-the same command again. With mpirun the ranks share the videos. Exit code 1: some videos failed.
+the same command again; --dry_run says what would be written. With mpirun the ranks share the videos. Exit code 1: some
+videos failed.
 """
 
 from __future__ import annotations

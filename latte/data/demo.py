@@ -85,14 +85,19 @@ def write_frames(pixels: np.ndarray, folder: Path) -> None:
         raise UserError(f"cannot write {folder}: {error.strerror}") from error
 
 
+def draws(options: DataOptions) -> bool:
+    """Return whether clips are to be drawn: that is asked for, and data_folder does not exist."""
+    return bool(options.demo_clips and options.data_folder) and not Path(options.data_folder or "").exists()
+
+
 def draw_if_missing(options: DataOptions) -> None:
     """Draw `demo_clips` clips of each class into data_folder, if that is asked for and the folder does not exist.
 
     The folder gets its name when it is whole. Raises UserError if it cannot be written.
     """
-    if not options.demo_clips or not options.data_folder or Path(options.data_folder).exists():
+    if not draws(options):
         return
-    target = Path(options.data_folder)
+    target = Path(options.data_folder or "")
     partial = target.with_name(f".{target.name}")
     with tqdm(total=options.demo_clips * len(CLASSES), desc=str(target), unit="clip") as bar:
         for seed in range(options.demo_clips):

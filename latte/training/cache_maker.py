@@ -20,8 +20,9 @@ from tqdm import tqdm
 from latte.components.codec import Codec
 from latte.components.loading import load
 from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, file_parts, read_cache
-from latte.data.dataset import PixelStore
-from latte.data.demo import draw_if_missing
+from latte.data.check import check_files
+from latte.data.dataset import PixelStore, VideoDataset
+from latte.data.demo import draw_if_missing, draws
 from latte.data.index import Index, Record, list_records
 from latte.data.loader import read_text
 from latte.data.records import checksums, structure_hash, write_records
@@ -292,6 +293,10 @@ def make_cache(cfg: CacheConfig) -> Report:
     rank, world_size = device.current().rank, device.current().world_size
     start = read_start(cfg)
     cfg = start.cfg
+    if cfg.dry_run:
+        if rank == 0:
+            _dry_run(cfg, Codec(load(start.vae), cfg.sd_scale_factor, cfg.vae_slice, dtype=cfg.vae_dtype))
+        return Report(0, Clock())
     if rank == 0:
         draw_if_missing(cfg)
     ranks.wait_for_all(world_size)
@@ -343,6 +348,24 @@ def make_cache(cfg: CacheConfig) -> Report:
             cfg.cache_path,
         )
     return Report(len(failed), clock)
+
+
+def _dry_run(cfg: CacheConfig, codec: Codec) -> None:
+    """Look for every video, open some, and say what would be written; nothing is encoded or written."""
+    if draws(cfg):
+        _say(f"would draw {cfg.demo_clips} clips of each class into {cfg.data_folder} first")
+        return
+    size, frames = cfg.image_size or DEFAULT_SIZE, cfg.num_frames or 1
+    index = list_records(cfg)
+    dataset = VideoDataset(index, frames, PixelStore(size, cfg.transform), cfg, cfg.seed)
+    check_files(dataset, 1.0, f"data_folder {cfg.data_folder}")  # the cache tells of broken videos and goes on
+    dtype = cfg.cache_dtype or DEFAULT_DTYPE
+    shape = codec.cache_settings(size)["frame_shape"]
+    each = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize * (2 if cfg.flip else 1)
+    _say(
+        f"would write moments {'x'.join(map(str, shape))} of {len(index.records)} videos as {cfg.cache_file_type} in "
+        f"{dtype} to {cfg.cache_path}: {each / 1e3:.1f} kB per frame"
+    )
 
 
 def _report(cfg: CacheConfig, index: Index, codec: Codec) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import logging
 from pathlib import Path
 
 import mindspore as ms
@@ -155,6 +156,21 @@ def test_what_is_said_counts_every_frame_and_names_the_folder_and_what_comes_nex
     assert "14 frames encoded" in caplog.text  # 5 and 9: the first slice, which is not timed, is counted
     assert f"the latents of 2 videos are in {tmp_path / 'c'}; train from them with train.py" in caplog.text
     assert capsys.readouterr().out == "Start Video Index: 0.\nSaving Attempts: 1: save 2 videos, failed 0 videos.\n"
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(videos, tmp_path, caplog, capsys):
+    caplog.set_level(logging.INFO, logger="latte")
+    made = make_cache(options(videos, tmp_path / "cache", dry_run=True, flip=True, cache_dtype="fp32"))
+    said = capsys.readouterr().out
+    assert made.failed == 0 and not list(tmp_path.iterdir())
+    assert "videos opened, 0 of them cannot be used" in caplog.text
+    assert said == (
+        f"would write moments 8x8x8 of 5 videos as numpy in fp32 to {tmp_path / 'cache'}: 4.1 kB per frame\n"
+    )
+    missing = tmp_path / "clips"
+    make_cache(options(missing, tmp_path / "cache", dry_run=True, demo_clips=2))
+    assert f"would draw 2 clips of each class into {missing} first" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(videos, tmp_path, monkeypatch):
