@@ -61,7 +61,7 @@ def _turned(form: str) -> ms.Tensor:
 
 @constexpr
 def _takes_tiles(channels: int) -> bool:
-    """Return whether a convolution of so many channels is Winograd's."""
+    """Return whether a float32 convolution of so many channels is Winograd's; of halves, its sums would be too rough."""
     bfloat16 = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE") == "BF16" and device.multiplies_in_bfloat16()
     return channels >= FEW_CHANNELS and not bfloat16
 
@@ -227,7 +227,7 @@ def _input_gradient(d: ms.Tensor, weight: ms.Tensor, stride: int) -> ms.Tensor:
     """Return the gradient (pixels, C) with respect to what a kernel (out, C, 3, 3) was applied to."""
     n, h, w, out = d.shape
     c, rows, parts, last = weight.shape[1], d.reshape(n * h * w, out), [], d
-    if stride == 1 and _takes_tiles(out):
+    if stride == 1 and d.dtype == ms.float32 and _takes_tiles(out):
         kernel = _matmul(_turned("same"), weight.reshape(out * c, 9)).reshape(16, out, c)
         for _, a, b, index, found, count in _tile_plan("same", d.shape):
             last = _pixels(_batched(_tiles(_strip(rows, a, b, last), index, count, "same"), kernel), found, "same")
@@ -261,7 +261,7 @@ class Conv3(CustomGrad):
     def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
         """Return (N, H / stride, W / stride, out) of x (N, H, W, C), weight (out, C, 3, 3), bias (out,)."""
         n, h, w, c = x.shape
-        if self.stride == 1 and _takes_tiles(c):
+        if self.stride == 1 and x.dtype == ms.float32 and _takes_tiles(c):
             y = _by_tiles(x, _tiled_kernel(weight, "same"), bias, "same")
         else:
             y = _by_taps(x, _tap_kernel(weight), bias, self.stride)
@@ -282,7 +282,7 @@ class UpsampleConv3(CustomGrad):
     def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
         """Return (N, 2 H, 2 W, out) of x (N, H, W, C), weight (out, C, 3, 3), bias (out,)."""
         n, h, w, c = x.shape
-        if _takes_tiles(c):
+        if x.dtype == ms.float32 and _takes_tiles(c):
             y = _by_tiles(x, _tiled_kernel(weight, "double"), bias, "double")
         else:
             y = _by_taps(upsample(x), _tap_kernel(weight), bias, 1)
@@ -314,7 +314,7 @@ class ScaledSiluConv3(CustomGrad):
         self, x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor
     ) -> ms.Tensor:
         """Return (N, H, W, out) of x (N, H, W, C), scale and shift (N, C), weight (out, C, 3, 3), bias (out,)."""
-        if _takes_tiles(x.shape[3]):
+        if x.dtype == ms.float32 and _takes_tiles(x.shape[3]):
             y = _norm_by_tiles(x, scale, shift, _tiled_kernel(weight, "same"), bias)
         else:
             y = _norm_by_taps(x, scale, shift, _tap_kernel(weight), bias)
