@@ -61,7 +61,7 @@ def _turned(form: str) -> ms.Tensor:
 
 @constexpr
 def _takes_tiles(channels: int) -> bool:
-    """Return whether a float32 convolution of so many channels is Winograd's; of halves, its sums would be too rough."""
+    """Return whether a float32 convolution of so many channels is Winograd's, which is too rough in halves."""
     bfloat16 = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE") == "BF16" and device.multiplies_in_bfloat16()
     return channels >= FEW_CHANNELS and not bfloat16
 
