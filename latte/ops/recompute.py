@@ -50,7 +50,10 @@ class Recomputed(CustomGrad):
 
     def construct(self, inputs: tuple, leaves: tuple) -> ms.Tensor:
         """Return the block's output."""
-        nodes = leaves
+        return self.compute(inputs, leaves)
+
+    def compute(self, inputs: tuple, nodes: tuple) -> ms.Tensor:
+        """Return `forward` of inputs and leaves, nested as they were."""
         for group in self.groups:
             made = ()
             for i in group:
@@ -64,14 +67,7 @@ class Recomputed(CustomGrad):
         count = len(inputs)
 
         def again(*tensors: ms.Tensor) -> ms.Tensor:
-            nodes = tensors[count:]
-            for group in self.groups:
-                made = ()
-                for i in group:
-                    made = (*made, nodes[i] if isinstance(i, int) else i)  # type: ignore[assignment]
-                nodes = (*nodes, made)
-            given = (*tensors[:count], *((None,) * (self.inputs - count)))
-            return self.forward(*given, *nodes[-1], *self.settings)
+            return self.compute(tensors[:count], tensors[count:])
 
         # Only once the gradient has come this far, lest all blocks are computed again at once.
         found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *leaves, d)

@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 
 from latte.runtime import device
+from latte.runtime.tensors import assign, views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,6 +66,15 @@ def zeros_of(group: Group, weights: Sequence[ms.Parameter], name: str) -> ms.Par
     """Return a new float32 parameter of zeros for a group of weights."""
     first = weights[group.numbers[0]]
     return _parameter(np.zeros((sum(group.rows), *first.shape[1:]) if first.ndim else (), np.float32), name)
+
+
+def spread(group: Group, buffer: ms.Tensor, weights: Sequence[ms.Parameter]) -> None:
+    """Copy the values of a group's buffer into its weights, of all weights, in their dtype.
+
+    In place, as compiled graphs do not see `set_data`.
+    """
+    for number, part in zip(group.numbers, views(buffer, group.rows), strict=True):
+        assign(weights[number], part)
 
 
 def _parameter(values: np.ndarray, name: str) -> ms.Parameter:

@@ -11,9 +11,10 @@ import numpy as np
 from latte.errors import UserError
 from latte.models.precision import pad_heads, unpad_heads
 from latte.runtime import graphs
-from latte.runtime.tensors import assign, views
+from latte.runtime.tensors import assign
 from latte.training.collective import join_parts, own_rows
 from latte.training.identity import REMEDY
+from latte.training.stacks import spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,8 +97,7 @@ def net_to_sample(step: TrainStep) -> Iterator[Latte | LatteT2V]:
         return
     before = [weight.copy() for weight in step.weights]
     for group, buffer in zip(step.groups, step.ema_weights, strict=True):
-        for number, part in zip(group.numbers, views(buffer, group.rows), strict=True):
-            assign(step.weights[number], part)  # in place, as compiled graphs do not see set_data
+        spread(group, buffer, step.weights)
     try:
         yield step.net
     finally:

@@ -107,7 +107,7 @@ class TrainStep(nn.Cell):
         self.accumulates = options.accumulation > 1
         sums = [zeros_of(group, self.weights, f"sum.{k}") for k, group in enumerate(groups) if self.accumulates]
         self.accumulated = ms.ParameterTuple(sums) if sums else ()
-        self.learning_rates = ms.Tensor(learning_rates, ms.float32)
+        self.learning_rates = learning_rates
         # The host counts, and need not ask the device: the graph has the loss scale in a parameter of its own.
         self.batch = _counter("batch", 0, ms.int32)  # batches accumulated since the last step
         self.step = _counter("step", 0, ms.int32)  # optimizer steps so far, with the skipped ones

@@ -263,7 +263,7 @@ class Trainer:
             "epoch": round(self.step * self.training.batch / len(self.training.source.dataset), 4),
             **{name: sums[name] / max(sums["batches"], 1) for name in ("loss", "mse", "bound")},
             "grad_norm": sums["grad_norm"] / max(sums["updates"], 1),
-            "learning_rate": float(step.learning_rates.asnumpy()[self.step - 1]),
+            "learning_rate": float(step.learning_rates[self.step - 1]),
             "loss_scale": float(step.loss_scale.asnumpy()),
             "skipped_steps": int(step.skipped.asnumpy()),
         }

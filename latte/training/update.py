@@ -13,9 +13,10 @@ import numpy as np
 
 from latte.ops import move_towards
 from latte.runtime import device, graphs
-from latte.runtime.tensors import assign, clear, views
+from latte.runtime.tensors import clear
 from latte.training.collective import join_parts, own_part, sum_over_ranks
 from latte.training.optim import global_norm, unscale_factor
+from latte.training.stacks import spread
 
 if TYPE_CHECKING:
     from latte.training.step import TrainStep
@@ -44,9 +45,10 @@ class CompiledStep:
         if len(self.numbers) < accumulation:
             set_counter(step.batch, len(self.numbers))
             return loss
+        norm = None
         if step.accumulates:
             gradients = list(sum_over_ranks(step.accumulated))
-        norm = global_norm(tuple(gradients)) if step.accumulates else None
+            norm = global_norm(tuple(gradients))
         rows = [tensor.asnumpy() for tensor in self.numbers]  # the host waits for the device here, and nowhere else
         self.numbers = []
         set_counter(step.batch, 0)
@@ -65,7 +67,7 @@ class CompiledStep:
         finite = bool(np.isfinite(norm))
         if finite:
             limit = options.max_grad_norm if taken >= options.start_clip_step else math.inf
-            learning_rate = float(step.learning_rates.asnumpy()[taken])
+            learning_rate = float(step.learning_rates[taken])
             self._update(gradients, unscale_factor(norm, scale, limit), learning_rate, taken - skipped)
         else:
             set_counter(step.skipped, skipped + 1)
@@ -93,11 +95,8 @@ class CompiledStep:
                 weights = join_parts(weights)
             if step.has_ema:
                 move_towards(step.ema_weights[number], weights, 1 - step.options.ema_decay)
-            if step.stacks:
-                for k, part in zip(group.numbers, views(weights, group.rows), strict=True):
-                    assign(step.weights[k], part)
-            elif group.is_part:
-                assign(step.weights[group.numbers[0]], weights)
+            if step.stacks or group.is_part:
+                spread(group, weights, step.weights)
 
     def _rescale(self, finite: bool) -> None:
         """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""
