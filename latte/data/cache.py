@@ -10,7 +10,6 @@ import bisect
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import logging
@@ -26,6 +25,7 @@ from latte.data.records import REMEDY, RecordClip, check_frames, read_rows, segm
 from latte.errors import UserError, reason
 from latte.io.arrays import Header, read_header, read_npy
 from latte.io.atomic import atomic_path
+from latte.io.checksums import sha256_of
 from latte.io.json_files import read_bytes
 from latte.io.listing import VIDEO_SUFFIXES
 from latte.io.video_file import READER
@@ -383,12 +383,7 @@ def file_parts(path: Path) -> list[Path]:
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file and of MindRecord's index beside it; raises UserError if they cannot be read."""
-    digest = hashlib.sha256()
     try:
-        for part in file_parts(path):
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        return sha256_of(*file_parts(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

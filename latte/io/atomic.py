@@ -45,7 +45,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         target = _behind_links(path)
         made = _make_folders(target.parent)
-        with _workplace(target.parent, target.stem) as folder:
+        with working_folder(target.parent, target.stem) as folder:
             temporary = folder / target.name
             temporary.touch()
             yield temporary
@@ -69,7 +69,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     made: list[Path] = []
     try:
         made += _make_folders(path.parent)
-        with _workplace(path.parent, path.name) as folder:
+        with working_folder(path.parent, path.name) as folder:
             temporary = folder / path.name
             temporary.mkdir()
             yield temporary
@@ -98,7 +98,7 @@ def atomic_entries(folder: str | Path) -> Iterator[Path]:
     folder, moved = Path(folder), []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _workplace(folder, "export") as outer:
+        with working_folder(folder, "export") as outer:
             temporary = outer / "export"
             temporary.mkdir()
             yield temporary
@@ -189,8 +189,11 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def _workplace(parent: Path, name: str) -> Iterator[Path]:
-    """Yield a new working folder in `parent`; it goes with all that is in it when the block ends, or the program."""
+def working_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield a new working folder in `parent`; it goes with all that is in it when the block ends, or the program.
+
+    What killed processes left in `parent` is removed. Raises OSError if it cannot be made.
+    """
     parent = parent.resolve()
     if parent not in _swept:  # once, because a cache has a hundred thousand files
         _swept.add(parent)

@@ -17,13 +17,14 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 
 from latte.errors import reason
+from latte.io.atomic import working_folder
+from latte.io.checksums import sha256_of
 from latte.runtime import device
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def fingerprint(cell: ms.nn.Cell, inputs: tuple[ms.Tensor, ...], facts: Mapping[
     """
     commit = Path(ms.__file__).parent / ".commit_id"
     found = {
-        "code": {str(file.relative_to(PACKAGE)): _sha256(file) for file in sorted(PACKAGE.rglob("*.py"))},
+        "code": {str(file.relative_to(PACKAGE)): sha256_of(file) for file in sorted(PACKAGE.rglob("*.py"))},
         "versions": [sys.version, ms.__version__, commit.read_text() if commit.exists() else "", platform.platform()],
         "CANN": _cann(),
         "device": str(device.current()),
@@ -92,26 +93,25 @@ def using(key: str | None) -> Iterator[bool]:
     With None, a second time in a process, before MindSpore 2.10, or if the cache folder cannot be written, nothing is
     read or kept.
     """
-    place = None if key is None or _state["used"] or not _can_cache() else _place(key)
-    if place is None:
-        yield False
-        return
-    folder, whole = place
-    _state["used"] = True
-    saved = {name: os.environ.get(name) for name in (ENABLE, PATH)}
-    os.environ.update({ENABLE: "1", PATH: str(folder)})
-    try:
-        yield whole
-        if not whole:
-            _keep(folder, root() / str(key))
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        if not whole:
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        place = None if key is None or _state["used"] or not _can_cache() else _place(key, stack)
+        if place is None:
+            yield False
+            return
+        folder, whole = place
+        _state["used"] = True
+        saved = {name: os.environ.get(name) for name in (ENABLE, PATH)}
+        os.environ.update({ENABLE: "1", PATH: str(folder)})
+        try:
+            yield whole
+            if not whole:
+                _keep(folder, root() / str(key))
+        finally:
+            for name, value in saved.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def _can_cache() -> bool:
@@ -119,8 +119,11 @@ def _can_cache() -> bool:
     return device.keeps_graphs() and Path(sys.argv[0] or ".").is_file() and ENABLE not in os.environ
 
 
-def _place(key: str) -> tuple[Path, bool] | None:
-    """Return the folder of a graph and True, or an empty folder for it and False; None if there can be none."""
+def _place(key: str, stack: contextlib.ExitStack) -> tuple[Path, bool] | None:
+    """Return the folder of a graph and True, or an empty folder for it and False; None if there can be none.
+
+    The empty one is in a working folder, which goes with `stack`.
+    """
     folder = root() / key
     if _is_whole(folder):
         with contextlib.suppress(OSError):
@@ -129,7 +132,9 @@ def _place(key: str) -> tuple[Path, bool] | None:
     try:
         root().mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # damaged
-        return Path(tempfile.mkdtemp(prefix=".writing-", dir=root())), False
+        empty = stack.enter_context(working_folder(root(), key)) / "graph"
+        empty.mkdir()
+        return empty, False
     except OSError as error:
         device.warn_once(f"compile_cache: nothing is kept, as {root()} cannot be written: {reason(error)}")
         return None
@@ -138,7 +143,7 @@ def _place(key: str) -> tuple[Path, bool] | None:
 def _is_whole(folder: Path) -> bool:
     try:
         sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        return bool(sums) and all(_sha256(folder / name) == value for name, value in sums.items())
+        return bool(sums) and all(sha256_of(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -149,7 +154,7 @@ def _keep(folder: Path, target: Path) -> None:
     if not any(path.name.endswith("dependency.hash") for path in files):  # MindSpore writes it last
         return
     try:
-        sums = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        sums = {str(path.relative_to(folder)): sha256_of(path) for path in files}
         (folder / SUMS).write_text(json.dumps(sums), encoding="utf-8")
         folder.rename(target)
         _drop_oldest(root())
@@ -165,7 +170,3 @@ def _drop_oldest(folder: Path) -> None:
         room -= sum(path.stat().st_size for path in graph.rglob("*") if path.is_file())
         if room < 0:
             shutil.rmtree(graph, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
