@@ -30,7 +30,6 @@ CLASSES = (  # of operators: the first that its name matches
     ("elementwise", r""),
 )
 COMPUTING = ("product", "attention", "convolution")
-PER_VIDEO = ("aclnnLayerNormBackward",)  # what is launched for each video, in place of once for a batch
 
 
 class Launch(NamedTuple):
@@ -162,9 +161,9 @@ def launches(kind: str, sizes: Sizes, dtype: str = "fp16", fused: bool = True, t
     In fp32 what is in halves takes twice the bytes, and casts between the two are gone. Without the fused kernel the
     scores go through memory: as `latte.ops.blockwise` computes them, in a product, a softmax and a product.
     """
-    found = []
-    for op, group, stored, fixed, pair, flops, plain, halves in tables()[kind]["launches"]:
-        count = (fixed + pair * sizes.pairs) * times * (sizes.batch if op in PER_VIDEO else 1)
+    found, table = [], tables()[kind]
+    for op, group, stored, fixed, pair, flops, plain, halves in table["launches"]:
+        count = (fixed + pair * sizes.pairs) * times * (sizes.batch if op in table.get("per_video", ()) else 1)
         wide = dtype == "fp32" and halves
         if not count or (wide and op == "aclnnCast" and plain):
             continue
