@@ -19,7 +19,17 @@ from latte.components.loading import open_weights
 from latte.config import TEXT_TO_VIDEO
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
-from latte.inference.inputs import Config, asked_solver, guidance, latent_shape, model_options
+from latte.inference.inputs import (
+    DEFAULT_FRAMES,
+    DEFAULT_MODEL,
+    DEFAULT_SIZE,
+    Config,
+    asked_solver,
+    guidance,
+    latent_shape,
+    model_options,
+    trained_config,
+)
 from latte.io.json_files import exists
 from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import LatteConfig, named_sizes
@@ -34,7 +44,6 @@ if TYPE_CHECKING:
 GIB = 2**30
 SLICE = 8  # frames that the autoencoder takes at once on an accelerator, unless vae_slice says otherwise
 FITS = 0.94  # of a card's memory is MindSpore's to use
-LARGEST = "Latte-XL/2"  # the default, as in `latte.training.build`
 MANY = 2**16  # a batch that memory does not limit
 MILLION = 10**6  # steps of the official trainings
 LORA = 24  # matrices of LoRA adapters (rank, width) in a pair of blocks
@@ -186,18 +195,11 @@ def sampling(
 def described(cfg: TrainConfig) -> tuple[Config, tuple[int, int, int, int], AutoencoderConfig]:
     """Return network, (F, C, h, w) of its latents and autoencoder that options of a training name; reads no file."""
     vae = AutoencoderConfig()
-    size, frames = cfg.image_size or 256, cfg.num_frames or 16
+    size, frames = cfg.image_size or DEFAULT_SIZE, cfg.num_frames or DEFAULT_FRAMES
     if cfg.model_name == TEXT_TO_VIDEO:
         config: Config = LatteT2VConfig()
         return config, config.latent_shape(cfg.num_frames, cfg.image_size, cfg.image_size, vae.downsampling), vae
-    asked = {name: getattr(cfg, name) for name in ("hidden_size", "depth", "num_heads", "patch_size")}
-    config = LatteConfig(
-        **(named_sizes(cfg.model_name or LARGEST) | {name: value for name, value in asked.items() if value}),
-        input_size=size // vae.downsampling,
-        num_frames=frames,
-        condition=cfg.condition,
-        num_classes=cfg.num_classes,
-    )
+    config = trained_config(cfg, vae)
     return config, config.latent_shape(frames, size, size, vae.downsampling), vae
 
 
@@ -223,7 +225,7 @@ def stored(cfg: SampleConfig) -> tuple[Config, AutoencoderConfig, str]:
         asked = {key: value for key, value in model_options(cfg, vae).items() if value is not None}
         if cfg.condition or (cfg.guidance_scale or 1) != 1:
             asked |= {"condition": cfg.condition or "class", "num_classes": cfg.num_classes or 101}
-        config = LatteConfig(**(named_sizes(asked.pop("model_name", LARGEST)) | asked))
+        config = LatteConfig(**(named_sizes(asked.pop("model_name", DEFAULT_MODEL)) | asked))
     missing = next(path for path in (checkpoint, cfg.vae_checkpoint) if path and not exists(path))
     return config, vae, f"{missing} is not here: the sizes of the official files are assumed, {config.describe()}"
 

@@ -20,18 +20,19 @@ from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.io.arrays import read_npz
 from latte.io.json_files import is_unicode
-from latte.models.latte import CLIP_TEXT, LatteConfig
+from latte.models.latte import CLIP_TEXT, LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
 
 if TYPE_CHECKING:
     from latte.components.folders import Parts
     from latte.components.loading import Weights
     from latte.components.text_encoder import Prompts
-    from latte.config import SampleConfig
+    from latte.config import SampleConfig, TrainConfig
     from latte.inference.latents import Conditions
     from latte.models.autoencoder import AutoencoderConfig
 
 Config = LatteConfig | LatteT2VConfig
+DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16  # of a training
 LONGEST_NAME = 60  # characters of a prompt in a file name
 
 Prompt = str | Sequence[str] | None
@@ -115,6 +116,19 @@ def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, Any]:
     names = ("model_name", "condition", "num_classes", "hidden_size", "depth", "num_heads", "patch_size", "num_frames")
     asked = {name: getattr(cfg, name) for name in names}
     return asked | {"input_size": cfg.image_size and cfg.image_size // vae.downsampling}
+
+
+def trained_config(cfg: TrainConfig, vae: AutoencoderConfig) -> LatteConfig:
+    """Return the Latte that the options of a training name, for the latents of an autoencoder."""
+    asked = {name: getattr(cfg, name) for name in ("hidden_size", "depth", "num_heads", "patch_size")}
+    return LatteConfig(
+        **(named_sizes(cfg.model_name or DEFAULT_MODEL) | {name: value for name, value in asked.items() if value}),
+        input_size=(cfg.image_size or DEFAULT_SIZE) // vae.downsampling,
+        num_frames=cfg.num_frames or DEFAULT_FRAMES,
+        in_channels=vae.latent_channels,
+        condition=cfg.condition,
+        num_classes=cfg.num_classes,
+    )
 
 
 def read_network(cfg: SampleConfig, parts: Parts, vae: AutoencoderConfig) -> Weights:

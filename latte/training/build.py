@@ -17,7 +17,7 @@ from latte.data.index import Index, list_records, nested
 from latte.data.loader import TrainingSource, read_text
 from latte.errors import UserError
 from latte.inference import estimate
-from latte.models.latte import LatteConfig, named_sizes
+from latte.inference.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, trained_config
 from latte.runtime import device
 from latte.runtime.profiling import check_span
 from latte.training.captions import captions_for
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from latte.config import TrainConfig
     from latte.models.autoencoder import AutoencoderConfig
+    from latte.models.latte import LatteConfig
     from latte.models.latte_t2v import LatteT2VConfig
     from latte.training.update import CompiledStep
 
-DEFAULT_MODEL, DEFAULT_SIZE, DEFAULT_FRAMES = "Latte-XL/2", 256, 16
 
 log = logging.getLogger("latte")
 
@@ -80,7 +80,7 @@ def build(cfg: TrainConfig) -> Training:
         raise UserError(f"{len(dataset)} videos are fewer than the {batch} per step; make train_batch_size smaller")
     check_span(cfg.profile_span, total)
     flash = device.use_flash_attention(cfg.enable_flash_attention, compute, training=True)
-    config = start.config or _network_config(cfg, size, frames, vae.config)
+    config = start.config or _network_config(cfg, size, vae.config)
     if vae.config.latent_channels != config.in_channels:
         raise UserError(
             f"vae_checkpoint {cfg.vae_checkpoint} has {vae.config.latent_channels} latent channels, but the network "
@@ -125,21 +125,12 @@ def open_cache(cfg: TrainConfig, folder: str, settings: dict[str, Any]) -> Cache
     return cache
 
 
-def _network_config(cfg: TrainConfig, size: int, frames: int, vae: AutoencoderConfig) -> LatteConfig:
-    downsampling, sizes = vae.downsampling, named_sizes(cfg.model_name or DEFAULT_MODEL)
-    asked = {name: getattr(cfg, name) for name in ("hidden_size", "depth", "num_heads", "patch_size")}
-    if size % downsampling:
-        raise UserError(f"image_size {size} is not a multiple of the autoencoder's {downsampling}")
+def _network_config(cfg: TrainConfig, size: int, vae: AutoencoderConfig) -> LatteConfig:
+    if size % vae.downsampling:
+        raise UserError(f"image_size {size} is not a multiple of the autoencoder's {vae.downsampling}")
     if cfg.images_per_video and cfg.condition == "text":
         raise UserError("images_per_video needs condition null or class: single images have no captions")
-    return LatteConfig(
-        **(sizes | {name: value for name, value in asked.items() if value}),
-        input_size=size // downsampling,
-        num_frames=frames,
-        in_channels=vae.latent_channels,
-        condition=cfg.condition,
-        num_classes=cfg.num_classes,
-    )
+    return trained_config(cfg, vae)
 
 
 def _source(

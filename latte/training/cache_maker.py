@@ -27,6 +27,7 @@ from latte.data.index import Index, Record, list_records
 from latte.data.loader import read_text
 from latte.data.records import checksums, structure_hash, write_records
 from latte.errors import UserError
+from latte.inference.inputs import DEFAULT_SIZE
 from latte.io.atomic import atomic_path
 from latte.io.video_file import READER
 from latte.runtime import device, ranks
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("latte")
 AHEAD = 4  # slices of frames to decode in advance
 MAX_FILES = 1000  # MindRecord files per cache; MindSpore takes at most 4096
-DEFAULT_SIZE, DEFAULT_DTYPE = 256, "fp16"
+DEFAULT_DTYPE = "fp16"
 WORK = ".moments-"  # prefix of temporary files
 # Hidden names that a killed process leaves, of `_write` and `write_records`, or of an older version.
 _LEFTOVER = re.compile(r"\.(\d{8,}|(\.?moments-)?\d{8,}(-\w{8})?\.npy|(manifest|text_embeddings)-\w{8}\.(json|npz))")

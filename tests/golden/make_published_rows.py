@@ -96,6 +96,7 @@ def main(tables: str) -> None:
         fitted="seconds of a call of a graph",
     )
     mindone = "mindone, examples of Open-Sora and Open-Sora-Plan"
+    eight = {"source": mindone, "ranks": 8, "sunk": False, "tensor": True}
     exact = "O0; float32 products; attention without the fused kernel, which takes halves only"
     work = plain(
         stdit(roofline.launches("t2v sample guided", Sizes(1, 16, 32, **T2V, pads=False), dtype="fp32", fused=False))
@@ -113,11 +114,8 @@ def main(tables: str) -> None:
             1,
             work,
             "O1; all blocks recomputed, mindone's default; exact attention; autoencoder in HF32",
-            source=mindone,
-            ranks=8,
             exchanged=4 * 760e6,
-            sunk=False,
-            tensor=True,
+            **eight,
             **({"fitted": "memory kernel by kernel"} if pixels == 256 else {}),
         )
     for frames, images, figure in ((17, 4, 2.45), (65, 16, 9.36)):
@@ -133,11 +131,8 @@ def main(tables: str) -> None:
             1,
             work,
             "all blocks recomputed; the autoencoder over time taken to cost as much as Stable Diffusion's, in HF32",
-            source=mindone,
-            ranks=8,
             exchanged=4 * 1057e6,
-            sunk=False,
-            tensor=True,
+            **eight,
         )
     guided = roofline.launches("t2v sample guided", Sizes(1, 16, 32, **T2V, pads=False))
     eager = [each._replace(number=each.number * 50) for each in guided]
