@@ -72,6 +72,7 @@ class Work:
     decoded: float = 0  # frames that it decodes after the last step
     vae_dtype: str = "fp32"  # of its convolutions
     vae_slice: int = 0  # frames at once; 0 = as suits the device
+    vae_tile: int = 0  # pixels a side of what is decoded at once; 0 = whole frames
     calls: int = 0  # of the network for a batch of videos; 0 in a training
     accumulation: int = 1  # batches of a training step
     trained: float = 0  # weights
@@ -88,6 +89,11 @@ class Work:
         """The name of the launches in the tables: a video by itself is computed otherwise than several."""
         single = f"{self.kind} single"
         return single if self.sizes.batch == 1 and single in roofline.tables() else self.kind
+
+    @property
+    def grid_at_once(self) -> float:
+        """The side, as `grid` has it, of what the autoencoder takes of a frame at once."""
+        return min(self.grid, self.vae_tile / 16) if self.vae_tile else self.grid
 
     @property
     def trains(self) -> bool:
@@ -185,6 +191,7 @@ def sampling(
         vae_dtype=cfg.vae_dtype,
         decoded=batch * frames,
         vae_slice=cfg.vae_slice,
+        vae_tile=cfg.vae_tile,
         calls=solver.calls(steps),
         videos=videos,
         int8=bool(cfg.quantize),
@@ -306,7 +313,7 @@ def memory(work: Work, ranks: int = 1) -> Memory:
     activations = (table["fixed"] + table["pair"] * sizes.pairs) * elements
     coded, frames = ("encode", work.encoded) if work.trains else ("decode", min(work.decoded, work.vae_slice or SLICE))
     vae = roofline.tables()[coded]["memory"]
-    images = frames * work.grid**2 * vae["fixed"] * math.sqrt(scale) * _itemsize(work.vae_dtype) / 4
+    images = frames * work.grid_at_once**2 * vae["fixed"] * math.sqrt(scale) * _itemsize(work.vae_dtype) / 4
     held = vae["resident"] * scale if frames else 0.0
     if not work.trains:
         weights = sizes.weights * _itemsize(work.dtype, work.int8)
@@ -325,7 +332,7 @@ def memory_of_cpu(work: Work) -> Memory:
     """Return the predicted memory of the process on a CPU, in float32; docs/train.md compares it with runs."""
     sizes, vae = work.sizes, work.vae
     itemsize = 2 if work.dtype == "fp16" else 4
-    pixels = (16 * work.grid) ** 2
+    pixels = (16 * work.grid_at_once) ** 2
     if not work.trains:
         tokens = sizes.frames * sizes.grid**2
         at_once = min(tokens, max(graphs.TOKENS_PER_CALL, sizes.grid**2))

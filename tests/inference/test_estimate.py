@@ -275,6 +275,12 @@ def test_sizes_come_from_the_files_if_they_are_here(capsys):
     assert "assumed" not in said and "3 network calls" in said
 
 
+def test_decoding_in_tiles_takes_less_memory_and_a_tile_larger_than_a_frame_as_much():
+    for memory in (estimate.memory, estimate.memory_of_cpu):
+        whole, tiled, wide = (memory(sampled(image_size=512, vae_tile=tile)) for tile in (0, 128, 1024))
+        assert whole == wide and tiled.autoencoder < whole.autoencoder and tiled.peak <= whole.peak
+
+
 def test_prompts_and_guidance_tell_networks_that_are_not_here_yet():
     assert sampled(prompts=["a dog"]).kind == "t2v sample guided"
     assert sampled(guidance_scale=7.0).kind == "sample guided" and sampled().kind == "sample"
