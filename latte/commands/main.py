@@ -19,6 +19,7 @@ COMMANDS = {  # modules of latte.commands; only the requested one is imported
     "convert": "convert weights between PyTorch, MindSpore and safetensors",
     "merge_lora": "put LoRA adapters or a fine-tuned transformer into a text-to-video folder",
     "export": "export a network as a MindIR file",
+    "evaluate": "measure the Frechet video distance (FVD) of generated videos to real ones",
     "estimate": "predict memory and time of a training or a sampling on a card",
     "doctor": "list the devices of this machine and what is missing for them",
     "demo_data": "draw a small data set of moving clouds",
