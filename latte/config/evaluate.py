@@ -54,8 +54,10 @@ class ClipOptions(Options):
         in_range(self, "seed", 0, 2**32 - 1)
         in_range(self, "bootstrap", 0)
         in_range(self, "max_bad_fraction", 0, 1)
-        if not self.metrics or not all(map(_METRIC.fullmatch, self.metrics)) or len(set(self.metrics)) < len(
-            self.metrics
+        if (
+            not self.metrics
+            or not all(map(_METRIC.fullmatch, self.metrics))
+            or len(set(self.metrics)) < len(self.metrics)
         ):
             raise OptionError("metrics", self.metrics, "different names like fvd2048_16f or fvd256_128f")
         if any(metric.clips < 2 or metric.frames < MIN_FRAMES for metric in self.wanted):
@@ -120,5 +122,9 @@ class EvaluateConfig(WorkOptions, RunOptions, ClipOptions, CodecOptions, DeviceO
         if not self.real:
             raise OptionError("real", self.real, "the folder of the real videos")
         if bool(self.fake) == bool(self.run):
-            allowed = "null, as run makes the samples" if self.run else "the folder of the generated videos, unless run is given"
+            allowed = (
+                "null, as run makes the samples"
+                if self.run
+                else "the folder of the generated videos, unless run is given"
+            )
             raise OptionError("fake", self.fake, allowed)

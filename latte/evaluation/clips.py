@@ -109,7 +109,9 @@ class Source(Protocol):
 
 def draw(seed: int, what: str, name: str) -> int:
     """Return 64 random bits for a name; the same on every machine, whatever other names there are."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{what}\0{name}".encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    return int.from_bytes(
+        hashlib.sha256(f"{seed}\0{what}\0{name}".encode("utf-8", "surrogatepass")).digest()[:8], "big"
+    )
 
 
 def drawn(names: Iterable[str], seed: int) -> list[str]:

@@ -293,7 +293,9 @@ def describe_result(result: dict[str, Any]) -> str:
     """Return a result as a line to print."""
     interval = result["interval"]
     spread = f" (95 %: {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-    clips = " and ".join(f"{result[name]['clips']} {word} clips" for name, word in (("real", "real"), ("fake", "generated")))
+    clips = " and ".join(
+        f"{result[name]['clips']} {word} clips" for name, word in (("real", "real"), ("fake", "generated"))
+    )
     return f"{result['metric']}: {result['value']:.4f}{spread}, KVD {result['kvd']:.4f}, of {clips}"
 
 

@@ -68,7 +68,7 @@ class FeatureStore:
             np.savez(
                 temporary,
                 features=np.stack(rows).astype(np.float32),
-                flicker=np.array([entry.flicker for entry in entries], np.float32),
+                flicker=np.array([entry.flicker for entry in entries], np.float64),
                 clips=np.frombuffer(json.dumps(facts).encode(), np.uint8),
             )
         self._note(entries)
@@ -83,7 +83,8 @@ class FeatureStore:
             try:
                 self._note(_entries_of(read_npz(file, ("features", "flicker", "clips"))))
             except (UserError, ValueError, TypeError) as error:
-                log.warning("%s is damaged, and its clips are computed again: %s", file, error)
+                log.warning("%s is damaged, and its clips are computed again", file)
+                log.debug("%s", error)
 
     def _note(self, entries: Iterable[Entry]) -> None:
         self._entries.update({(entry.name, entry.signature): entry for entry in entries})
