@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options, compare the videos, and print the distances."""
     cfg = parse_config(EvaluateConfig, argv, __doc__)
 
-    from latte.evaluation import evaluate, i3d  # after the options: MindSpore takes seconds to import
+    from latte.evaluation import curve, evaluate, i3d  # after the options: MindSpore takes seconds to import
     from latte.runtime import device, ranks
 
     if cfg.fetch_i3d:
@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     here = device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
     with ranks.ending_together(here.world_size):
         if cfg.dry_run:
-            print(evaluate.dry_run(cfg))
+            print(curve.dry_run(cfg) if cfg.run else evaluate.dry_run(cfg))
+            return
+        if cfg.run:
+            files = curve.run(cfg)
+            if here.rank == 0:
+                print(*files, sep="\n")
             return
         for result in evaluate.run(cfg):
             print(evaluate.describe_result(result))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import re
@@ -76,7 +77,9 @@ class Cut:
         height, width = frames.shape[1:3]
         if (height, width) != (self.size, self.size):
             images = map(Image.fromarray, centre(frames, min(height, width)))
-            frames = np.stack([image.resize((self.size, self.size), Image.Resampling.LANCZOS) for image in images])
+            frames = np.stack(
+                [np.asarray(image.resize((self.size,) * 2, Image.Resampling.LANCZOS)) for image in images]
+            )
         if compress and self.jpeg_quality:
             frames = np.stack([self._compressed(frame) for frame in frames])
         return Clip(frames, (height, width))
@@ -90,8 +93,11 @@ class Cut:
 class Source(Protocol):
     """Videos by their names."""
 
-    names: Sequence[str]
     what: str  # they are, for messages
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names, each once."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -124,7 +130,7 @@ def flicker(frames: np.ndarray) -> float:
 
     Its negative is what VBench (Huang et al. 2024) calls temporal flickering.
     """
-    steps = [np.abs(b.astype(np.int16) - a).mean() for a, b in zip(frames, frames[1:], strict=False)]
+    steps = [np.abs(b.astype(np.int16) - a).mean() for a, b in itertools.pairwise(frames)]
     return float(np.mean(steps)) if steps else float("nan")
 
 

@@ -113,8 +113,8 @@ class Features:
             entries = [entry for entry in known if entry]
             if len(entries) < limit:
                 raise UserError(
-                    f"the features of other ranks are not in {self.store.folder}; name a folder that all machines share "
-                    "with --features_folder"
+                    f"the features of other ranks are not in {self.store.folder}; name a folder that all machines "
+                    "share with --features_folder"
                 )
             usable = [entry for entry in entries if not entry.problem]
             more = min(asked - len(usable), len(self.order) - limit)

@@ -34,7 +34,7 @@ def test_it_is_the_distance_of_normal_distributions_on_axes():
 
 
 def test_the_covariance_is_over_n_and_exact_far_from_zero():
-    a = np.random.default_rng(0).normal(size=(1500, 3)) + [1e4, 0, -1e4]
+    a = np.random.default_rng(0).normal([1e4, 0, -1e4], size=(1500, 3))
     mean, covariance = statistics(a)
     np.testing.assert_allclose(mean, a.mean(0), rtol=1e-13)
     np.testing.assert_allclose(covariance, np.cov(a, rowvar=False, bias=True), atol=1e-12)

@@ -1,6 +1,6 @@
 """Record Frechet distances by SciPy's sqrtm, as the official code takes it: python tests/golden/make_frechet.py.
 
-Needs SciPy, and tests/ on PYTHONPATH. The features are drawn again by the test from the seed; only the distances are kept.
+Needs SciPy, and tests/ on PYTHONPATH. Only the distances are kept: the test draws the features again.
 """
 
 from pathlib import Path
