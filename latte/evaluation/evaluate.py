@@ -98,7 +98,8 @@ class Features:
 
     def missing(self, limit: int) -> list[str]:
         """Return which of the first `limit` videos are not on the disk as they are now."""
-        return [name for name in self.order[:limit] if not self.store.find(name, self._signature(name))]
+        names = tqdm(self.order[:limit], desc=f"looking for {self.option}", unit="video", delay=5, leave=False)
+        return [name for name in names if not self.store.find(name, self._signature(name))]
 
     def collect(self, asked: int) -> ClipSet:
         """Return the first `asked` usable clips in the order of the draw, or all if there are fewer.

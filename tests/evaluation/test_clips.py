@@ -79,6 +79,12 @@ def test_the_folder_of_sample_py_is_its_videos_each_once_without_the_grid(tmp_pa
     Image.fromarray(frames[0]).save(tmp_path / "preview.png")
     source = VideoClips(tmp_path)
     assert source.names == ["video-0000-seed42.mp4", "video-0001-seed43.mp4"] and source.size() == 16
+    cut = Cut(frames=9, stride=1, seed=None, size=12, jpeg_quality=75)
+    clip = source.finish(source.load("video-0001-seed43.mp4", cut), cut)
+    assert clip.frames.shape == (9, 12, 12, 3) and clip.was == (16, 16)
+    (tmp_path / "video-0000-seed42.mp4").write_bytes((tmp_path / "video-0000-seed42.mp4").read_bytes()[:500])
+    with pytest.raises(UserError, match="cannot read the video .*video-0000-seed42.mp4"):
+        source.load("video-0000-seed42.mp4", cut)
 
 
 def test_a_signature_changes_with_a_frame(tmp_path):
