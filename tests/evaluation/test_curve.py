@@ -44,6 +44,11 @@ def run_folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def no_plot(monkeypatch):
+    monkeypatch.setattr(curve._Table, "_plot", lambda table: None)  # takes half a second
+
+
 def options(run_folder, **given):
     defaults = {"real": str(run_folder.parent / "real"), "run": str(run_folder), "metrics": ["fvd8_16f"]}
     features = str(run_folder.parent / "features")
@@ -66,7 +71,7 @@ def test_every_checkpoint_has_a_row_with_its_distance_and_flicker(run_folder):
     assert all(float(row["fvd_low"]) <= float(row["fvd"]) <= float(row["fvd_high"]) for row in found)
 
 
-def test_a_killed_one_goes_on_and_ends_equal(run_folder, monkeypatch):
+def test_a_killed_one_goes_on_and_ends_equal(run_folder, monkeypatch, no_plot):
     monkeypatch.setattr(evaluate, "FRAMES_PER_FILE", 16)
     monkeypatch.setattr(evaluate, "FRAMES_AT_ONCE", 16)
     real = run_folder.parent / "real"
@@ -82,7 +87,7 @@ def test_a_killed_one_goes_on_and_ends_equal(run_folder, monkeypatch):
     assert again.made == 0
 
 
-def test_rows_of_checkpoints_that_are_gone_are_kept_and_new_ones_are_added(run_folder):
+def test_rows_of_checkpoints_that_are_gone_are_kept_and_new_ones_are_added(run_folder, no_plot):
     real = run_folder.parent / "real"
     (file,) = curve.run(options(run_folder), NETWORK, StandIn(real))
     before = rows(file)
@@ -93,7 +98,7 @@ def test_rows_of_checkpoints_that_are_gone_are_kept_and_new_ones_are_added(run_f
     assert sampler.made == 8 and rows(file)[:3] == before and rows(file)[3]["step"] == "300"
 
 
-def test_rows_of_other_options_are_not_mixed(run_folder):
+def test_rows_of_other_options_are_not_mixed(run_folder, no_plot):
     real = run_folder.parent / "real"
     curve.run(options(run_folder), NETWORK, StandIn(real))
     with pytest.raises(UserError, match="was computed with sampling_steps 250, but now it is 50; name another folder"):
