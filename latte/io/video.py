@@ -22,7 +22,7 @@ from latte.io.pixels import as_frames
 from latte.io.video_file import VideoFile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _H264 = ("libx264", ["-crf", "14", "-movflags", "+faststart"])  # visually lossless; plays while it loads
 _CODECS = {
@@ -201,6 +201,22 @@ def read_any(path: str | Path) -> np.ndarray:
     return read_animation(path) if kind == "animation" else read_video(path)
 
 
+def frames_of(path: str | Path) -> tuple[int, Iterator[np.ndarray]]:
+    """Return how many frames `read_any` would read, and an iterator over them, each uint8 (H, W, 3).
+
+    Only an animated webp or png is in memory as a whole. Raises UserError as `read_any` does, here or while reading.
+    """
+    kind = kind_of(path)
+    if kind == "video":
+        video = VideoFile(Path(path))
+        return video.length, iter(video)
+    if kind == "folder":
+        paths = list_frames(path)
+        return len(paths), _each_image(paths)
+    frames = read_any(path)
+    return len(frames), iter(frames)
+
+
 def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return frames (F, H, W, 3) uint8 at another size, cut at the centre to its aspect ratio."""
     images = [ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.LANCZOS) for frame in frames]
@@ -291,12 +307,18 @@ def read_frames(folder: str | Path, indices: Sequence[int] | None = None) -> np.
 
 def read_images(paths: Sequence[Path]) -> np.ndarray:
     """Read images of one size as uint8 (F, H, W, 3); raises UserError if one is missing, broken, or of another size."""
-    frames: list[np.ndarray] = []
+    return np.stack(list(_each_image(paths)))
+
+
+def _each_image(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    """Yield images of one size as uint8 (H, W, 3); raises UserError as `read_images` does."""
+    shape = None
     for path in paths:
-        frames.append(read_image(path, "frame"))
-        if frames[-1].shape != frames[0].shape:
+        frame = read_image(path, "frame")
+        shape = shape or frame.shape
+        if frame.shape != shape:
             raise UserError(f"the frame {path} has another size than {paths[0].name}")
-    return np.stack(frames)
+        yield frame
 
 
 def _check_frames(frames: np.ndarray) -> None:
