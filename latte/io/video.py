@@ -13,18 +13,20 @@ import av
 import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from latte.errors import UserError
-from latte.io.atomic import atomic_path
+from latte.io.atomic import atomic_path, whole_folder
 from latte.io.images import kind_of, read_animation, read_image
 from latte.io.listing import FRAME_SUFFIXES, is_litter
 from latte.io.pixels import as_frames
-from latte.io.video_file import VideoFile
+from latte.io.video_file import VideoFile, read_comment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _H264 = ("libx264", ["-crf", "14", "-movflags", "+faststart"])  # visually lossless; plays while it loads
+_COMMENT = "Comment"  # the key of a png's text
 _CODECS = {
     ".mp4": _H264,
     ".mov": _H264,
@@ -46,13 +48,14 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(scaled, -3, -1))
 
 
-def save_mp4(frames: np.ndarray, path: str | Path, fps: float = 8) -> None:
+def save_mp4(frames: np.ndarray, path: str | Path, fps: float = 8, comment: str = "") -> None:
     """Write an H.264 file of exactly the frames' size; by the suffix also .mov, .mkv, and VP9 for .webm.
 
-    frames: uint8 (F, H, W, 3). Raises UserError if the file cannot be written.
+    frames: uint8 (F, H, W, 3). `comment_of` reads the comment. Raises UserError if the file cannot be written.
     """
     _check_frames(frames)
     codec, options = _CODECS[Path(path).suffix.lower()]
+    options = [*options, "-metadata", f"comment={comment}"] if comment else options
     # Players everywhere know 4:2:0, which halves the colour planes and so needs even sizes; 4:4:4 takes the odd ones.
     even = frames.shape[1] % 2 == 0 and frames.shape[2] % 2 == 0
     with atomic_path(path) as temporary:
@@ -83,7 +86,7 @@ def _check_written(path: Path, frames: int) -> None:
         raise OSError(f"the encoder wrote {found} of {frames} frames")
 
 
-def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0) -> None:
+def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0, comment: str = "") -> None:
     """Write an animated gif of 256 colours per frame, played `loop` times; 0 = for ever.
 
     frames: uint8 (F, H, W, 3); a frame equal to the one before it is stored as a longer pause.
@@ -102,32 +105,43 @@ def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0
                 append_images=images[1:],
                 duration=(np.diff(times) * 10).tolist(),
                 loop=loop,
+                **({"comment": comment.encode()} if comment else {}),
             )
     except OverflowError:
         raise UserError(f"a frame of {path} would stay for more than a gif's 655 seconds; raise fps") from None
 
 
-def save_png(image: np.ndarray, path: str | Path) -> None:
+def save_png(image: np.ndarray, path: str | Path, comment: str = "") -> None:
     """Write an image (H, W, 3) uint8; raises UserError if the file cannot be written."""
     with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
+        _write_png(image, temporary, comment)
 
 
-def save_png_frames(frames: np.ndarray, folder: str | Path) -> None:
-    """Write `folder`/frame_0000.png and so on, and remove such files of a longer, earlier video.
+def _write_png(image: np.ndarray, path: Path, comment: str) -> None:
+    chunks = PngInfo()
+    if comment:
+        chunks.add_text(_COMMENT, comment)
+    Image.fromarray(image).save(path, format="PNG", pnginfo=chunks)
 
-    frames: uint8 (F, H, W, 3). Raises UserError if a file cannot be written.
+
+def save_png_frames(frames: np.ndarray, folder: str | Path, comment: str = "") -> None:
+    """Write `folder`/frame_0000.png and so on, all or none, in place of such files of an earlier video.
+
+    frames: uint8 (F, H, W, 3). Other files in the folder stay. Raises UserError if a file cannot be written.
     """
     _check_frames(frames)
-    for i, frame in enumerate(frames):
-        save_png(frame, Path(folder) / f"frame_{i:04d}.png")
-    for path in Path(folder).glob("frame_*.png"):
-        number = path.stem.removeprefix("frame_")
-        if number.isdecimal() and int(number) >= len(frames):
-            path.unlink()
+    with whole_folder(folder, _is_frame) as temporary:
+        for i, frame in enumerate(frames):
+            _write_png(frame, temporary / f"frame_{i:04d}.png", comment)
 
 
-def save_video(frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("mp4",), fps: int = 8) -> list[Path]:
+def _is_frame(path: Path) -> bool:
+    return re.fullmatch(r"frame_[0-9]+\.png", path.name) is not None
+
+
+def save_video(
+    frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("mp4",), fps: int = 8, comment: str = ""
+) -> list[Path]:
     """Write a video in each of the formats and return where: `path`.mp4, `path`.gif, and the folder `path` for png.
 
     frames: uint8 (F, H, W, 3). Raises UserError for an unknown format, or if a file cannot be written.
@@ -139,13 +153,28 @@ def save_video(frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("
     for name in formats:
         target = Path(path) if name == "png" else Path(f"{path}.{name}")
         if name == "mp4":
-            save_mp4(frames, target, fps)
+            save_mp4(frames, target, fps, comment)
         elif name == "gif":
-            save_gif(frames, target, fps)
+            save_gif(frames, target, fps, comment=comment)
         else:
-            save_png_frames(frames, target)
+            save_png_frames(frames, target, comment)
         written.append(target)
     return written
+
+
+def comment_of(path: str | Path) -> str:
+    """Return the comment in a file that was written here, of a folder in its first frame; "" if there is none."""
+    path = Path(path)
+    if path.is_dir():
+        path /= "frame_0000.png"
+    if path.suffix == ".mp4":
+        return read_comment(path)
+    try:
+        with Image.open(path, formats=("PNG", "GIF")) as image:
+            comment = image.info.get(_COMMENT, image.info.get("comment", ""))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # missing, or damaged
+        return ""
+    return comment.decode(errors="replace") if isinstance(comment, bytes) else comment
 
 
 def export_to_gif(frames: Any, path: str | Path | None = None, fps: float = 8) -> Path:

@@ -117,6 +117,15 @@ class VideoFile:
                     return
 
 
+def read_comment(path: Path) -> str:
+    """Return the comment in a video file; "" if it has none, or is missing or broken."""
+    try:
+        with _opened(path) as (container, _):
+            return container.metadata.get("comment", "")
+    except _BROKEN:
+        return ""
+
+
 @dataclasses.dataclass
 class _Index:
     """How many frames a file shows, and for jumps their times of presentation, in order."""
