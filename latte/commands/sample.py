@@ -16,6 +16,8 @@ from latte.config import SampleConfig, keep_config, parse_config
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+LISTED = 20  # files that are named in the end
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options, load the pipeline, sample the videos, and save them."""
@@ -32,9 +34,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not videos.video_numbers(cfg):
         print("no video for this rank, because there are more ranks than videos")
         return
-    pipe = videos.build_pipeline(cfg)
+    plan = videos.check(cfg)
+    targets = videos.find_targets(cfg, plan)
     keep_config(cfg)
-    files = videos.run(cfg, pipe)
-    print(videos.summary(pipe))
-    for file in files:
+    made = [target for target in targets if target.done]
+    files = []
+    if made:
+        what = f"{len(made)} of {len(targets)} videos are in {cfg.output_path} already, of the same options and weights"
+        print(f"{what}, and are kept; --existing replace makes them again")
+    if len(made) < len(targets):
+        pipe = videos.build_pipeline(cfg, plan)
+        files = videos.run(cfg, pipe, targets)
+        print(videos.summary(pipe))
+    files += videos.save_grid(cfg, plan, targets)
+    for file in files[:LISTED]:
         print(file)
+    if len(files) > LISTED:
+        print(f"and {len(files) - LISTED} more files in {cfg.output_path}")
