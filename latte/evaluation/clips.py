@@ -24,6 +24,7 @@ from latte.data.clips import open_clip
 from latte.data.index import Record
 from latte.data.transforms import centre
 from latte.errors import UserError, reason
+from latte.evaluation import measures
 from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, walk
 from latte.io.video import list_frames, read_images
 
@@ -126,12 +127,8 @@ def drawn(names: Iterable[str], seed: int) -> list[str]:
 
 
 def flicker(frames: np.ndarray) -> float:
-    """Return the mean absolute difference of neighbouring frames (F, H, W, 3) uint8, from 0 to 255; nan of one frame.
-
-    Its negative is what VBench (Huang et al. 2024) calls temporal flickering.
-    """
-    steps = [np.abs(b.astype(np.int16) - a).mean() for a, b in itertools.pairwise(frames)]
-    return float(np.mean(steps)) if steps else float("nan")
+    """Return the mean flicker of neighbouring frames (F, H, W, 3) uint8, two or more, from 0 to 255."""
+    return float(np.mean([measures.flicker(a, b) for a, b in itertools.pairwise(frames)]))
 
 
 class VideoClips:

@@ -19,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from latte.components.codec import Codec
 from latte.components.loading import load
 from latte.errors import UserError
+from latte.evaluation import i3d
 from latte.evaluation.clips import Cut, ShortClipError, drawn, flicker, open_source
 from latte.evaluation.features import SHORT, Entry, FeatureStore, default_root
 from latte.evaluation.frechet import bootstrap, frechet_distance, kernel_distance, statistics
@@ -76,8 +77,6 @@ class ClipSet:
 
 def load_network(path: str | None) -> Network:
     """Return I3D with the weights of a file, None for the default one; raises UserError if they cannot be read."""
-    from latte.evaluation import i3d
-
     fingerprint = i3d.fingerprint(path)
     return Network(functools.partial(i3d.logits, i3d.load(path)), fingerprint)
 

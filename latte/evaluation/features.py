@@ -10,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from latte.errors import UserError
+from latte.io import resources
 from latte.io.arrays import read_npz
 from latte.io.atomic import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
 log = logging.getLogger("latte")
 SHORT = "short"  # the problem of a video that is too short, as others are sentences
@@ -105,5 +105,4 @@ def _entries_of(arrays: Mapping[str, np.ndarray]) -> list[Entry]:
 
 def default_root() -> Path:
     """Return the folder of all features: `latte/evaluation` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "latte" / "evaluation"
+    return resources.user_cache() / "evaluation"
