@@ -18,7 +18,7 @@ from latte.config import SampleConfig
 from latte.config.values import fit
 from latte.config.yaml_file import Plain, read_yaml
 from latte.errors import UserError
-from latte.evaluation.evaluate import Features, compare, cuts, load_network, sources
+from latte.evaluation.evaluate import Features, cuts, load_network, measure, sources
 from latte.inference import videos
 from latte.inference.inputs import latent_shape
 from latte.io.atomic import atomic_path
@@ -187,7 +187,7 @@ def run(cfg: EvaluateConfig, network: Network | None = None, sampler: Sampler | 
             if table.has(step, samples.version):
                 continue
             made = Features(cfg, network, samples, of_fake, f"step {step}")
-            if result := compare(cfg, metric, features, made):
+            if result := measure(cfg, metric, features, made):
                 for note in result["notes"]:
                     device.warn_once(note)
                 table.add(step, samples.version, result)

@@ -221,7 +221,7 @@ def _ahead(
     yield from waiting
 
 
-def compare(cfg: EvaluateConfig, metric: Metric, real: Features, fake: Features) -> dict[str, Any] | None:
+def measure(cfg: EvaluateConfig, metric: Metric, real: Features, fake: Features) -> dict[str, Any] | None:
     """Return the distances of two sets and what they were computed from; None on all ranks but the first.
 
     Raises UserError as `Features.collect` does.
@@ -293,9 +293,7 @@ def describe_result(result: dict[str, Any]) -> str:
     """Return a result as a line to print."""
     interval = result["interval"]
     spread = f" (95 %: {interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-    clips = " and ".join(
-        f"{result[name]['clips']} {word} clips" for name, word in (("real", "real"), ("fake", "generated"))
-    )
+    clips = f"{result['real']['clips']} real and {result['fake']['clips']} generated clips"
     return f"{result['metric']}: {result['value']:.4f}{spread}, KVD {result['kvd']:.4f}, of {clips}"
 
 
@@ -326,7 +324,7 @@ def run(cfg: EvaluateConfig, network: Network | None = None) -> list[dict[str, A
     pairs = _pairs(cfg, network)
     results = []
     for metric, real, fake in pairs:
-        result = compare(cfg, metric, real, fake)
+        result = measure(cfg, metric, real, fake)
         if result is None:
             continue
         for note in result["notes"]:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from support.clips import NETWORK, describe, make_folder
 
+from latte.commands.evaluate import main
 from latte.config import EvaluateConfig, parse_config
 from latte.errors import UserError
 from latte.evaluation import evaluate
@@ -218,9 +219,28 @@ def test_options_that_contradict_each_other_are_told(words, said):
         parse_config(EvaluateConfig, words)
 
 
+def test_missing_weights_are_told_with_the_command_that_gets_them(tmp_path, folders, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"is missing; run `latte evaluate --fetch_i3d` once") as told:
+        main(["--real", str(folders / "a"), "--fake", str(folders / "b"), "--device_target", "CPU"])
+    assert "\n" not in str(told.value) and not any(tmp_path.iterdir())
+
+
+def test_the_command_prints_a_line_for_each_metric(tmp_path, folders, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "load_network", lambda path: NETWORK)
+    words = ["--real", folders / "a", "--fake", folders / "b", "--real_stride", "1", "--bootstrap", "0"]
+    words += ["--metrics", "fvd12_16f", "fvd6_9f", "--output_path", tmp_path / "out", "--device_target", "CPU"]
+    main([*map(str, words), "--features_folder", str(tmp_path / "features")])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("fvd12_16f: ") and first.endswith("of 12 real and 12 generated clips")
+    assert second.startswith("fvd6_9f: ") and second.endswith("of 6 real and 6 generated clips")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"b-fvd12_16f.json", "b-fvd6_9f.json"}
+
+
 RANK = """
 import sys
 from support.clips import NETWORK
+from latte.commands.evaluate import main
 from latte.config import EvaluateConfig, parse_config
 from latte.evaluation import evaluate
 from latte.errors import run_main
