@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("latte")
 REAL_STRIDE = 3  # of the paper
-FRAMES_AT_ONCE = 128  # in the network, as in the official code
-FRAMES_PER_FILE = 256  # of clips; what a killed evaluation loses
+FRAMES_AT_ONCE = 128  # in the network, as in the official code; and in a file, which a killed evaluation loses
 NAMED = 8  # broken videos that a report names
 OUTPUT = "outputs/evaluate"
 
@@ -134,7 +133,7 @@ class Features:
     def _compute(self, names: Sequence[str]) -> None:
         """Compute the features of videos, with the other ranks, and write them."""
         here, size = device.current(), self._batch_size()
-        size *= max(1, FRAMES_PER_FILE // (size * self.cut.frames))
+        size *= max(1, FRAMES_AT_ONCE // (size * self.cut.frames))
         groups = [names[start : start + size] for start in range(0, len(names), size)]
         counter = ranks.WorkCounter(here.world_size)  # waits for all: none writes before all know what is missing
         taken = iter(lambda: groups[place] if (place := counter.take()) < len(groups) else None, None)
@@ -144,7 +143,7 @@ class Features:
         try:
             with bar, logging_redirect_tqdm([log]):
                 for group, loading in _ahead(pool, self._load, taken):
-                    entries = self._entries(group, loading)
+                    entries = self._entries(group, loading, bar.update)
                     self.store.add(entries)
                     broken += [entry for entry in entries if entry.problem not in ("", SHORT)]
                     self._refuse(broken, len(self.order))  # whatever the other videos are
@@ -154,8 +153,10 @@ class Features:
         ranks.wait_for_all(here.world_size)
         self.store.reload()
 
-    def _entries(self, group: Sequence[str], loading: Sequence[Future]) -> list[Entry]:
-        """Return the entries of videos that are being loaded."""
+    def _entries(
+        self, group: Sequence[str], loading: Sequence[Future], progress: Callable[[int], object]
+    ) -> list[Entry]:
+        """Return the entries of videos that are being loaded; `progress` gets the number of clips in each batch."""
         entries, clips = [], []
         for name, future in zip(group, loading, strict=True):
             entry = Entry(name, self._signature(name))
@@ -169,19 +170,20 @@ class Features:
             else:
                 clips.append(clip.frames)
                 entries.append(entry._replace(was=clip.was, flicker=flicker(clip.frames)))
-        described = iter(self.describe(np.stack(clips)) if clips else ())
+        described = iter(self.describe(np.stack(clips), progress) if clips else ())
         return [entry if entry.problem else entry._replace(feature=next(described)) for entry in entries]
 
-    def describe(self, clips: np.ndarray) -> np.ndarray:
+    def describe(self, clips: np.ndarray, progress: Callable[[int], object] = lambda count: None) -> np.ndarray:
         """Return the features (N, D) of clips (N, F, H, W, 3) uint8; the network gets batches of one size.
 
-        Raises UserError if they are not finite.
+        `progress` gets the number of clips in each. Raises UserError if they are not finite.
         """
         size, found = self._batch_size(), []
         for start in range(0, len(clips), size):
             part = clips[start : start + size]
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
             found.append(np.asarray(self.network.describe(filled), np.float32)[: len(part)])
+            progress(len(part))
         features = np.concatenate(found)
         if not np.isfinite(features).all():
             raise UserError(f"features of {self.option} are not finite; check the weights of the network, --i3d")

@@ -72,7 +72,6 @@ def test_every_checkpoint_has_a_row_with_its_distance_and_flicker(run_folder):
 
 
 def test_a_killed_one_goes_on_and_ends_equal(run_folder, monkeypatch, no_plot):
-    monkeypatch.setattr(evaluate, "FRAMES_PER_FILE", 16)
     monkeypatch.setattr(evaluate, "FRAMES_AT_ONCE", 16)
     real = run_folder.parent / "real"
     whole = [run_folder.parent / "whole", run_folder.parent / "others"]

