@@ -181,7 +181,7 @@ def _bilinear(size: int) -> np.ndarray:
     scale = np.float32(size) / np.float32(SIZE)
     at = np.maximum((np.arange(SIZE, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
     first = np.minimum(at.astype(np.int64), size - 1)
-    share = at - first.astype(np.float32)
+    share: np.ndarray = at - first.astype(np.float32)
     matrix = np.zeros((SIZE, size), np.float32)
     np.add.at(matrix, (np.arange(SIZE), first), 1 - share)
     np.add.at(matrix, (np.arange(SIZE), np.minimum(first + 1, size - 1)), share)

@@ -1,7 +1,7 @@
 """I3D, the Inception-v1 network inflated over time (Carreira and Zisserman, 2017), whose logits FVD compares.
 
-Layers are named as in DeepMind's release. Each is a convolution, a batch norm in its inference form and a ReLU; the norm
-is folded into the convolution's weight and bias. Videos are native ones of `latte.ops.conv3d`, in comments
+Layers are named as in DeepMind's release. Each is a convolution, a batch norm in its inference form and a ReLU; the
+norm is folded into the convolution's weight and bias. Videos are native ones of `latte.ops.conv3d`, in comments
 (B, T, H, W, C).
 """
 
@@ -23,12 +23,18 @@ from latte.runtime.tensors import mean, narrow
 from latte.weights.mapped import verified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 SIZE, CLASSES, MIN_FRAMES = 224, 400, 9  # with fewer frames, fewer than two are left for the last average
 EPS = 1e-3  # of the batch norms, which have no scale
-INCEPTION = ("Branch_0.Conv3d_0a_1x1", "Branch_1.Conv3d_0a_1x1", "Branch_1.Conv3d_0b_3x3")
-INCEPTION += ("Branch_2.Conv3d_0a_1x1", "Branch_2.Conv3d_0b_3x3", "Branch_3.Conv3d_0b_1x1")
+INCEPTION = (
+    "Branch_0.Conv3d_0a_1x1",
+    "Branch_1.Conv3d_0a_1x1",
+    "Branch_1.Conv3d_0b_3x3",
+    "Branch_2.Conv3d_0a_1x1",
+    "Branch_2.Conv3d_0b_3x3",
+    "Branch_3.Conv3d_0b_1x1",
+)
 # Stages in order: of a convolution its channels, kernel and stride; of maxima window and stride; of an Inception module
 # the channels of its six convolutions.
 STAGES: dict[str, tuple] = {
@@ -99,10 +105,7 @@ def inception(
 def average_logits(x: ms.Tensor, conv: Pair) -> ms.Tensor:
     """Return the logits (B, 400) of the last video: averages of two frames, a 1 x 1 x 1 convolution, the average."""
     b, t, c = x.shape[0], x.shape[1], x.shape[4 if channels_last() else 2]
-    if channels_last():
-        y = mean(x.reshape(b, t, -1, c), 2)  # (B, T, C)
-    else:
-        y = mean(x.reshape(b, t, c, -1), 3)
+    y = mean(x.reshape(b, t, -1, c), 2) if channels_last() else mean(x.reshape(b, t, c, -1), 3)  # (B, T, C)
     y = mean(narrow(y, 1, 0, t - 1) + narrow(y, 1, 1, t), 1) / 2  # the convolution of the average is the same
     weight, bias = conv
     return linear(y, weight.reshape(weight.shape[0], c), bias)
@@ -121,18 +124,16 @@ class Conv3d(nn.Cell):
         return self.weight, self.bias
 
 
-class Unit(Conv3d, Block):
+class Unit(Block):
     """A convolution that is a graph of its own where the compile scope is the block."""
 
     forward = staticmethod(unit)
 
     def __init__(self, sizes: tuple[int, int, int], stride: int, init: Init):
-        super().__init__(*sizes, init)
-        self.takes(stride=stride)
-
-    def weights(self) -> tuple[tuple[ms.Parameter, ms.Parameter]]:
-        """Return the pair of weight and bias, which are the block's own."""
-        return ((self.weight, self.bias),)
+        super().__init__()
+        layer = Conv3d(*sizes, init)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.takes(layer, stride=stride)
 
 
 class Inception(Block):
@@ -204,7 +205,7 @@ class I3D(Network):
         x = x.reshape(b, t, *x.shape[1:])  # (B, T, 224, 224, 3)
         for stage in self.stages:
             x = stage(x)
-        return x  # type: ignore[no-any-return]
+        return x
 
 
 def own_weights(tensors: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """Convolutions and maxima of videos over frames, height and width, padded as TensorFlow's SAME does.
 
-A native video is the native images of `latte.ops.conv` side by side: (B, T, H, W, C) on CPU, (B, T, C, H, W) elsewhere.
-A convolution over frames is one over images that have the frames it spans in their channels; one of stride 2 is one of
-stride 1 over cells of 2 x 2 x 2 pixels. So all devices take the kernels that they have for images.
+A native video is the native images of `latte.ops.conv` side by side: (B, T, H, W, C) on CPU (`latte.ops.cpu_videos`),
+(B, T, C, H, W) elsewhere. There a convolution over frames is one over images that have the frames it spans in their
+channels, and one of stride 2 is one of stride 1 over cells of 2 x 2 x 2 pixels: Ascend has kernels for these.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops import cpu_images
-from latte.ops.conv import _convolve, conv2d
+from latte.ops import cpu_videos
+from latte.ops.conv import _convolve
 from latte.ops.target import channels_last
 from latte.runtime.tensors import narrow
 
@@ -24,26 +24,33 @@ def conv3d(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, stride: int = 1) ->
     The cases that I3D has: k = 1; k = 3; an odd k with stride 2. Of an axis of n elements n / stride are left, rounded
     up; of the zeros that this needs at its ends, the odd one comes last.
     """
+    weight, bias = weight.astype(x.dtype), bias.astype(x.dtype)
+    if channels_last():
+        return cpu_videos.convolve(x, weight, bias, stride)
     out, channels, k, _, _ = weight.shape
+    padding = 0
     if k == 1:
-        y = conv2d(_images(x), weight.reshape(out, channels, 1, 1), bias)
+        weight = weight.reshape(out, channels, 1, 1)
     elif stride == 1:
-        y = _convolve_same(x, weight.transpose(0, 2, 1, 3, 4).reshape(out, k * channels, k, k), bias)
+        x, padding = _stacked(_padded(x, 1, 1, 1), k), 1
+        weight = weight.transpose(0, 2, 1, 3, 4).reshape(out, k * channels, k, k)
     else:
-        x = _stacked(_cells(x, k), (k + 1) // 2)
-        y = _convolve_whole(_images(x), _cells_of_kernel(weight), bias)
-    return y.reshape(x.shape[0], -1, *y.shape[1:])
+        x, weight = _stacked(_cells(x, k), (k + 1) // 2), _cells_of_kernel(weight)
+    b, t, c, h, w = x.shape
+    y = _convolve(x.reshape(b * t, c, h, w), weight, bias, 1, padding)
+    return y.reshape(b, t, *y.shape[1:])
 
 
 def max_pool3d(x: ms.Tensor, window: tuple[int, int, int], stride: tuple[int, int, int]) -> ms.Tensor:
     """Return the largest elements of a native video without negative ones in windows over (T, H, W).
 
-    Sizes and padding are those of `conv3d`, for strides of 1 or as large as 2.
+    Sizes and padding are those of `conv3d`, for strides of 1 or 2.
     """
-    t, h, w = (1, 2, 3) if channels_last() else (1, 3, 4)
-    x = _largest(x, w, window[2], stride[2])
-    x = _largest(x, h, window[1], stride[1])
-    return _largest(x, t, window[0], stride[0])
+    if channels_last():
+        return cpu_videos.max_pool(x, window, stride)
+    x = _largest(x, 4, window[2], stride[2])
+    x = _largest(x, 3, window[1], stride[1])
+    return _largest(x, 1, window[0], stride[0])
 
 
 def _largest(x: ms.Tensor, axis: int, window: int, stride: int) -> ms.Tensor:
@@ -56,13 +63,15 @@ def _largest(x: ms.Tensor, axis: int, window: int, stride: int) -> ms.Tensor:
     outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
     x = _padded(x.reshape(outer, n, inner), 1, before, cells * stride - before - n)
     x = x.reshape(outer, cells, stride * inner)
-    y = None
+    parts = []
     for i in range(window):
         part, first = x, i % stride * inner
         if stride > 1:
             part = narrow(part, 2, first, first + inner)
-        part = narrow(part, 1, i // stride, i // stride + count)
-        y = part if y is None else ops.maximum(y, part)
+        parts.append(narrow(part, 1, i // stride, i // stride + count))
+    y = parts[0]
+    for part in parts[1:]:
+        y = ops.maximum(y, part)
     return y.reshape(*shape[:axis], count, *shape[axis + 1 :])
 
 
@@ -82,43 +91,23 @@ def _padded(x: ms.Tensor, axis: int, before: int, after: int) -> ms.Tensor:
     return ops.concat(parts, axis) if len(parts) > 1 else x
 
 
-def _convolve_same(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-    """Return the images of a native video convolved with a kernel (out, 3 C, 3, 3) for each and its two neighbours."""
-    if not channels_last():
-        return conv2d(_images(_stacked(_padded(x, 1, 1, 1), 3)), weight, bias)
-    b, t, h, w, c = x.shape
-    # One tall image, with a row of zeros below each frame: a graph of few operations, soon compiled.
-    x = _stacked(_padded(_padded(x, 2, 0, 1), 1, 1, 1), 3)
-    y = conv2d(x.reshape(1, b * t * (h + 1), w, 3 * c), weight, bias)
-    return y.reshape(b * t, h + 1, w, -1)[:, :h]
-
-
-def _images(x: ms.Tensor) -> ms.Tensor:
-    """Return the images of a native video one after another."""
-    return x.reshape(-1, *x.shape[2:])
-
-
 def _stacked(x: ms.Tensor, count: int) -> ms.Tensor:
-    """Return a video whose frames have the channels of `count` neighbouring ones of this video, the first one first."""
+    """Return a video (B, T, C, H, W) whose frames have the channels of `count` neighbours, the first frame first."""
     length = x.shape[1] - count + 1
-    return ops.concat([narrow(x, 1, i, i + length) for i in range(count)], 4 if channels_last() else 2)
+    return ops.concat([narrow(x, 1, i, i + length) for i in range(count)], 2)
 
 
 def _cells(x: ms.Tensor, k: int) -> ms.Tensor:
-    """Return a native video padded for a kernel of k and stride 2, its cells of 2 x 2 x 2 pixels as channels."""
-    last = channels_last()
+    """Return a video (B, T, C, H, W) padded for a kernel of k and stride 2, its cells of 2 x 2 x 2 as channels."""
     sizes = []
-    for axis in (1, 2, 3) if last else (1, 3, 4):
+    for axis in (1, 3, 4):
         n = x.shape[axis]
         count, before = _padding(n, k, 2)
         cells = count + (k - 1) // 2
         x = _padded(x, axis, before, 2 * cells - before - n)
         sizes.append(cells)
-    b, c = x.shape[0], x.shape[4 if last else 2]
+    b, c = x.shape[0], x.shape[2]
     t, h, w = sizes
-    if last:
-        x = x.reshape(b * t, 2, h, 2, w, 2 * c).transpose(0, 2, 4, 1, 3, 5)
-        return x.reshape(b, t, h, w, 8 * c)
     x = x.reshape(b * t, 2, c, h, 2, w, 2).transpose(0, 1, 4, 6, 2, 3, 5)
     return x.reshape(b, t, 8 * c, h, w)
 
@@ -131,9 +120,3 @@ def _cells_of_kernel(weight: ms.Tensor) -> ms.Tensor:
         weight = _padded(weight, axis, 0, 1)
     weight = weight.reshape(out * c, n, 2, n, 2, n, 2).transpose(0, 1, 2, 4, 6, 3, 5)  # (out C, n, 2, 2, 2, n, n)
     return weight.reshape(out, c, 8 * n, n, n).transpose(0, 2, 1, 3, 4).reshape(out, 8 * n * c, n, n)
-
-
-def _convolve_whole(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-    """Convolve native images without padding, in the dtype of `x`."""
-    weight, bias = weight.astype(x.dtype), bias.astype(x.dtype)
-    return cpu_images.conv_whole(x, weight, bias) if channels_last() else _convolve(x, weight, bias, 1, 0)

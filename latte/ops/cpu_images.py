@@ -347,35 +347,6 @@ scaled_silu_conv3 = ScaledSiluConv3()
 
 
 @constexpr
-def _whole_plan(shape: tuple[int, ...], k: int) -> tuple[tuple, ...]:
-    """Return for each strip the pixels it needs, where its pixels find their k * k, and their number."""
-    n, h, w, c = shape
-    height, width = h - k + 1, w - k + 1
-    plan = []
-    for image in range(n):
-        for start, stop in _spans(height, n, k * k * h * w * c):
-            y, x = np.arange(start, stop)[:, None, None, None], np.arange(width)[None, :, None, None]
-            i, j = np.arange(k)[None, None, :, None], np.arange(k)[None, None, None, :]
-            first, last, index = _table(y + i, x + j, h, w)
-            at = image * h * w
-            plan.append((at + first, at + last, _index(index), (stop - start) * width))
-    return tuple(plan)
-
-
-def conv_whole(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-    """Return (N, H - k + 1, W - k + 1, out) of x (N, H, W, C), weight (out, C, k, k), bias (out,): no zeros around."""
-    n, h, w, c = x.shape
-    out, k = weight.shape[0], weight.shape[2]
-    kernel = weight.transpose(0, 2, 3, 1).reshape(out, k * k * c)
-    rows, parts, last = x.reshape(n * h * w, c), [], x
-    for a, b, index, count in _whole_plan(x.shape, k):
-        taps = _gather(_rows_of(rows, a, b, last), index, 0).reshape(count, k * k * c)
-        last = _bias_add(_matmul(taps, kernel), bias)
-        parts.append(last)
-    return _join(parts).reshape(n, h - k + 1, w - k + 1, out)
-
-
-@constexpr
 def _row_spans(n: int, rows: int, c: int) -> tuple[tuple[int, int], ...]:
     return tuple(_spans(rows, n, rows * c))
 

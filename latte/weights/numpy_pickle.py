@@ -1,16 +1,19 @@
-"""Read NumPy arrays from a pickle of nested dicts, as JAX programs save weights; see pickle_data: nothing in it runs."""
+"""Read NumPy arrays from a pickle of nested dicts, as JAX programs save weights; nothing in it runs."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latte.errors import UserError
 from latte.weights.mapped import MAX_AXES, REMEDY
 from latte.weights.pickle_data import Opaque, PickleError, Table, read_pickle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIMIT = 256 << 20  # bytes; that of I3D has 51 million
 _KIND = re.compile(r"[fiu][1248]|b1")
@@ -76,7 +79,7 @@ def _no_storage(_: Any) -> None:
     raise PickleError("it refers to something outside of it")
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
     **{f"numpy.{core}.multiarray._reconstruct": lambda *_: _Array() for core in ("core", "_core")},
 }
