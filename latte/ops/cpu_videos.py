@@ -22,7 +22,7 @@ _after = ops.Depend()  # x, once something else is there: strips that ran side b
 
 
 def _windows(n: int, window: int, stride: int) -> np.ndarray:
-    """Return which elements are in each window over n, (windows, window), with TensorFlow's SAME padding around them."""
+    """Return which elements are in each window over n, (windows, window), with SAME padding around them."""
     count = -(-n // stride)
     before = max((count - 1) * stride + window - n, 0) // 2
     return np.arange(count)[:, None] * stride - before + np.arange(window)
