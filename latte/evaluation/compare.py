@@ -317,9 +317,7 @@ def strip(pair: Pair, rows: Sequence[Row], cfg: CompareConfig) -> np.ndarray:
     for path, row in zip(pair.others, rows, strict=True):
         b = _at(path, numbers)
         difference = np.abs(a.astype(np.float32) - b) * cfg.amplify
-        scores = ", ".join(
-            f"{SHOWN[key][1]} {SHOWN[key][2].format(row[key])}" for key in ("psnr", "vmaf") if key in row
-        )
+        scores = ", ".join(text.format(row[key]) for key, text in SCORES.items() if key in row)
         bands += [
             (f"B: {row['b']}{': ' if scores else ''}{scores}", b),
             (f"|A - B| x {cfg.amplify:g}", np.clip(difference, 0, 255).astype(np.uint8)),
@@ -377,7 +375,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
         for name in SHOWN
         if name not in ("flicker_a", "motion_a", "worst_psnr") and any(name in row for row in rows)
     ]
-    figure = Figure(figsize=(max(4, 1 + 0.5 * len(names)) * len(shown), 4.5), layout="constrained")
+    figure = Figure(figsize=(max(4, 1 + 0.75 * len(names)) * len(shown), 4.5), layout="constrained")
     figure.suptitle(title)
     for panel, column in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for k, name in enumerate(names):
@@ -394,7 +392,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
             panel.legend()
         panel.set_title(SHOWN[column][1].removesuffix(" B"))
         panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        panel.set_xlim(-0.5, len(names) - 0.2)
+        panel.set_xlim(-0.5, len(names))
         panel.margins(y=0.15)
         panel.grid(axis="y", alpha=0.3)
     with atomic_path(path) as temporary:
