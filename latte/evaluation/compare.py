@@ -115,7 +115,7 @@ def _videos_of(path: Path) -> dict[str, dict[str, Path]] | None:
             if not name.startswith(GRID):
                 found[file.relative_to(path).with_suffix("").as_posix()][file.suffix.lower()] = file
     if not found:
-        raise UserError(f"the folder {path} holds no videos and no frames ({', '.join(FORMS[1:])})")
+        raise UserError(f"the folder {path} holds no videos and no frames, such as .mp4, .gif or .png")
     return dict(found)
 
 
@@ -387,6 +387,8 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
                 panel.annotate(
                     f" {SHOWN[column][2].format(mean)}", (k, mean), xytext=(9, 0), textcoords="offset points"
                 )
+            elif any(row.get(column) for row in rows if row["b"] == name):
+                panel.text(k, 0.5, "equal", transform=panel.get_xaxis_transform(), ha="center")
         if column.endswith("_b"):
             panel.axhline(means(rows)[column.replace("_b", "_a")], color="C1", linestyle="--", label="A")
             panel.legend()

@@ -290,6 +290,7 @@ def dry_run(cfg: SampleConfig) -> str:
         f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}",
         estimate.report_here(work),
     ]
-    if made := sum(target.done for target in find_targets(cfg, plan)):
+    is_there = Path(cfg.output_path).is_dir()  # or else no weights need to be read
+    if made := sum(target.done for target in find_targets(cfg, plan)) if is_there else 0:
         lines.append(f"{made} of this rank's videos are in {cfg.output_path} already, and are kept")
     return "\n".join(lines)
