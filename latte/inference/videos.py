@@ -151,10 +151,10 @@ def find_targets(cfg: SampleConfig, plan: Plan) -> list[Target]:
     """
     made_from = finished.facts(cfg, plan, _init_frames(cfg))
     targets = finished.targets(cfg, plan, video_numbers(cfg), made_from)
-    said = finished.check_others(cfg, targets, made_from)
+    said = finished.check_others(cfg, plan, targets, made_from)
     if device.current().rank == 0 and not cfg.dry_run:
-        if said:
-            log.info(said)
+        for sentence in said:
+            log.info(sentence)
         finished.keep(cfg, made_from)
     return targets
 

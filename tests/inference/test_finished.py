@@ -198,6 +198,17 @@ def test_another_seed_or_label_is_another_video(sampling, tmp_path):
     assert sampling() == []
 
 
+def test_videos_that_are_not_of_the_sampling_are_said(sampling, tmp_path, caplog):
+    """They would be evaluated with the others."""
+    sampling("--num_samples", 3)
+    with caplog.at_level("INFO", "latte"):
+        assert sampling("--num_samples", 2, "--existing", "keep") == []
+    assert f"also holds 1 video of other seeds, classes or prompts, such as {NAMES[2]}" in caplog.text
+    with pytest.raises(UserError, match="also holds 1 video .*; name another --output_path"):
+        sampling("--num_samples", 2, "--existing", "refuse")
+    assert sampling("--existing", "refuse") == [3]
+
+
 def test_a_dry_run_says_what_is_there_and_writes_nothing(sampling, tmp_path, capsys):
     sampling(die_after=3)
     before = contents(tmp_path / "out")
