@@ -15,6 +15,9 @@ from latte.config import SampleConfig, keep_config, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
 
 LISTED = 20  # files that are named in the end
 
@@ -38,15 +41,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     targets = videos.find_targets(cfg, plan)
     keep_config(cfg)
     made = [target for target in targets if target.done]
-    files = []
+    files: list[Path] = []
+    kept: dict[int, np.ndarray] = {}
     if made:
         what = f"{len(made)} of {len(targets)} videos are in {cfg.output_path} already, of the same options and weights"
         print(f"{what}, and are kept; --existing replace makes them again")
     if len(made) < len(targets):
         pipe = videos.build_pipeline(cfg, plan)
-        files = videos.run(cfg, pipe, targets)
+        files, kept = videos.run(cfg, pipe, targets)
         print(videos.summary(pipe))
-    files += videos.save_grid(cfg, plan, targets)
+    files += videos.save_grid(cfg, plan, targets, kept)
     for file in files[:LISTED]:
         print(file)
     if len(files) > LISTED:

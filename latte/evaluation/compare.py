@@ -115,7 +115,7 @@ def _videos_of(path: Path) -> dict[str, dict[str, Path]] | None:
             if not name.startswith(GRID):
                 found[file.relative_to(path).with_suffix("").as_posix()][file.suffix.lower()] = file
     if not found:
-        raise UserError(f"the folder {path} holds no videos and no frames ({', '.join(FORMS[1:])})")
+        raise UserError(f"the folder {path} holds no videos and no frames, such as .mp4, .gif or .png")
     return dict(found)
 
 
@@ -317,9 +317,7 @@ def strip(pair: Pair, rows: Sequence[Row], cfg: CompareConfig) -> np.ndarray:
     for path, row in zip(pair.others, rows, strict=True):
         b = _at(path, numbers)
         difference = np.abs(a.astype(np.float32) - b) * cfg.amplify
-        scores = ", ".join(
-            f"{SHOWN[key][1]} {SHOWN[key][2].format(row[key])}" for key in ("psnr", "vmaf") if key in row
-        )
+        scores = ", ".join(text.format(row[key]) for key, text in SCORES.items() if key in row)
         bands += [
             (f"B: {row['b']}{': ' if scores else ''}{scores}", b),
             (f"|A - B| x {cfg.amplify:g}", np.clip(difference, 0, 255).astype(np.uint8)),
@@ -377,7 +375,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
         for name in SHOWN
         if name not in ("flicker_a", "motion_a", "worst_psnr") and any(name in row for row in rows)
     ]
-    figure = Figure(figsize=(max(4, 1 + 0.5 * len(names)) * len(shown), 4.5), layout="constrained")
+    figure = Figure(figsize=(max(4, 1 + 0.75 * len(names)) * len(shown), 4.5), layout="constrained")
     figure.suptitle(title)
     for panel, column in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for k, name in enumerate(names):
@@ -389,12 +387,14 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> Path:
                 panel.annotate(
                     f" {SHOWN[column][2].format(mean)}", (k, mean), xytext=(9, 0), textcoords="offset points"
                 )
+            elif any(row.get(column) for row in rows if row["b"] == name):
+                panel.text(k, 0.5, "equal", transform=panel.get_xaxis_transform(), ha="center")
         if column.endswith("_b"):
             panel.axhline(means(rows)[column.replace("_b", "_a")], color="C1", linestyle="--", label="A")
             panel.legend()
         panel.set_title(SHOWN[column][1].removesuffix(" B"))
         panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        panel.set_xlim(-0.5, len(names) - 0.2)
+        panel.set_xlim(-0.5, len(names))
         panel.margins(y=0.15)
         panel.grid(axis="y", alpha=0.3)
     with atomic_path(path) as temporary:

@@ -101,7 +101,7 @@ class Vmaf:
                 "split[x][y]",
                 cut.format("x", width, height, 0, "a"),
                 cut.format("y", width, height, height, "b"),
-                f"[b][a]libvmaf=log_fmt=json:log_path=vmaf.json:n_threads={os.cpu_count() or 1}",
+                f"[b][a]libvmaf=log_fmt=json:log_path=vmaf.json:n_threads={min(8, os.cpu_count() or 1)}",
             )
         )
         self._errors = (folder / "ffmpeg.txt").open("wb")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from latte.runtime import device
 from latte.weights.fingerprint import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
@@ -38,6 +39,7 @@ LOOSE = (
     *("device_target", "device_id", "use_parallel", "seed", "class_labels", "prompts"),
     *("checkpoint", "vae_checkpoint", "text_embeddings", "init_frames"),
 )
+VIDEO = re.compile(r"((?:video|image)-\d{4,}-seed\d+.*?)(?:\.(?:png|mp4|gif))?")  # the name of a file or folder
 ROOMS = ("components", "diffusion", "inference", "io", "models", "ops", "runtime", "weights")  # whose code makes videos
 
 
@@ -81,17 +83,26 @@ def facts(cfg: SampleConfig, plan: Plan, frames: np.ndarray | None) -> dict[str,
 
 def targets(cfg: SampleConfig, plan: Plan, numbers: Sequence[int], made_from: dict[str, Any]) -> list[Target]:
     """Return the videos with these numbers; `made_from` are the `facts`."""
-    config = plan.network.config
-    frames = latent_shape(cfg, config, plan.vae.config.downsampling)[0]
-    given = {} if config.conditioning == "text" else choose_inputs(cfg, config, list(numbers))
+    frames = _frames(cfg, plan)
     found = []
-    for row, k in enumerate(numbers):
-        own = [given[name][row] for name in ("class_labels", "prompt") if name in given]
+    for k, name, own in _named(cfg, plan, numbers):
         told = json.dumps([made_from, k, cfg.seed + k, own], sort_keys=True)
         mark = f"latte {hashlib.sha256(told.encode()).hexdigest()[:16]}"
-        name = stem(k, cfg.seed + k, frames, given, row)
         found.append(_looked_up(cfg, Target(k, name, mark), frames))
     return found
+
+
+def _frames(cfg: SampleConfig, plan: Plan) -> int:
+    return latent_shape(cfg, plan.network.config, plan.vae.config.downsampling)[0]
+
+
+def _named(cfg: SampleConfig, plan: Plan, numbers: Sequence[int]) -> Iterator[tuple[int, str, list[Any]]]:
+    """Yield the number of each video, its name, and the class or prompt that it shows."""
+    config, frames = plan.network.config, _frames(cfg, plan)
+    given = {} if config.conditioning == "text" else choose_inputs(cfg, config, list(numbers))
+    for row, k in enumerate(numbers):
+        own = [given[name][row] for name in ("class_labels", "prompt") if name in given]
+        yield k, stem(k, cfg.seed + k, frames, given, row), own
 
 
 def _looked_up(cfg: SampleConfig, target: Target, frames: int) -> Target:
@@ -116,19 +127,24 @@ def files_of(cfg: SampleConfig, name: str, frames: int) -> list[Path]:
     return [file for form, file in forms.items() if form in cfg.output_format]
 
 
-def check_others(cfg: SampleConfig, found: Sequence[Target], made_from: dict[str, Any]) -> str:
-    """Return a sentence on the videos that will be replaced, or "" if there are none.
+def check_others(cfg: SampleConfig, plan: Plan, found: Sequence[Target], made_from: dict[str, Any]) -> list[str]:
+    """Return sentences on videos that will be replaced, and on those in the folder that are not of this sampling.
 
-    Raises UserError in its place if `existing` is refuse.
+    Raises UserError with the first sentence if `existing` is refuse.
     """
-    count = sum(target.replaces for target in found)
-    if not count:
-        return ""
-    changes = _changes(Path(cfg.output_path) / FILE, made_from)
-    what = f"{count} of the videos in {cfg.output_path} were made from something else{changes and f' ({changes})'}"
-    if cfg.existing == "refuse":
-        raise UserError(f"{what}; name another --output_path, or leave out --existing to replace them")
-    return f"{what}, and are replaced"
+    folder, said = Path(cfg.output_path), []
+    if replaced := sum(target.replaces for target in found):
+        changes = _changes(folder / FILE, made_from)
+        what = f"{replaced} of the videos in {folder} were made from something else{changes and f' ({changes})'}"
+        said.append(f"{what}{'' if cfg.existing == 'refuse' else ', and are replaced'}")
+    own = {name for _, name, _ in _named(cfg, plan, range(cfg.num_samples * len(cfg.prompts or [None])))}
+    names = {match[1] for path in folder.glob("*-seed*") if (match := VIDEO.fullmatch(path.name))}
+    if others := sorted(names - own):
+        count = "1 video" if len(others) == 1 else f"{len(others)} videos"
+        said.append(f"{folder} also holds {count} of other seeds, classes or prompts, such as {others[0]}")
+    if said and cfg.existing == "refuse":
+        raise UserError(f"{said[0]}; name another --output_path, or leave out --existing")
+    return said
 
 
 def _changes(file: Path, made_from: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ from latte.runtime import device
 from latte.runtime.profiling import Profile, check_span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from latte.config import SampleConfig
     from latte.diffusion.solvers import Solver
@@ -151,18 +151,21 @@ def find_targets(cfg: SampleConfig, plan: Plan) -> list[Target]:
     """
     made_from = finished.facts(cfg, plan, _init_frames(cfg))
     targets = finished.targets(cfg, plan, video_numbers(cfg), made_from)
-    said = finished.check_others(cfg, targets, made_from)
+    said = finished.check_others(cfg, plan, targets, made_from)
     if device.current().rank == 0 and not cfg.dry_run:
-        if said:
-            log.info(said)
+        for sentence in said:
+            log.info(sentence)
         finished.keep(cfg, made_from)
     return targets
 
 
-def run(cfg: SampleConfig, pipe: LattePipeline, targets: Sequence[Target] = ()) -> list[Path]:
-    """Sample and save those of this rank's videos that are not there, and return their files.
+def run(
+    cfg: SampleConfig, pipe: LattePipeline, targets: Sequence[Target] = ()
+) -> tuple[list[Path], dict[int, np.ndarray]]:
+    """Sample and save those of this rank's videos that are not there.
 
-    targets: what `find_targets` returns; without them all videos are made.
+    targets: what `find_targets` returns; without them all videos are made. Returns the files, and those of the videos
+    (F, H, W, 3) uint8 that belong into a grid, by number.
     """
     here, folder = device.current(), Path(cfg.output_path)
     marks = {target.number: target.mark for target in targets}
@@ -173,6 +176,8 @@ def run(cfg: SampleConfig, pipe: LattePipeline, targets: Sequence[Target] = ()) 
     if shape[0] == 1 and cfg.output_format != ["png"]:
         log.info("videos of one frame are saved as .png, whatever output_format says")
     files: list[Path] = []
+    first = [target.number for target in targets[:GRID]]
+    kept: dict[int, np.ndarray] = {}
     bar = tqdm(
         desc=f"videos of rank 0 of {here.world_size}" if here.world_size > 1 else "videos",
         initial=len(targets) - len(numbers) if targets else 0,
@@ -188,25 +193,31 @@ def run(cfg: SampleConfig, pipe: LattePipeline, targets: Sequence[Target] = ()) 
             names, made = _make(cfg, pipe, batch, given, profile)
             for k, name, video in zip(batch, names, made, strict=True):
                 files += _save(video, folder / name, cfg.output_format, cfg.fps, marks.get(k, ""))
+                kept |= {k: video} if k in first else {}
                 done.update()
-    return files
+    return files, kept
 
 
-def save_grid(cfg: SampleConfig, plan: Plan, targets: Sequence[Target]) -> list[Path]:
-    """Write a grid of the first of this rank's videos, if there are several, and return its files.
+def save_grid(cfg: SampleConfig, plan: Plan, targets: Sequence[Target], kept: Mapping[int, np.ndarray]) -> list[Path]:
+    """Write a grid of the first of this rank's videos, if there are several and one of them is new; return its files.
 
-    They are read from their files, as some may be from an earlier start.
+    kept: new ones by number; those of an earlier start are read from their files, with the losses of their format.
     """
-    first = targets[:GRID]
+    first, folder = targets[:GRID], Path(cfg.output_path)
     if len(first) < 2:
         return []
-    frames = latent_shape(cfg, plan.network.config, plan.vae.config.downsampling)[0]
-    videos = np.stack([read_any(finished.files_of(cfg, target.name, frames)[0]) for target in first])
     seeds = f"-seed{cfg.seed + first[0].number}-{cfg.seed + first[-1].number}"
-    rank = f"-rank{device.current().rank}" if device.current().world_size > 1 else ""
+    name = f"grid{seeds}-rank{device.current().rank}" if device.current().world_size > 1 else f"grid{seeds}"
     formats = [form for form in cfg.output_format if form != "png"] or ["mp4"]
-    board = grid(videos, columns=math.ceil(math.sqrt(len(videos))))
-    return _save(board, Path(cfg.output_path) / f"grid{seeds}{rank}", formats, cfg.fps)
+    if not kept and any(folder.glob(f"{name}.*")):
+        return []
+    frames = latent_shape(cfg, plan.network.config, plan.vae.config.downsampling)[0]
+    videos = [
+        kept[target.number] if target.number in kept else read_any(finished.files_of(cfg, target.name, frames)[0])
+        for target in first
+    ]
+    board = grid(np.stack(videos), columns=math.ceil(math.sqrt(len(videos))))
+    return _save(board, folder / name, formats, cfg.fps)
 
 
 def _save(video: np.ndarray, path: Path, formats: Sequence[str], fps: int, mark: str = "") -> list[Path]:
@@ -279,6 +290,7 @@ def dry_run(cfg: SampleConfig) -> str:
         f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}",
         estimate.report_here(work),
     ]
-    if made := sum(target.done for target in find_targets(cfg, plan)):
+    is_there = Path(cfg.output_path).is_dir()  # or else no weights need to be read
+    if made := sum(target.done for target in find_targets(cfg, plan)) if is_there else 0:
         lines.append(f"{made} of this rank's videos are in {cfg.output_path} already, and are kept")
     return "\n".join(lines)
