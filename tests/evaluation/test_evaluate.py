@@ -1,6 +1,7 @@
 """`latte evaluate`: distances of folders, with a network that stands in for I3D."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.clips import NETWORK, describe, make_folder
+from support.golden_values import ROOT
 
 from latte.commands.evaluate import main
 from latte.config import EvaluateConfig, parse_config
@@ -265,8 +267,9 @@ def test_ranks_share_the_clips_and_the_distance_is_the_same(tmp_path, folders):
     words = ["--real", folders / "a", "--fake", folders / "b", "--metrics", "fvd12_16f", "--real_stride", "1"]
     words += ["--bootstrap", "0", "--features_folder", tmp_path / "shared", "--output_path", tmp_path / "out"]
     mpirun = Path(sys.executable).with_name("mpirun")  # beside Python
-    launch = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "3", sys.executable]
-    done = subprocess.run([*launch, tmp_path / "rank.py", *words], capture_output=True, text=True, check=False)
+    launch = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable]
+    command, paths = [*launch, tmp_path / "rank.py", *words], {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     one = run(tmp_path, real=folders / "a", fake=folders / "b", bootstrap=0)
     assert done.stdout.split() == [str(one["value"]), "0"]
