@@ -20,7 +20,7 @@ from tqdm import tqdm
 from latte.errors import UserError
 from latte.evaluation import measures
 from latte.evaluation.measures import SMALLEST, Vmaf, ffmpeg_with_vmaf, flicker, measuring_vmaf, motion, psnr
-from latte.io.atomic import atomic_path
+from latte.io.atomic import atomic_path, check_writable
 from latte.io.images import kind_of
 from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, walk
 from latte.io.video import frames_of, save_png
@@ -208,6 +208,7 @@ def run(cfg: CompareConfig) -> str:
     Raises UserError for what cannot be compared; then nothing is written.
     """
     names = labels(cfg.videos[1:])
+    check_writable(cfg.output_path, "output_path")
     if "vmaf" in cfg.metrics:
         ffmpeg_with_vmaf()
     pairs = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from latte.inference.inputs import (
     stem,
 )
 from latte.inference.pipeline import LattePipeline
+from latte.io.atomic import check_writable
 from latte.io.video import fit, grid, read_any, save_png, save_video
 from latte.runtime import device
 from latte.runtime.profiling import Profile, check_span
@@ -84,14 +84,8 @@ def check(cfg: SampleConfig) -> Plan:
     if parts.prompts:
         load_tokenizer(parts.prompts / "tokenizer")
         encoder = read(parts.prompts / "text_encoder", "t5")
-    _check_writable(Path(cfg.output_path).resolve())
+    check_writable(cfg.output_path, "output_path")
     return Plan(parts, network, vae, encoder, solver)
-
-
-def _check_writable(path: Path) -> None:
-    folder = next(each for each in (path, *path.parents) if each.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"output_path {path} cannot be written")
 
 
 def build_pipeline(cfg: SampleConfig, plan: Plan | None = None) -> LattePipeline:

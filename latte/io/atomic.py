@@ -174,6 +174,14 @@ def check_new_folder(path: str | Path) -> Path:
     return path
 
 
+def check_writable(path: str | Path, option: str) -> None:
+    """Raise UserError, naming the option, if a folder that may be missing can be neither made nor written."""
+    path = Path(path).resolve()
+    folder = next(each for each in (path, *path.parents) if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written; name another folder")
+
+
 def check_room(folder: Path, needed: int, remedy: str) -> None:
     """Raise UserError, with a remedy, if the disk of a folder has not so many bytes free; folders may be missing.
 

@@ -200,6 +200,18 @@ def test_only_the_first_frames_of_videos_of_different_lengths(tmp_path):
         run(*words, "--frames", 5)
 
 
+def test_the_videos_may_be_named_in_a_yaml_file(sets):
+    (sets / "c.yaml").write_text(f"videos: [{sets / 'a'}, {sets / 'b'}]\noutput_path: {sets / 'a' / 'config.yaml'}\n")
+    with pytest.raises(
+        UserError, match="output_path .*config.yaml cannot be written"
+    ):  # said before anything is compared
+        run("-c", sets / "c.yaml")
+    assert "2 videos of 4 frames" in run("-c", sets / "c.yaml", "--output_path", sets / "out", "--dry_run")
+    assert "1 video of 4" in run(
+        sets / "x.mp4", sets / "x.mp4", "-c", sets / "c.yaml", "--output_path", sets, "--dry_run"
+    )
+
+
 def test_a_dry_run_writes_nothing(sets):
     said = run(sets / "a", sets / "b", "--output_path", sets / "out", "--dry_run")
     assert "2 videos of 4 frames" in said and not (sets / "out").exists()
