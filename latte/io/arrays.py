@@ -81,9 +81,10 @@ def read_npy(path: Path) -> np.ndarray:
         return _array(header, file.read())
 
 
-def read_npz(path: str | Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Return arrays of an .npz file by their names; those that are optional may be missing. They are read-only.
+def read_npz(path: str | Path, names: Sequence[str] | None, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Return arrays of an .npz file by their names, None for all; those that are optional may be missing.
 
+    They are read-only.
     Checksums are compared. Raises UserError if the file is missing, broken, lacks a name, or would unpack to far more
     than it holds.
     """
@@ -95,6 +96,7 @@ def read_npz(path: str | Path, names: Sequence[str], optional: Sequence[str] = (
             raise ValueError("it is no regular file")
         with zipfile.ZipFile(path) as archive:
             members = _members(archive, path.stat().st_size)
+            names = list(members) if names is None else names
             missing = [name for name in names if name not in members]
             if missing:
                 raise ValueError(f"it has no array {missing[0]!r}")
@@ -105,7 +107,7 @@ def read_npz(path: str | Path, names: Sequence[str], optional: Sequence[str] = (
     except (*_ZIP_ERRORS, zipfile.BadZipFile, zlib.error, struct.error) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)[:200] or "it is cut off"
         shown = "".join(character if character.isprintable() else "?" for character in reason)
-        raise UserError(f"{path} is no .npz file with {', '.join(names)}: {shown}") from error
+        raise UserError(f"{path} is no .npz file with {', '.join(names or ['arrays'])}: {shown}") from error
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:

@@ -12,6 +12,7 @@ from latte.ops.conv import (
     upsample_conv,
     upsample_nearest,
 )
+from latte.ops.conv3d import conv3d, max_pool3d
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
@@ -24,6 +25,7 @@ __all__ = [
     "attention",
     "chunk6",
     "conv2d",
+    "conv3d",
     "conv_frames",
     "from_nchw",
     "gated_residual",
@@ -31,6 +33,7 @@ __all__ = [
     "group_norm",
     "linear",
     "lookup",
+    "max_pool3d",
     "modulated_norm",
     "move_towards",
     "norm_conv",

@@ -55,17 +55,18 @@ class Table:
     functions: Mapping[str, Callable[..., Any]]  # called with the arguments in the pickle
     constant: Callable[[str], Any]  # the value of any other name; an Opaque if it is none
     persistent: Callable[[Any], Any]  # gets the persistent id, PyTorch's way to name a storage
+    build: Callable[[Any, Any], Any] = lambda made, state: made  # what a call made, once it gets its state
 
 
-def read_pickle(data: bytes, table: Table) -> tuple[Any, int]:
+def read_pickle(data: bytes, table: Table, limit: int = MAX_BYTES) -> tuple[Any, int]:
     """Return the object in the first pickle of `data`, and the number of bytes it took.
 
     Sets come as lists; entries of a dict whose key is not text are left out: weights have names, and other keys can be
     slow to compare or too deep to be hashed.
-    Raises PickleError for anything that is not a well-formed pickle of at most MAX_BYTES and MAX_STEPS.
+    Raises PickleError for anything that is not a well-formed pickle of at most `limit` bytes and MAX_STEPS.
     """
     machine = _Machine(table)
-    stream = io.BytesIO(data[:MAX_BYTES])
+    stream = io.BytesIO(data[:limit])
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             machine.step(opcode.name, argument)
@@ -158,6 +159,10 @@ class _Machine:
             self.left -= len(made)
         self.stack.append(made)
 
+    def build(self, _: Any) -> None:
+        state, made = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.table.build(made, state))
+
     def inst(self, name: str) -> None:
         self.apply(Opaque(name.replace(" ", ".", 1)), self.since_mark())
 
@@ -198,7 +203,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "NEWOBJ_EX": _Machine.new_with_keywords,
     "INST": _Machine.inst,
     "OBJ": _Machine.obj,
-    "BUILD": lambda machine, _: machine.stack.pop(),  # attributes of an object: nothing here has any
+    "BUILD": _Machine.build,
     "PERSID": _Machine.persistent_id,
     "BINPERSID": lambda machine, _: machine.persistent_id(machine.stack.pop()),
 }

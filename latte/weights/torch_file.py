@@ -8,6 +8,7 @@ storages, each after its int64 length. Nothing in a file is ever executed; see p
 from __future__ import annotations
 
 import math
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ import numpy as np
 from latte.errors import UserError, quoted
 from latte.io.atomic import atomic_path
 from latte.weights.dtypes import BY_NUMPY, TABLE, names_of, numpy_dtype, odd_dtype, raw_bytes
-from latte.weights.mapped import REMEDY, Mapped, check_count, map_file, not_a_checkpoint, sniff, view
+from latte.weights.mapped import MAX_AXES, REMEDY, Mapped, check_count, map_file, not_a_checkpoint, sniff, view
 from latte.weights.pickle_data import MAX_BYTES, Opaque, PickleError, Table, Unread, read_pickle
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 64  # of storages in the zip archive, as PyTorch does it
 _ZIP_ERRORS = (zipfile.BadZipFile, struct.error, ValueError, LookupError, OSError, EOFError, NotImplementedError)
 _END = b"PK\x05\x06"  # begins the end of a zip archive, 22 bytes and a comment
+_DATA = re.compile(r"(data|constants)(\.pkl|/\w+)|byteorder")  # records of a TorchScript program that hold no code
 _STORAGES = {names.storage: names.numpy for names in TABLE}
 _ODD_STORAGES = {  # the bytes of elements that nothing here computes with
     "UntypedStorage": 1,
@@ -97,8 +99,49 @@ def read_torch_file(path: str | Path) -> Any:
     raise not_a_checkpoint(path, data)
 
 
+def read_torchscript(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a TorchScript program that torch.jit.save wrote; its code is not looked at.
+
+    Attributes come in the order of the file, under the names of modules and attributes joined by dots; behind them the
+    tensors that its code has as constants, as c0, c1, ... They are views as those of `read_torch_file`.
+    Raises UserError if the file is missing, damaged or no TorchScript program.
+    """
+    data = map_file(path)
+    if sniff(data) != "zip":
+        raise not_a_checkpoint(path, data)
+    try:
+        spans = _spans(path, data, program=True)
+        attributes = _read_record(path, data, spans, "data")
+        constants = _read_record(path, data, spans, "constants")
+        found = dict(_tensors(attributes))
+        found |= {f"c{i}": each for i, each in enumerate(constants) if isinstance(each, np.ndarray)}
+    except (PickleError, TypeError) as error:
+        reason = error if isinstance(error, PickleError) else "its constants are no tuple"
+        raise UserError(f"{path} cannot be read: {reason}; {REMEDY}") from None
+    return found
+
+
+def _tensors(attributes: Any, name: str = "", depth: int = 0) -> list[tuple[str, np.ndarray]]:
+    """Return the tensors in nested attributes, by their names."""
+    if isinstance(attributes, np.ndarray):
+        return [(name, attributes)]
+    if not isinstance(attributes, dict):
+        return []
+    if depth > MAX_AXES:
+        raise PickleError("its modules lie too deep in one another")
+    return [
+        item
+        for key, value in attributes.items()
+        for item in _tensors(value, f"{name}.{key}" if name else key, depth + 1)
+    ]
+
+
 def _read_zip(path: str | Path, data: Mapped) -> Any:
-    spans = _spans(path, data)
+    return _read_record(path, data, _spans(path, data), "data")
+
+
+def _read_record(path: str | Path, data: Mapped, spans: Mapping[str, tuple[int, int]], record: str) -> Any:
+    """Return the objects of a pickle in an archive, whose storages lie in the folder of its name."""
     order, stop = spans.get("byteorder", (0, 0))
     if data[order:stop] == b"big":
         raise _big_endian(path)
@@ -106,24 +149,27 @@ def _read_zip(path: str | Path, data: Mapped) -> Any:
         raise PickleError("the order of its bytes is not known")
 
     def storage(key: str, kind: str, size: int) -> _Storage:
-        if f"data/{key}" not in spans:
+        if f"{record}/{key}" not in spans:
             raise PickleError("a storage in it is missing")
-        start, stop = spans[f"data/{key}"]
+        start, stop = spans[f"{record}/{key}"]
         dtype = _dtype_of(kind) or odd_dtype(kind, max(1, (stop - start) // (size or 1)))
         if size * dtype.itemsize > stop - start:
             raise PickleError("a storage in it is smaller than it says")
         return _Storage(dtype, start, size)
 
-    start, stop = spans["data.pkl"]
+    start, stop = spans[f"{record}.pkl"]
     if stop - start > MAX_BYTES:
-        raise PickleError(f"its data.pkl has more than {MAX_BYTES >> 20} MiB, as if it held arrays, not tensors")
+        raise PickleError(f"its {record}.pkl has more than {MAX_BYTES >> 20} MiB, as if it held arrays, not tensors")
     if stop > start:
         data.verify(start)
     return read_pickle(data[start:stop], _Rebuild(path, data, storage).table())[0]
 
 
-def _spans(path: str | Path, data: Mapped) -> dict[str, tuple[int, int]]:
-    """Return where the records of an archive lie in the file, by name, and let the map know their checksums."""
+def _spans(path: str | Path, data: Mapped, program: bool = False) -> dict[str, tuple[int, int]]:
+    """Return where the records of an archive lie in the file, by name, and let the map know their checksums.
+
+    Of a TorchScript program these are the records that hold no code.
+    """
     end = data.rfind(_END, max(0, len(data) - (1 << 16) - 22))
     if end >= 0 and int.from_bytes(data[end + 10 : end + 12], "little") == 0xFFFF:
         raise UserError(f"{path} has more than 65,534 records, which no network here needs; name another file")
@@ -133,10 +179,14 @@ def _spans(path: str | Path, data: Mapped) -> dict[str, tuple[int, int]]:
         names = {info.filename.partition("/")[2]: info for info in records}
         if "data.pkl" not in names:
             raise not_a_checkpoint(path, data)
-        if "constants.pkl" in names:
+        if "constants.pkl" in names and not program:
             raise UserError(f"{path} is a TorchScript program, not a checkpoint; save its state_dict() instead")
+        if "constants.pkl" not in names and program:
+            raise UserError(f"{path} is a checkpoint, not a TorchScript program")
         if len(names) < len(records) or len({info.filename.partition("/")[0] for info in records}) > 1:
             raise UserError(f"{path} has a record twice, or two roots, so that readers differ; {REMEDY}")
+        if program:  # code is compressed
+            names = {name: info for name, info in names.items() if _DATA.fullmatch(name)}
         spans = {name: _span(path, data, info) for name, info in names.items()}
     except _ZIP_ERRORS:
         raise UserError(f"{path} is a zip file that is cut off or damaged; {REMEDY}") from None
@@ -225,7 +275,7 @@ class _Rebuild:
             "torch._tensor._rebuild_from_type_v2": self.tensor_of_class,
             **{f"torch._utils.{name}": lambda *_, unread=unread: unread for name, unread in _UNREAD.items()},
         }
-        return Table(functions, _constant, self.persistent)
+        return Table(functions, _constant, self.persistent, _with_attributes)
 
     def tensor(self, source: _Storage, offset: int, shape: tuple, strides: tuple, *rest: Any) -> Any:
         """Return a view of a storage, which begins at its element `offset`; `rest` may hold the state of lazy views."""
@@ -280,6 +330,11 @@ def _constant(name: str) -> Any:
     """Return the NumPy dtype of torch.float32 and its like, an Opaque for any other name."""
     module, _, attribute = name.rpartition(".")
     return numpy_dtype(attribute) if module == "torch" and attribute in BY_NUMPY else Opaque(name)
+
+
+def _with_attributes(made: Any, state: Any) -> Any:
+    """Return what a call made; of a TorchScript module, whose class is code of its file, the attributes."""
+    return state if isinstance(made, Opaque) and made.name.startswith("__torch__.") else made
 
 
 def write_torch_file(path: str | Path, obj: Any, progress: Callable[[int], Any] = lambda count: None) -> None:

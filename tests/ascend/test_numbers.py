@@ -15,6 +15,7 @@ FLOAT32 = {
     "latte": ("latte uncond", "latte class"),
     "text_to_video": ("t2v", "t5"),
     "autoencoder": ("vae encode", "vae decode", "temporal decode"),
+    "i3d": ("i3d",),
     "training": ("loss", "gradients"),
     "int8": ("latte int8",),
     "sampling": ("guided sampling",),

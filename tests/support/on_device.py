@@ -16,6 +16,7 @@ from latte.components.loading import load_t2v, load_vae
 from latte.components.text_encoder import load_t5
 from latte.diffusion.solvers import Solver
 from latte.inference.latents import LatentSampler, Request
+from latte.models.i3d import I3D
 from latte.models.latte import transformer_block
 from latte.runtime import device, graphs
 from latte.training.state import state_of
@@ -55,6 +56,15 @@ def autoencoder(dtype, inside="fp32"):
 def vae_dtype(dtype):
     """The same with `vae_dtype`."""
     yield from autoencoder(dtype, dtype)
+
+
+def i3d(dtype):
+    """The logits of a small video, in float32 whatever the dtype."""
+    rng, net = np.random.default_rng(0), I3D()
+    for weight in net.get_parameters():
+        values = rng.standard_normal(weight.shape, np.float32) * (2 / np.prod(weight.shape[1:])) ** 0.5
+        weight.set_data(ms.Tensor(values.astype(np.float32) if weight.ndim > 1 else 0 * values.astype(np.float32)))
+    yield "i3d", net(ms.Tensor(rng.uniform(-1, 1, (2, 9, 3, 40, 33)).astype(np.float32)))
 
 
 def training(dtype):
@@ -135,7 +145,7 @@ def blocks(dtype):
 
 
 PARTS = (latte, text_to_video, autoencoder, training)
-MORE = (flash, int8, sampling, ten_steps, blocks, vae_dtype)
+MORE = (i3d, flash, int8, sampling, ten_steps, blocks, vae_dtype)
 
 
 def main(target, dtype, path, *names):

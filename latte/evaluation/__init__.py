@@ -1,0 +1,1 @@
+"""Quality of videos: Frechet distances, the I3D network they use, comparisons of videos."""
