@@ -15,6 +15,11 @@ from latte.config import SampleConfig, keep_config, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+LISTED = 20  # files that are named in the end
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,9 +37,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not videos.video_numbers(cfg):
         print("no video for this rank, because there are more ranks than videos")
         return
-    pipe = videos.build_pipeline(cfg)
+    plan = videos.check(cfg)
+    targets = videos.find_targets(cfg, plan)
     keep_config(cfg)
-    files = videos.run(cfg, pipe)
-    print(videos.summary(pipe))
-    for file in files:
+    made = [target for target in targets if target.done]
+    files: list[Path] = []
+    kept: dict[int, np.ndarray] = {}
+    if made:
+        what = f"{len(made)} of {len(targets)} videos are in {cfg.output_path} already, of the same options and weights"
+        print(f"{what}, and are kept; --existing replace makes them again")
+    if len(made) < len(targets):
+        pipe = videos.build_pipeline(cfg, plan)
+        files, kept = videos.run(cfg, pipe, targets)
+        print(videos.summary(pipe))
+    files += videos.save_grid(cfg, plan, targets, kept)
+    for file in files[:LISTED]:
         print(file)
+    if len(files) > LISTED:
+        print(f"and {len(files) - LISTED} more files in {cfg.output_path}")

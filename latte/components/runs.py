@@ -68,12 +68,23 @@ def options_of(run: Path) -> Path:
     return max(run.glob("config-from-step-*.yaml"), default=run / CONFIG_FILE)
 
 
-def newest_weights(run: Path) -> Path:
-    """Return the file of a run's newest weights, EMA weights if there are some; raises UserError if there are none."""
-    found = [(match[2], match[1] == "ema", path) for path in (run / CHECKPOINTS).iterdir() if (match := _match(path))]
+def weights_by_step(run: Path) -> dict[int, Path]:
+    """Return the files of a run's weights by their steps, the oldest first; EMA weights where there are some.
+
+    Raises UserError if there are none.
+    """
+    found = [(match, path) for path in (run / CHECKPOINTS).iterdir() if (match := _match(path))]
     if not found:
         raise UserError(f"{run} has no weights in {CHECKPOINTS} yet; train until the first checkpoint is saved")
-    return max(found)[2]
+    # EMA weights come after the others of a step, and so take their place.
+    return {
+        int(match[2]): path for match, path in sorted(found, key=lambda each: (int(each[0][2]), each[0][1] == "ema"))
+    }
+
+
+def newest_weights(run: Path) -> Path:
+    """Return the file of a run's newest weights, EMA weights if there are some; raises UserError if there are none."""
+    return list(weights_by_step(run).values())[-1]
 
 
 def _match(path: Path) -> re.Match[str] | None:

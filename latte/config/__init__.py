@@ -1,5 +1,6 @@
 """The options of all commands, and how they are read from YAML files and the command line."""
 
+from latte.config.evaluate import EvaluateConfig
 from latte.config.export import ExportConfig
 from latte.config.parser import OptionError, Options, in_range, option, parse_config, save_config
 from latte.config.sample import SampleConfig, keep_config
@@ -11,6 +12,7 @@ __all__ = [
     "CacheConfig",
     "DataConfig",
     "DataOptions",
+    "EvaluateConfig",
     "ExportConfig",
     "OptionError",
     "Options",

@@ -72,11 +72,15 @@ class Options:
 Config = TypeVar("Config", bound=Options)
 
 
-def option(default: Any, text: str) -> Any:
-    """Return a dataclass field for an option: its default, or REQUIRED, and its text in --help."""
+def option(default: Any, text: str, words: str = "") -> Any:
+    """Return a dataclass field for an option: its default, or REQUIRED, and its text in --help.
+
+    With `words`, their names in --help, a required list is given by words without an option before them.
+    """
+    metadata = {"help": text, "words": words}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata={"help": text})
-    return dataclasses.field(default=default, metadata={"help": text})
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def in_range(options: Options, key: str, low: float, high: float | None = None) -> None:
@@ -105,7 +109,7 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
     values = _merged(layers)
     for field in dataclasses.fields(cls):
         if _default(field) is REQUIRED and field.name not in values:
-            raise UserError(f"--{field.name} is not given; it is the {field.metadata['help']}")
+            raise UserError(f"{_shown(field)} is not given; it is the {field.metadata['help']}")
     try:
         return cls(**values)
     except OptionError as error:
@@ -171,9 +175,7 @@ class _Parser(argparse.ArgumentParser):
 def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | None) -> _Parser:
     """Return a parser with one group of options for each class that `cls` inherits from."""
     prog = program_name()
-    needed = [
-        f"--{field.name} {metavar(hints[field.name])}" for field in dataclasses.fields(cls) if _is_required(field)
-    ]
+    needed = [_shown(field, metavar(hints[field.name])) for field in dataclasses.fields(cls) if _is_required(field)]
     parser = _Parser(
         usage=" ".join((prog, *needed, "[-c CONFIG] [--option VALUE ...]")),
         description=(description or cls.__doc__ or "").strip(),
@@ -196,7 +198,10 @@ def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | N
             if hint is bool:
                 words = {"nargs": "?", "const": "true"}  # `--dry_run` is `--dry_run true`
             text = f"{field.metadata['help']} ({end})".replace("%", "%%")
-            group.add_argument(f"--{field.name}", metavar=metavar(hint), help=text, **words)
+            if names := field.metadata["words"]:
+                group.add_argument(field.name, nargs="*", metavar=names, help=text)
+            else:
+                group.add_argument(f"--{field.name}", metavar=metavar(hint), help=text, **words)
     return parser
 
 
@@ -207,7 +212,7 @@ def _read_arguments(parser: _Parser, argv: Sequence[str] | None, hints: dict[str
         raise UserError(_unknown(rest[0][2:].split("=")[0], hints, COMMAND_LINE))
     if rest:
         raise UserError(f"{COMMAND_LINE}: {rest[0]!r} is no option; write --name value")
-    given = {key: value for key, value in vars(found).items() if value is not None}
+    given = {key: value for key, value in vars(found).items() if value not in (None, [])}
     path = given.pop("config", None)
     for key, words in given.items():
         value = read_words([words] if isinstance(words, str) else words, hints[key])
@@ -254,6 +259,11 @@ def _unknown(key: str, known: Iterable[str], source: str) -> str:
 
 def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _shown(field: dataclasses.Field, value: str = "") -> str:
+    """Return how a required option is written, with a value if there is one."""
+    return field.metadata["words"] or f"--{field.name} {value}".rstrip()
 
 
 def _is_required(field: dataclasses.Field) -> bool:

@@ -111,6 +111,11 @@ class OutputOptions(Options):
     output_path: str = option("outputs/samples", "folder for the videos")
     output_format: list[Literal["mp4", "gif", "png"]] = option(["mp4"], "file formats of each video")
     fps: int = option(8, "frames per second")
+    existing: Literal["keep", "refuse", "replace"] = option(
+        "keep",
+        "videos that are there: keep = keep those that the same options and weights have made, and replace others; "
+        "refuse = keep those, and stop if there are others; replace = make all again",
+    )
     dry_run: bool = option(False, "check the options and files, print what would be done, and stop")
 
     def __post_init__(self) -> None:

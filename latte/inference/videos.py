@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from latte.components.loading import Weights, read
 from latte.components.quantize import is_quantized
 from latte.components.text_encoder import load_tokenizer, t5_bytes
 from latte.errors import UserError
-from latte.inference import estimate
+from latte.inference import estimate, finished
 from latte.inference.inputs import (
     asked_solver,
     check_inputs,
@@ -33,15 +32,17 @@ from latte.inference.inputs import (
     stem,
 )
 from latte.inference.pipeline import LattePipeline
+from latte.io.atomic import check_writable
 from latte.io.video import fit, grid, read_any, save_png, save_video
 from latte.runtime import device
 from latte.runtime.profiling import Profile, check_span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from latte.config import SampleConfig
     from latte.diffusion.solvers import Solver
+    from latte.inference.finished import Target
 
 log = logging.getLogger("latte")
 GIB = 2**30
@@ -83,19 +84,13 @@ def check(cfg: SampleConfig) -> Plan:
     if parts.prompts:
         load_tokenizer(parts.prompts / "tokenizer")
         encoder = read(parts.prompts / "text_encoder", "t5")
-    _check_writable(Path(cfg.output_path).resolve())
+    check_writable(cfg.output_path, "output_path")
     return Plan(parts, network, vae, encoder, solver)
 
 
-def _check_writable(path: Path) -> None:
-    folder = next(each for each in (path, *path.parents) if each.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"output_path {path} cannot be written")
-
-
-def build_pipeline(cfg: SampleConfig) -> LattePipeline:
-    """Check the options and load the pipeline; raises UserError as `check` does."""
-    plan = check(cfg)
+def build_pipeline(cfg: SampleConfig, plan: Plan | None = None) -> LattePipeline:
+    """Check the options, unless there is a plan, and load the pipeline; raises UserError as `check` does."""
+    plan = plan or check(cfg)
     return LattePipeline.from_parts(
         plan.parts,
         plan.network,
@@ -143,45 +138,91 @@ def given_frames(
     }
 
 
-def run(cfg: SampleConfig, pipe: LattePipeline) -> list[Path]:
-    """Sample and save this rank's videos and, if there are several, a grid of the first ones; return the files."""
-    numbers, folder = video_numbers(cfg), Path(cfg.output_path)
+def find_targets(cfg: SampleConfig, plan: Plan) -> list[Target]:
+    """Return this rank's videos, with those that are there already, and keep beside them what they are made from.
+
+    Raises UserError if files of something else are in the way and `existing` is refuse.
+    """
+    made_from = finished.facts(cfg, plan, _init_frames(cfg))
+    targets = finished.targets(cfg, plan, video_numbers(cfg), made_from)
+    said = finished.check_others(cfg, plan, targets, made_from)
+    if device.current().rank == 0 and not cfg.dry_run:
+        for sentence in said:
+            log.info(sentence)
+        finished.keep(cfg, made_from)
+    return targets
+
+
+def run(
+    cfg: SampleConfig, pipe: LattePipeline, targets: Sequence[Target] = ()
+) -> tuple[list[Path], dict[int, np.ndarray]]:
+    """Sample and save those of this rank's videos that are not there.
+
+    targets: what `find_targets` returns; without them all videos are made. Returns the files, and those of the videos
+    (F, H, W, 3) uint8 that belong into a grid, by number.
+    """
+    here, folder = device.current(), Path(cfg.output_path)
+    marks = {target.number: target.mark for target in targets}
+    numbers = [target.number for target in targets if not target.done] if targets else video_numbers(cfg)
     side = pipe.codec.vae.config.downsampling
     shape = latent_shape(cfg, pipe.net.config, side)
     given = given_frames(cfg, _init_frames(cfg), shape, side)
     if shape[0] == 1 and cfg.output_format != ["png"]:
         log.info("videos of one frame are saved as .png, whatever output_format says")
     files: list[Path] = []
-    videos: list[np.ndarray] = []
-    bar = tqdm(total=len(numbers), desc="videos", unit="video", disable=device.current().rank > 0)
+    first = [target.number for target in targets[:GRID]]
+    kept: dict[int, np.ndarray] = {}
+    bar = tqdm(
+        desc=f"videos of rank 0 of {here.world_size}" if here.world_size > 1 else "videos",
+        initial=len(targets) - len(numbers) if targets else 0,
+        total=len(targets) or len(numbers),
+        unit="video",
+        disable=here.rank > 0,
+    )
     profile = Profile(cfg.profile_span, folder)
     with bar as done, logging_redirect_tqdm([log]), contextlib.closing(profile):
         profile.begin(0)
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
             names, made = _make(cfg, pipe, batch, given, profile)
-            for name, video in zip(names, made, strict=True):
-                files += _save(video, folder / name, cfg.output_format, cfg.fps)
-                videos += [video] if len(videos) < GRID else []
+            for k, name, video in zip(batch, names, made, strict=True):
+                files += _save(video, folder / name, cfg.output_format, cfg.fps, marks.get(k, ""))
+                kept |= {k: video} if k in first else {}
                 done.update()
-    if len(videos) > 1:
-        seeds = f"-seed{cfg.seed + numbers[0]}-{cfg.seed + numbers[len(videos) - 1]}"
-        rank = f"-rank{device.current().rank}" if device.current().world_size > 1 else ""
-        formats = [form for form in cfg.output_format if form != "png"] or ["mp4"]
-        board = grid(np.stack(videos), columns=math.ceil(math.sqrt(len(videos))))
-        files += _save(board, folder / f"grid{seeds}{rank}", formats, cfg.fps)
-    return files
+    return files, kept
 
 
-def _save(video: np.ndarray, path: Path, formats: Sequence[str], fps: int) -> list[Path]:
-    """Write a video (F, H, W, 3) uint8 in each format, one frame as an image, and return the files.
+def save_grid(cfg: SampleConfig, plan: Plan, targets: Sequence[Target], kept: Mapping[int, np.ndarray]) -> list[Path]:
+    """Write a grid of the first of this rank's videos, if there are several and one of them is new; return its files.
+
+    kept: new ones by number; those of an earlier start are read from their files, with the losses of their format.
+    """
+    first, folder = targets[:GRID], Path(cfg.output_path)
+    if len(first) < 2:
+        return []
+    seeds = f"-seed{cfg.seed + first[0].number}-{cfg.seed + first[-1].number}"
+    name = f"grid{seeds}-rank{device.current().rank}" if device.current().world_size > 1 else f"grid{seeds}"
+    formats = [form for form in cfg.output_format if form != "png"] or ["mp4"]
+    if not kept and any(folder.glob(f"{name}.*")):
+        return []
+    frames = latent_shape(cfg, plan.network.config, plan.vae.config.downsampling)[0]
+    videos = [
+        kept[target.number] if target.number in kept else read_any(finished.files_of(cfg, target.name, frames)[0])
+        for target in first
+    ]
+    board = grid(np.stack(videos), columns=math.ceil(math.sqrt(len(videos))))
+    return _save(board, folder / name, formats, cfg.fps)
+
+
+def _save(video: np.ndarray, path: Path, formats: Sequence[str], fps: int, mark: str = "") -> list[Path]:
+    """Write a video (F, H, W, 3) uint8 in each format, one frame as an image, with its mark, and return the files.
 
     Raises UserError if a file cannot be written.
     """
     if len(video) > 1:
-        return save_video(video, path, formats, fps)
+        return save_video(video, path, formats, fps, mark)
     file = path.with_name(f"{path.name}.png")
-    save_png(video[0], file)
+    save_png(video[0], file, mark)
     return [file]
 
 
@@ -243,4 +284,7 @@ def dry_run(cfg: SampleConfig) -> str:
         f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}",
         estimate.report_here(work),
     ]
+    is_there = Path(cfg.output_path).is_dir()  # or else no weights need to be read
+    if made := sum(target.done for target in find_targets(cfg, plan)) if is_there else 0:
+        lines.append(f"{made} of this rank's videos are in {cfg.output_path} already, and are kept")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from latte.errors import UserError, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from filelock import BaseFileLock
 
@@ -89,6 +89,43 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_folder(path: str | Path, replaced: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends, in place of one that may be there.
+
+    What is in that one moves along, but for the entries that are `replaced`. If the block raises, the folder stays as
+    it was. Killed in the moment of the exchange, a process leaves no folder, rather than half of one. Raises UserError
+    if it cannot be written.
+    """
+    try:
+        path = Path(path).resolve()
+        made = _make_folders(path.parent)
+        with working_folder(path.parent, path.name) as folder:
+            temporary = folder / path.name
+            temporary.mkdir()
+            yield temporary
+            others: list[str] = []
+            for file in temporary.iterdir():
+                sync(file)
+            sync_folder(temporary)
+            before = folder / "before"
+            if path.exists():
+                others = [entry.name for entry in path.iterdir() if not replaced(entry)]
+                path.replace(before)
+            try:
+                temporary.replace(path)
+            except OSError:
+                if before.exists():
+                    before.replace(path)
+                raise
+            for name in others:
+                (before / name).replace(path / name)
+            for parent in (path.parent, *(new.parent for new in made)):
+                sync_folder(parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {_reason(error, Path(path).parent)}") from error
+
+
+@contextmanager
 def atomic_entries(folder: str | Path) -> Iterator[Path]:
     """Yield a temporary folder inside `folder`; all that is in it when the block ends moves up into `folder`.
 
@@ -135,6 +172,14 @@ def check_new_folder(path: str | Path) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to each other
         raise UserError(f"cannot write {path}: {reason(error)}") from error
     return path
+
+
+def check_writable(path: str | Path, option: str) -> None:
+    """Raise UserError, naming the option, if a folder that may be missing can be neither made nor written."""
+    path = Path(path).resolve()
+    folder = next(each for each in (path, *path.parents) if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {path} cannot be written; name another folder")
 
 
 def check_room(folder: Path, needed: int, remedy: str) -> None:

@@ -1,7 +1,8 @@
-"""Find the configs and the demo model that are shipped, in a checkout and in an installed package alike."""
+"""Find what is shipped, the configs and the demo model, in a checkout and an installed package alike; and the cache."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from latte.io.json_files import exists
@@ -41,3 +42,8 @@ def find_config(name: str | Path) -> Path:
 def config_names() -> list[str]:
     """Return the bare names of the shipped configs, sorted."""
     return sorted(path.stem for kind in KINDS for path in (root() / "configs" / kind).glob("*.yaml"))
+
+
+def user_cache() -> Path:
+    """Return the folder `latte` in the user's cache folder, where what can be made or had again is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latte"

@@ -13,18 +13,20 @@ import av
 import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from latte.errors import UserError
-from latte.io.atomic import atomic_path
+from latte.io.atomic import atomic_path, whole_folder
 from latte.io.images import kind_of, read_animation, read_image
 from latte.io.listing import FRAME_SUFFIXES, is_litter
 from latte.io.pixels import as_frames
-from latte.io.video_file import VideoFile
+from latte.io.video_file import VideoFile, read_comment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 _H264 = ("libx264", ["-crf", "14", "-movflags", "+faststart"])  # visually lossless; plays while it loads
+_COMMENT = "Comment"  # the key of a png's text
 _CODECS = {
     ".mp4": _H264,
     ".mov": _H264,
@@ -46,13 +48,14 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(scaled, -3, -1))
 
 
-def save_mp4(frames: np.ndarray, path: str | Path, fps: float = 8) -> None:
+def save_mp4(frames: np.ndarray, path: str | Path, fps: float = 8, comment: str = "") -> None:
     """Write an H.264 file of exactly the frames' size; by the suffix also .mov, .mkv, and VP9 for .webm.
 
-    frames: uint8 (F, H, W, 3). Raises UserError if the file cannot be written.
+    frames: uint8 (F, H, W, 3). `comment_of` reads the comment. Raises UserError if the file cannot be written.
     """
     _check_frames(frames)
     codec, options = _CODECS[Path(path).suffix.lower()]
+    options = [*options, "-metadata", f"comment={comment}"] if comment else options
     # Players everywhere know 4:2:0, which halves the colour planes and so needs even sizes; 4:4:4 takes the odd ones.
     even = frames.shape[1] % 2 == 0 and frames.shape[2] % 2 == 0
     with atomic_path(path) as temporary:
@@ -83,7 +86,7 @@ def _check_written(path: Path, frames: int) -> None:
         raise OSError(f"the encoder wrote {found} of {frames} frames")
 
 
-def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0) -> None:
+def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0, comment: str = "") -> None:
     """Write an animated gif of 256 colours per frame, played `loop` times; 0 = for ever.
 
     frames: uint8 (F, H, W, 3); a frame equal to the one before it is stored as a longer pause.
@@ -102,32 +105,43 @@ def save_gif(frames: np.ndarray, path: str | Path, fps: float = 8, loop: int = 0
                 append_images=images[1:],
                 duration=(np.diff(times) * 10).tolist(),
                 loop=loop,
+                **({"comment": comment.encode()} if comment else {}),
             )
     except OverflowError:
         raise UserError(f"a frame of {path} would stay for more than a gif's 655 seconds; raise fps") from None
 
 
-def save_png(image: np.ndarray, path: str | Path) -> None:
+def save_png(image: np.ndarray, path: str | Path, comment: str = "") -> None:
     """Write an image (H, W, 3) uint8; raises UserError if the file cannot be written."""
     with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
+        _write_png(image, temporary, comment)
 
 
-def save_png_frames(frames: np.ndarray, folder: str | Path) -> None:
-    """Write `folder`/frame_0000.png and so on, and remove such files of a longer, earlier video.
+def _write_png(image: np.ndarray, path: Path, comment: str) -> None:
+    chunks = PngInfo()
+    if comment:
+        chunks.add_text(_COMMENT, comment)
+    Image.fromarray(image).save(path, format="PNG", pnginfo=chunks)
 
-    frames: uint8 (F, H, W, 3). Raises UserError if a file cannot be written.
+
+def save_png_frames(frames: np.ndarray, folder: str | Path, comment: str = "") -> None:
+    """Write `folder`/frame_0000.png and so on, all or none, in place of such files of an earlier video.
+
+    frames: uint8 (F, H, W, 3). Other files in the folder stay. Raises UserError if a file cannot be written.
     """
     _check_frames(frames)
-    for i, frame in enumerate(frames):
-        save_png(frame, Path(folder) / f"frame_{i:04d}.png")
-    for path in Path(folder).glob("frame_*.png"):
-        number = path.stem.removeprefix("frame_")
-        if number.isdecimal() and int(number) >= len(frames):
-            path.unlink()
+    with whole_folder(folder, _is_frame) as temporary:
+        for i, frame in enumerate(frames):
+            _write_png(frame, temporary / f"frame_{i:04d}.png", comment)
 
 
-def save_video(frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("mp4",), fps: int = 8) -> list[Path]:
+def _is_frame(path: Path) -> bool:
+    return re.fullmatch(r"frame_[0-9]+\.png", path.name) is not None
+
+
+def save_video(
+    frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("mp4",), fps: int = 8, comment: str = ""
+) -> list[Path]:
     """Write a video in each of the formats and return where: `path`.mp4, `path`.gif, and the folder `path` for png.
 
     frames: uint8 (F, H, W, 3). Raises UserError for an unknown format, or if a file cannot be written.
@@ -139,13 +153,28 @@ def save_video(frames: np.ndarray, path: str | Path, formats: Sequence[str] = ("
     for name in formats:
         target = Path(path) if name == "png" else Path(f"{path}.{name}")
         if name == "mp4":
-            save_mp4(frames, target, fps)
+            save_mp4(frames, target, fps, comment)
         elif name == "gif":
-            save_gif(frames, target, fps)
+            save_gif(frames, target, fps, comment=comment)
         else:
-            save_png_frames(frames, target)
+            save_png_frames(frames, target, comment)
         written.append(target)
     return written
+
+
+def comment_of(path: str | Path) -> str:
+    """Return the comment in a file that was written here, of a folder in its first frame; "" if there is none."""
+    path = Path(path)
+    if path.is_dir():
+        path /= "frame_0000.png"
+    if path.suffix == ".mp4":
+        return read_comment(path)
+    try:
+        with Image.open(path, formats=("PNG", "GIF")) as image:
+            comment = image.info.get(_COMMENT, image.info.get("comment", ""))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # missing, or damaged
+        return ""
+    return comment.decode(errors="replace") if isinstance(comment, bytes) else comment
 
 
 def export_to_gif(frames: Any, path: str | Path | None = None, fps: float = 8) -> Path:
@@ -199,6 +228,22 @@ def read_any(path: str | Path) -> np.ndarray:
     if kind == "image":
         return read_image(path)[None]
     return read_animation(path) if kind == "animation" else read_video(path)
+
+
+def frames_of(path: str | Path) -> tuple[int, Iterator[np.ndarray]]:
+    """Return how many frames `read_any` would read, and an iterator over them, each uint8 (H, W, 3).
+
+    Only an animated webp or png is in memory as a whole. Raises UserError as `read_any` does, here or while reading.
+    """
+    kind = kind_of(path)
+    if kind == "video":
+        video = VideoFile(Path(path))
+        return video.length, iter(video)
+    if kind == "folder":
+        paths = list_frames(path)
+        return len(paths), _each_image(paths)
+    frames = read_any(path)
+    return len(frames), iter(frames)
 
 
 def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -291,12 +336,18 @@ def read_frames(folder: str | Path, indices: Sequence[int] | None = None) -> np.
 
 def read_images(paths: Sequence[Path]) -> np.ndarray:
     """Read images of one size as uint8 (F, H, W, 3); raises UserError if one is missing, broken, or of another size."""
-    frames: list[np.ndarray] = []
+    return np.stack(list(_each_image(paths)))
+
+
+def _each_image(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    """Yield images of one size as uint8 (H, W, 3); raises UserError as `read_images` does."""
+    shape = None
     for path in paths:
-        frames.append(read_image(path, "frame"))
-        if frames[-1].shape != frames[0].shape:
+        frame = read_image(path, "frame")
+        shape = shape or frame.shape
+        if frame.shape != shape:
             raise UserError(f"the frame {path} has another size than {paths[0].name}")
-    return np.stack(frames)
+        yield frame
 
 
 def _check_frames(frames: np.ndarray) -> None:

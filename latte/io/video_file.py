@@ -87,6 +87,17 @@ class VideoFile:
             raise UserError(f"the video {self.path} has {len(found)} of the frames {list(indices)}; it is broken")
         return out
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield every frame as uint8 (H, W, 3), one in memory at a time; raises UserError if the file is broken."""
+        to_rgb, found = _ToRGB(), 0
+        with _named(self.path):
+            for _, frame in self._frames(0, self.length - 1):
+                _check_size(self.path, self._index, frame)
+                yield to_rgb(frame)
+                found += 1
+        if found < self.length:
+            raise UserError(f"the video {self.path} has {found} of its {self.length} frames; it is broken")
+
     def _frames(self, first: int, last: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield the frames from `first`, or some before it, to `last`, with their numbers."""
         if self._kept:
@@ -104,6 +115,15 @@ class VideoFile:
                     yield number, frame
                 if number >= last:
                     return
+
+
+def read_comment(path: Path) -> str:
+    """Return the comment in a video file; "" if it has none, or is missing or broken."""
+    try:
+        with _opened(path) as (container, _):
+            return container.metadata.get("comment", "")
+    except _BROKEN:
+        return ""
 
 
 @dataclasses.dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -10,6 +11,12 @@ from mindspore import ops
 
 from latte.errors import UserError
 from latte.weights.mapped import verified
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KERNEL = "x_embedder.proj.weight"  # what depends on the size of a patch: this, and the layer that puts pixels out
+OUTPUTS = ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
 def sincos_1d(width: int, positions: np.ndarray) -> np.ndarray:
@@ -53,6 +60,27 @@ def interpolate_pos_embed(
     image = verified(pos_embed).astype(np.float64).reshape(*stored, width)
     rows, columns = (_bicubic(old, new) for old, new in zip(stored, grid, strict=True))
     return np.einsum("yi,xj,ijd->yxd", rows, columns, image, optimize=True).reshape(1, -1, width).astype(np.float32)
+
+
+def resize_patches(tensors: Mapping[str, np.ndarray], patch: int) -> dict[str, np.ndarray]:
+    """Return the weights of a Latte or DiT with the first and last layer of another patch size, as float32.
+
+    A patch is embedded as the patch of the old size is that it becomes when it is resized, and the pixels that come out
+    are resized; bicubic. What fits already stays. A start for a training (compare Beyer et al., 2023, FlexiViT).
+    """
+    resized, kernel = dict(tensors), tensors.get(KERNEL)
+    if kernel is None or kernel.ndim != 4 or kernel.shape[-1] == patch:
+        return resized
+    old = kernel.shape[-1]  # of (D, C, p, p)
+    to_old, to_new = _bicubic(patch, old), _bicubic(old, patch)
+    kernel = verified(kernel).astype(np.float64)
+    resized[KERNEL] = np.einsum("iy,jx,dcij->dcyx", to_old, to_old, kernel, optimize=True).astype(np.float32)
+    for name in OUTPUTS:
+        values = verified(tensors[name]).astype(np.float64)  # (p p C, D) or (p p C,)
+        pixels = values.reshape(old, old, len(values) // old**2, -1)
+        pixels = np.einsum("yi,xj,ijcd->yxcd", to_new, to_new, pixels, optimize=True)
+        resized[name] = pixels.reshape(-1, *values.shape[1:]).astype(np.float32)
+    return resized
 
 
 def _bicubic(old: int, new: int, a: float = -0.75) -> np.ndarray:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import mindspore as ms
 
 from latte.errors import reason
+from latte.io import resources
 from latte.io.atomic import working_folder
 from latte.io.checksums import sha256_of
 from latte.runtime import device
@@ -53,8 +54,7 @@ _state = {"used": False}  # MindSpore reads the path once in a process
 
 def root() -> Path:
     """Return the folder of all graphs: LATTE_COMPILE_CACHE, or `latte/graphs` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LATTE_COMPILE_CACHE") or Path(home) / "latte" / "graphs")
+    return Path(os.environ.get("LATTE_COMPILE_CACHE") or resources.user_cache() / "graphs")
 
 
 def fingerprint(cell: ms.nn.Cell, inputs: tuple[ms.Tensor, ...], facts: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from latte.components.loading import KINDS, Kind, Weights, open_weights, read
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.errors import UserError
 from latte.models.adapters import choose_trained, share_frozen_weights
+from latte.models.embeddings import KERNEL, resize_patches
 from latte.models.precision import prepare
 from latte.runtime import device
 from latte.weights import lora
@@ -116,11 +117,14 @@ def networks(
 def start_from(net: Latte | LatteT2V, weights: StateFile, fresh: tuple[str, ...] = ()) -> None:
     """Load weights into a new network; a Latte also takes the weights of another size or condition, or of a DiT.
 
-    Position embeddings are interpolated. Weights whose names begin with one of `fresh` keep their initialisation, with
-    one warning, if the file has none that fit. Raises UserError if other names or shapes do not fit.
+    Position embeddings are interpolated, and layers that depend on the size of a patch are resized. Weights whose names
+    begin with one of `fresh` keep their initialisation, with one warning, if the file has none that fit.
+    Raises UserError if other names or shapes do not fit.
     """
     own = dict(net.parameters_and_names())
-    tensors = net.config.with_positions(weights.tensors)
+    tensors = resize_patches(net.config.with_positions(weights.tensors), net.config.patch_size)
+    if tensors.get(KERNEL) is not weights.tensors.get(KERNEL):
+        device.warn_once(f"{weights.path} has patches of another size: its first and last layer are resized")
     missing = [
         name
         for name, weight in own.items()

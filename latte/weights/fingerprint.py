@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latte.weights.dtypes import names_of, raw_bytes
-from latte.weights.mapped import verified
+from latte.weights.mapped import release_pages, verified
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +47,9 @@ def checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> 
 
     def describe(item: tuple[str, np.ndarray]) -> list:
         name, array = item
-        return [name, names_of(array, name).safetensors, list(array.shape), zlib.crc32(raw_bytes(array))]
+        found = [name, names_of(array, name).safetensors, list(array.shape), zlib.crc32(raw_bytes(array))]
+        release_pages(array)
+        return found
 
     with ThreadPoolExecutor() as pool:
         described = sorted(pool.map(describe, tensors.items()))

@@ -204,7 +204,7 @@ def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, caps
     names = {p.name for p in (tmp_path / "out").iterdir()}
     stems = ("video-0000-seed42-class2", "video-0001-seed43-class0")
     expected = {f"{stem}{suffix}" for stem in stems for suffix in (".mp4", ".gif", "")}
-    assert names == expected | {"grid-seed42-43.mp4", "grid-seed42-43.gif", "config.yaml"}
+    assert names == expected | {"grid-seed42-43.mp4", "grid-seed42-43.gif", "config.yaml", "samples.json"}
     assert read_video(tmp_path / "out" / f"{stems[0]}.mp4").shape == (4, 16, 16, 3)
     assert len(read_frames(tmp_path / "out" / stems[1])) == 4
     run_sample(monkeypatch, "-c", tmp_path / "out" / "config.yaml", "--output_path", tmp_path / "again")
@@ -225,7 +225,7 @@ def test_another_seed_overwrites_nothing(tmp_path, monkeypatch):
         run_sample(monkeypatch, *TINY, *made_by, "--seed", seed)
     names = {path.name for path in tmp_path.iterdir()}
     assert {"video-0000-seed42.mp4", "video-0001-seed8.mp4", "grid-seed42-43.mp4", "grid-seed7-8.mp4"} <= names
-    assert {"config.yaml", "config-seed42.yaml"} <= names and len(names) == 8
+    assert {"config.yaml", "config-seed42.yaml", "samples.json"} <= names and len(names) == 9
 
 
 def made(cfg, batch, pixels):

@@ -11,6 +11,7 @@ from latte.components.loading import KINDS, open_weights, read
 from latte.config import TrainConfig
 from latte.errors import UserError
 from latte.models import Latte
+from latte.models.embeddings import resize_patches
 from latte.runtime import device
 from latte.training.start import Start, networks, start_from
 from latte.weights.files import StateFile
@@ -47,6 +48,34 @@ def test_labels_of_another_number_start_from_scratch_and_other_sizes_are_fitted(
     assert np.array_equal(after[name], before[name]) and len(said) == 1 and f"has no fitting {name}: these" in said[0]
     assert after["pos_embed"].shape == (1, 4, 64) and not np.array_equal(after["pos_embed"], before["pos_embed"])
     assert np.array_equal(after["blocks.3.mlp.fc1.weight"], state.tensors["blocks.3.mlp.fc1.weight"])
+
+
+def test_patches_of_another_size_begin_with_resized_layers(said):
+    found = read(UNCOND)
+    config = dataclasses.replace(found.config, patch_size=1)
+    assert found.config.patch_size == 2
+    net = Latte(config)
+    start_from(net, found, FRESH)
+    after = values_of(net)
+    kernel, old = after["x_embedder.proj.weight"], found.tensors["x_embedder.proj.weight"]
+    np.testing.assert_allclose(kernel[..., 0, 0], old.sum((2, 3)), atol=1e-6)  # latents constant over a patch
+    bias = found.tensors["final_layer.linear.bias"].reshape(4, -1)
+    np.testing.assert_allclose(after["final_layer.linear.bias"], bias.mean(0), atol=1e-6)
+    assert after["final_layer.linear.weight"].shape == (8, 64) and after["pos_embed"].shape[1] == 4 * 16
+    assert len(said) == 1 and "patches of another size" in said[0]
+
+
+def test_resized_patches_agree_where_latents_are_smooth():
+    tensors = {name: v for name, v in read(UNCOND).tensors.items() if "x_embedder" in name or "final" in name}
+    larger = resize_patches(tensors, 4)
+    assert larger["x_embedder.proj.weight"].shape == (64, 4, 4, 4)
+    line = np.linspace(-1, 1, 4)
+    patch = np.add.outer(line, 2 * line)  # its mean is 0, as that of the same slope over fewer pixels
+    small = np.add.outer([-0.5, 0.5], [-1, 1])
+    ours = np.einsum("dcij,ij->dc", larger["x_embedder.proj.weight"], patch)
+    theirs = np.einsum("dcij,ij->dc", tensors["x_embedder.proj.weight"], small)
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.99
+    assert resize_patches(tensors, 2) == tensors
 
 
 def test_an_unconditional_network_leaves_the_labels_of_its_file_out(said):
