@@ -42,6 +42,9 @@ class DataOptions(Options):
     demo_clips: int = option(
         0, "embedding_cache.py: if data_folder is missing, draw the demo data with this many clips per class; 0 = never"
     )
+    held_out: int = option(
+        0, "keep every held_out-th video, from the first on, out of training, for eval_every; 0 = none"
+    )
     max_bad_fraction: float = option(0.1, "stop when more than this fraction of the videos is broken or too short")
     num_workers: int = option(2, "processes that decode videos")
 
@@ -50,6 +53,9 @@ class DataOptions(Options):
         in_range(self, "images_per_video", 0)
         in_range(self, "demo_clips", 0)
         in_range(self, "sample_stride", 1)
+        in_range(self, "held_out", 0)
+        if self.held_out == 1:
+            raise OptionError("held_out", 1, "0, or at least 2, so that other videos are left to train on")
         in_range(self, "max_bad_fraction", 0, 1)
         in_range(self, "num_workers", 1)
 
@@ -163,6 +169,10 @@ class RunOptions(Options):
     ckpt_save_interval: int = option(1000, "steps or epochs between two checkpoints")
     ckpt_max_keep: int = option(3, "number of newest checkpoints to keep")
     ckpt_keep_every: int = option(0, "also keep checkpoints whose step is a multiple of this; 0 = none")
+    eval_every: int = option(0, "steps between two measurements of the loss on the held_out videos; 0 = none")
+    eval_clips: int = option(
+        100, "clips that eval_every measures, always the same: a tenth of them for each tenth of the timesteps"
+    )
     sample_videos: int = option(4, "videos sampled at each checkpoint; 0 = none")
     sample_steps: int = option(50, "DDIM steps of the sampled videos")
     guidance_scale: float = option(1.0, "classifier-free guidance of the sampled videos; 1 = no guidance")
@@ -180,6 +190,9 @@ class RunOptions(Options):
         for key in ("sink_size", "log_interval", "ckpt_save_interval", "ckpt_max_keep"):
             in_range(self, key, 1)
         in_range(self, "ckpt_keep_every", 0)
+        in_range(self, "eval_every", 0)
+        if self.eval_clips < 10 or self.eval_clips % 10:
+            raise OptionError("eval_clips", self.eval_clips, "a multiple of 10, from 10 on")
         in_range(self, "sample_videos", 0, 64)
         in_range(self, "sample_steps", 1, 1000)
 
@@ -221,6 +234,8 @@ class TrainConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eval_every and not self.held_out:
+            raise OptionError("eval_every", self.eval_every, "0 without held_out; keep videos back with --held_out 20")
         if self.model_name != TEXT_TO_VIDEO:
             if self.trainable != "all":
                 raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")

@@ -99,17 +99,28 @@ class Sample(NamedTuple):
 class VideoDataset:
     """The samples of a data set, by position: the number of a sample since the start of training, over all epochs.
 
-    The records have numbers: those of the videos first, and then those of the listed images.
+    The records have numbers: those of the videos first, and then those of the listed images. `numbers` (n,) are those
+    of the videos that samples are drawn from, None being all; then listed images of other videos are left out too.
     """
 
-    def __init__(self, index: Index, num_frames: int, store: Store, options: DataOptions, seed: int):
+    def __init__(
+        self,
+        index: Index,
+        num_frames: int,
+        store: Store,
+        options: DataOptions,
+        seed: int,
+        numbers: np.ndarray | None = None,
+    ):
         self.index, self.store, self.options, self.seed = index, store, options, seed
         self.num_frames = num_frames
         self._records = [*index.records, *index.images]
+        self.numbers = np.arange(len(index.records)) if numbers is None else numbers
+        self._images = self._numbers_of_images()
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
 
     def __len__(self) -> int:
-        return len(self.index.records)
+        return len(self.numbers)
 
     def sample(self, position: int, broken: Mapping[Path, str] = NONE_BROKEN) -> Sample:
         """Return the sample at a position; a broken or short video is skipped for the next one in the order.
@@ -137,7 +148,7 @@ class VideoDataset:
             clip = self.store.open(self._records[number])
             for start in range(0, clip.length, self.num_frames):
                 self.store.load(clip.read(np.arange(start, min(start + self.num_frames, clip.length)), False))
-            if number < len(self):
+            if number < len(self.index.records):
                 self._starts(number, clip.length)
         except UserError as error:
             return str(error)
@@ -151,8 +162,21 @@ class VideoDataset:
             return str(error)
         return None
 
+    def _numbers_of_images(self) -> np.ndarray:
+        """Return the records (n,) that single images are drawn from; raises UserError if a list has none of them."""
+        if not self.index.images:
+            return self.numbers
+        used = {self.index.records[number].path for number in self.numbers}
+        listed = [k for k, image in enumerate(self.index.images) if image.path.parent in used]
+        if not listed:
+            raise UserError(
+                f"frame_list {self.options.frame_list} names images of held-out videos only; leave held_out or "
+                "frame_list out"
+            )
+        return len(self.index.records) + np.array(listed)
+
     def _shuffled(self, epoch: int) -> np.ndarray:
-        return stream(self.seed, epoch, _ORDER).permutation(len(self))
+        return self.numbers[stream(self.seed, epoch, _ORDER).permutation(len(self))]
 
     def _starts(self, number: int, length: int) -> int:
         """Return in how many places a window can start; raises UserError if it fits nowhere."""
@@ -180,8 +204,8 @@ class VideoDataset:
         self, rng: np.random.Generator, skipped: list[int], broken: Mapping[Path, str]
     ) -> tuple[int, np.ndarray]:
         """Return the number of a record, and an image of it as (1, C, H, W)."""
-        first, end = (len(self), len(self._records)) if self.index.images else (0, len(self))
-        tries = first + rng.choice(end - first, min(MAX_SKIPPED, end - first), replace=False)
+        count = len(self._images)
+        tries = self._images[rng.choice(count, min(MAX_SKIPPED, count), replace=False)]
         where, mirrored = rng.random(2)
 
         def read(number: int) -> np.ndarray:

@@ -114,6 +114,15 @@ class LatentSampler:
             made.append(latents)
         return np.concatenate(made)
 
+    def predict(self, x: np.ndarray, t: np.ndarray, conditions: Conditions = ()) -> np.ndarray:
+        """Return what the network predicts for x_t (B, F, C, h, w) at timesteps t (B,): float32 (B, F, C or 2C, h, w).
+
+        It is one call of the graph that samples without guidance; conditions have one row per video.
+        """
+        count, frames, channels, height, width = x.shape
+        request = Request(seeds=range(count), shape=(frames, channels, height, width), conditions=conditions)
+        return self._model(self._denoiser(request), request, lambda count: None)(x, t)
+
     def _denoiser(self, request: Request) -> Callable:
         reuses, guided = request.feature_cache > 0, request.guidance_scale != 1
         key = _graph_of(request)
@@ -132,7 +141,7 @@ class LatentSampler:
         inputs = [ms.Tensor(np.ascontiguousarray(values)) for values in (*request.conditions, *request.null)]
         scale = ms.Tensor(np.float32(request.guidance_scale))  # (), an input, so that one graph serves every scale
 
-        def model(x: np.ndarray, t: float) -> np.ndarray:
+        def model(x: np.ndarray, t: float | np.ndarray) -> np.ndarray:
             start = time.perf_counter()
             times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
             with graphs.first_call("the network", self._called, (*_graph_of(request), x.shape)):

@@ -21,6 +21,7 @@ from latte.inference.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, trained_config
 from latte.runtime import device
 from latte.runtime.profiling import check_span
 from latte.training.captions import captions_for
+from latte.training.held_out import of_source, split
 from latte.training.optim import learning_rates
 from latte.training.start import networks, read_start
 from latte.training.step import StepOptions, TrainStep
@@ -52,6 +53,7 @@ class Training:
     batch: int  # videos per step, over all ranks and accumulated batches
     total_steps: int
     metadata: dict[str, str]  # for checkpoints
+    held_out: TrainingSource | None = None  # the clips to measure the loss on
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return the moments (B, F, 2 L, h, w) of pixels (B, F, 3, H, W)."""
@@ -70,7 +72,8 @@ def build(cfg: TrainConfig) -> Training:
     vae = load(start.vae)
     codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice, dtype=cfg.vae_dtype)
     store, index = _videos(cfg, codec, size)
-    dataset = VideoDataset(index, frames, store, cfg, cfg.seed)
+    used, kept = split(len(index.records), cfg.held_out)
+    dataset = VideoDataset(index, frames, store, cfg, cfg.seed, used)
     if cfg.dry_run and not cfg.cache_folder and device.current().rank == 0:
         listed_by = f"csv_path {cfg.csv_path}" if cfg.data_layout == "csv" else "its files"
         check_files(dataset, cfg.max_bad_fraction, f"data_folder {cfg.data_folder} and {listed_by}")
@@ -101,7 +104,8 @@ def build(cfg: TrainConfig) -> Training:
     step = TrainStep(net, ema, vae if in_step else None, rates, options)
     call = step.as_function()
     encodes = not (in_step or cfg.cache_folder)
-    return Training(net.config, frames, codec, source, step, call, encodes, batch, total, metadata)
+    held_out = of_source(source, kept) if cfg.eval_every else None
+    return Training(net.config, frames, codec, source, step, call, encodes, batch, total, metadata, held_out)
 
 
 def _videos(cfg: TrainConfig, codec: Codec, size: int) -> tuple[Store, Index]:
@@ -193,6 +197,10 @@ def describe(cfg: TrainConfig, training: Training) -> str:
     """
     source, weights, config = training.source, list(training.step.net.get_parameters()), training.config
     source[0]
+    kept, evaluated = len(source.dataset.index.records) - len(source.dataset), ""
+    if training.held_out:
+        training.held_out[0]
+        evaluated = f", {cfg.eval_clips} clips of them measured every {cfg.eval_every} steps"
     shape = (training.num_frames + cfg.images_per_video, *source.dataset.store.frame_shape)
     per_epoch = len(source.dataset) / training.batch
     total, trained = sum(w.size for w in weights), sum(w.size for w in weights if w.requires_grad)
@@ -202,7 +210,8 @@ def describe(cfg: TrainConfig, training: Training) -> str:
             f"network: {config.describe()}: {total:,} parameters, {trained:,} of them trained "
             f"({cfg.trainable}), {tokens} tokens per video",
             f"data: {len(source.dataset)} videos in {cfg.cache_folder or cfg.data_folder}, "
-            f"{len(source.dataset.index.classes)} classes, {'x'.join(map(str, shape))} per sample",
+            f"{len(source.dataset.index.classes)} classes, {'x'.join(map(str, shape))} per sample"
+            + (f"; {kept} more are held out{evaluated}" if kept else ""),
             f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} steps per epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )

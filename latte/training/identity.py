@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 REMEDY = "resume with the options that the run was started with"
 FIXED, NAMED = "training", "training_options"  # keys of a state's metadata, each with facts as JSON
-OPTIONS = (  # that may change on purpose, but make it another training from there on
+OPTIONS = (  # that may change on purpose, but make it another training, or other measurements, from there on
     "seed",
     "train_batch_size",
     "gradient_accumulation_steps",
@@ -32,6 +32,8 @@ OPTIONS = (  # that may change on purpose, but make it another training from the
     "sample_stride",
     "transform",
     "random_flip",
+    "held_out",
+    "eval_clips",
     "class_dropout_prob",
     "start_learning_rate",
     "end_learning_rate",

@@ -1,4 +1,4 @@
-"""The metrics of a run: metrics.csv, TensorBoard events and loss.png."""
+"""The metrics of a run: metrics.csv and eval.csv, TensorBoard events, loss.png and eval.png."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latte.errors import UserError
 from latte.io.atomic import atomic_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 log = logging.getLogger("latte")
@@ -23,8 +23,12 @@ log = logging.getLogger("latte")
 COLUMNS = ("step", "epoch", "loss", "mse", "bound", "grad_norm", "learning_rate", "loss_scale", "skipped_steps")
 LOSSES = {"loss": "loss", "mse": "mean squared error", "bound": "VLB term"}
 PANELS = {"grad_norm": "gradient norm", "learning_rate": "learning rate", "loss_scale": "loss scale"}
-_ROW = re.compile(rb"\d{1,15}(,[-+.\deainf]{1,32}){%d}" % (len(COLUMNS) - 1))
-_HEADER = ",".join(COLUMNS).encode()
+BINS = 10  # of the timesteps, in eval.csv
+STEPS = 1000  # timesteps
+EDGES = [(STEPS * k // BINS, STEPS * (k + 1) // BINS - 1) for k in range(BINS)]  # first and last timestep of each bin
+OF_BINS = tuple(f"mse_{first:03d}_{last:03d}" for first, last in EDGES)
+EVAL_COLUMNS = ("step", *LOSSES, *OF_BINS)
+_ROW = re.compile(rb"\d{1,15}(,[-+.\deainf]{1,32})+")
 FLUSH_SECONDS = 10  # of TensorBoard events; a killed run loses at most these
 # How the log shows the values that only TensorBoard gets; `others` of `Trainer`.
 IN_LOG = {
@@ -36,45 +40,43 @@ IN_LOG = {
 }
 
 
-class Metrics:
-    """The metrics files of a run; it drops rows after `step`, because a resumed run writes them again.
+class Table:
+    """A CSV file of a run; it drops rows after `step`, because a resumed run writes them again.
 
-    The files are a by-product: what is damaged in them is left out with a warning, and kept beside metrics.csv. Raises
-    UserError if a file cannot be written.
+    The file is a by-product: what is damaged in it is left out with a warning, and kept beside it. Raises UserError if
+    the file cannot be written.
     """
 
-    def __init__(self, folder: Path, step: int):
-        from tensorboardX import SummaryWriter  # takes a second to import
-
-        self.folder, self.file = folder, folder / "metrics.csv"
-        rows, damage = read_metrics(self.file, step)
+    def __init__(self, file: Path, columns: Sequence[str], step: int):
+        self.file, self.columns = file, columns
+        rows, damage = read_metrics(self.file, step, columns)
         if damage:
-            aside = self.file.with_name(f"metrics-before-step-{step:08d}.csv")
+            aside = self.file.with_name(f"{file.stem}-before-step-{step:08d}.csv")
             log.warning("%s: %s; the rest of it is kept, and the file as it was is %s", self.file, damage, aside.name)
             with atomic_path(aside) as temporary:
                 temporary.write_bytes(self.file.read_bytes())
-        with atomic_path(self.file) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        with atomic_path(self.file) as temporary, temporary.open("w", newline="", encoding="utf-8") as new:
+            writer = csv.DictWriter(new, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        # Also at step 0: a run that died before its first checkpoint starts again in the same folder.
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
 
-    def write(self, values: Mapping[str, float], others: Mapping[str, float]) -> None:
-        """Add a row of COLUMNS; `others` go only to TensorBoard. Raises UserError if the row cannot be written."""
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The rows that are in the file and not damaged."""
+        return read_metrics(self.file, columns=self.columns)[0]
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """Add a row; raises UserError if it cannot be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
                 if not file.tell():
                     log.warning("%s was removed or emptied, and is begun anew", self.file)
                     writer.writeheader()
                 writer.writerow(values)
         except OSError as error:
             raise UserError(f"cannot write {self.file}: {error.strerror}") from error
-        for name, value in {**values, **others}.items():
-            if name != "step":
-                self._events.add_scalar(name, value, int(values["step"]))
 
     def sync(self) -> None:
         """Wait until the rows are on the disk; a checkpoint after this counts on them."""
@@ -89,9 +91,61 @@ class Metrics:
         except OSError as error:
             raise UserError(f"cannot write {self.file}: {error.strerror}") from error
 
+
+class Metrics:
+    """The metrics files of a run that is at `step`; with `evaluates`, also those of its evaluations.
+
+    Raises UserError if a file cannot be written.
+    """
+
+    def __init__(self, folder: Path, step: int, evaluates: bool = False):
+        from tensorboardX import SummaryWriter  # takes a second to import
+
+        self.folder = folder
+        self.table = Table(folder / "metrics.csv", COLUMNS, step)
+        self.evaluations = Table(folder / "eval.csv", EVAL_COLUMNS, step) if evaluates else None
+        # Also at step 0: a run that died before its first checkpoint starts again in the same folder.
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
+
+    @property
+    def file(self) -> Path:
+        """The path of metrics.csv."""
+        return self.table.file
+
+    def write(self, values: Mapping[str, float], others: Mapping[str, float]) -> None:
+        """Add a row of COLUMNS; `others` go only to TensorBoard. Raises UserError if the row cannot be written."""
+        self.table.write(values)
+        self._show({**values, **others})
+
+    def write_evaluation(self, values: Mapping[str, float]) -> None:
+        """Add a row of EVAL_COLUMNS; raises UserError if it cannot be written."""
+        assert self.evaluations is not None
+        self.evaluations.write(values)
+        self._show({name if name == "step" else f"held_out/{name}": value for name, value in values.items()})
+
+    def is_evaluated(self, step: int) -> bool:
+        """Return whether there is a row of an evaluation at a step."""
+        return self.evaluations is not None and any(int(row["step"]) == step for row in self.evaluations.rows)
+
+    def _show(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if name != "step":
+                self._events.add_scalar(name, value, int(values["step"]))
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk; a checkpoint after this counts on them."""
+        for table in filter(None, (self.table, self.evaluations)):
+            table.sync()
+
     def plot(self) -> None:
-        """Draw loss.png: the loss and its terms, gradient norm, learning rate and loss scale; nothing without rows."""
-        rows, _ = read_metrics(self.file)
+        """Draw loss.png and eval.png from the rows that there are."""
+        self._plot_losses()
+        if self.evaluations and (rows := self.evaluations.rows):
+            plot_evaluations(rows, self.folder)
+
+    def _plot_losses(self) -> None:
+        """Draw the loss and its terms, gradient norm, learning rate and loss scale; nothing without rows."""
+        rows = self.table.rows
         if not rows:
             return
         from matplotlib.figure import Figure  # takes a second to import; draws without a display
@@ -123,8 +177,35 @@ class Metrics:
         self._events.close()
 
 
-def read_metrics(path: Path, last: float = math.inf) -> tuple[list[dict[str, str]], str]:
-    """Return the rows of a metrics.csv up to the step `last`, and what is damaged in it, "" if nothing is.
+def plot_evaluations(rows: Sequence[Mapping[str, str]], folder: Path) -> None:
+    """Draw eval.png in the folder of a run: the loss on held-out videos and its terms, and a curve for each bin."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    data = {name: np.array([float(row[name]) for row in rows]) for name in EVAL_COLUMNS}
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    figure.suptitle(folder.name)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
+    for name, label in LOSSES.items():
+        above.plot(data["step"], data[name], marker="o", markersize=3, label=label)
+    above.set(title="loss on held-out videos")
+    for number, (name, edges) in enumerate(zip(OF_BINS, EDGES, strict=True)):
+        color = colormaps["viridis"](number / BINS)
+        below.plot(data["step"], data[name], color=color, marker="o", markersize=3, label="{} to {}".format(*edges))
+    below.set(title="mean squared error by timestep", xlabel="step")
+    for panel in (above, below):
+        if all(np.nanmin(line.get_ydata()) > 0 for line in panel.lines):
+            panel.set_yscale("log")
+        panel.grid(alpha=0.3)
+        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    with atomic_path(folder / "eval.png") as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def read_metrics(
+    path: Path, last: float = math.inf, columns: Sequence[str] = COLUMNS
+) -> tuple[list[dict[str, str]], str]:
+    """Return the rows of a table of a run up to the step `last`, and what is damaged in it, "" if nothing is.
 
     Half a row, which a killed process may have written at the end, is left out without a word; so is a missing file.
     Raises UserError if the file cannot be read.
@@ -139,29 +220,29 @@ def read_metrics(path: Path, last: float = math.inf) -> tuple[list[dict[str, str
     rows: list[dict[str, str]] = []
     wrong = []  # numbers of lines
     for number, line in enumerate(lines, 1):
-        row = _row(line)
+        row = _row(line, columns)
         if row is None or (rows and int(row["step"]) <= int(rows[-1]["step"])):
             wrong.append(number)
         elif int(row["step"]) <= last:
             rows.append(row)
     damage = []
-    if lines and lines[0] != _HEADER:
+    if lines and lines[0] != ",".join(columns).encode():
         damage.append("it does not begin with its columns")
     if found := [number for number in wrong if number > 1]:
         damage.append(f"{len(found)} of its rows are damaged and left out, the first in line {found[0]}")
     return rows, " and ".join(damage)
 
 
-def _row(line: bytes) -> dict[str, str] | None:
-    """Return the values of a line by COLUMNS, or None if it is not such a row."""
-    if not _ROW.fullmatch(line):
+def _row(line: bytes, columns: Sequence[str]) -> dict[str, str] | None:
+    """Return the values of a line by the names of their columns, or None if it is not such a row."""
+    if line.count(b",") != len(columns) - 1 or not _ROW.fullmatch(line):
         return None
     texts = line.decode().split(",")
     try:
         list(map(float, texts))
     except ValueError:
         return None
-    return dict(zip(COLUMNS, texts, strict=True))
+    return dict(zip(columns, texts, strict=True))
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from latte.training import reconstruction, run_folder
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, any_rank, sum_over_ranks
 from latte.training.health import MAX_SKIPPED, REMEDY, SkippedSteps, unsound
+from latte.training.held_out import Evaluation, describe_evaluation
 from latte.training.identity import compare, identity
 from latte.training.metrics import Metrics, describe
 from latte.training.next_command import next_command
@@ -43,6 +44,7 @@ log = logging.getLogger("latte")
 GIB = 2**30
 # Options that no graph depends on, so that a run with another folder finds the graph of the last one.
 NOT_COMPILED = {"output_path", "resume", "profile", "compile_cache", "device_id", "num_workers", "ckpt_max_keep"}
+NOT_COMPILED |= {"held_out", "eval_every", "eval_clips"}
 NOT_COMPILED |= {"ckpt_keep_every", "sample_videos", "sample_steps", "guidance_scale", "vae_check", "log_interval"}
 
 
@@ -74,7 +76,7 @@ class Trainer:
         if self.is_first and not self.at_end:
             run_folder.save_options(cfg, self.folder, self.step)
             run_folder.log_to(self.folder)
-            self.metrics = Metrics(self.folder, self.step)
+            self.metrics = Metrics(self.folder, self.step, evaluates=training.held_out is not None)
         for change in self.changes:
             log.warning("%s", change)
         if not self.at_end:
@@ -106,6 +108,7 @@ class Trainer:
                 training.total_steps,
             )
             return
+        self._evaluate()  # also where the run was told to stop before it did
         first, last = (n * cfg.gradient_accumulation_steps for n in (self.step, training.total_steps))
         here = device.current()
         loader = make_loader(
@@ -139,6 +142,8 @@ class Trainer:
                 ends = stop or self.step == training.total_steps
                 if self.step % cfg.log_interval == 0 or self.step == training.total_steps:
                     self._report()
+                if not stop or self.step == training.total_steps:
+                    self._evaluate()
                 due = due or self.step % self.save_interval == 0
                 if ends or (due and not skipped.now):  # weights that may be spoiled are not to replace whole ones
                     self._save(prune=not skipped.now)
@@ -194,14 +199,15 @@ class Trainer:
     def _sink_size(self, batches: int) -> int:
         """Return how many of so many batches the device takes between two looks at it."""
         cfg, accumulation = self.cfg, self.cfg.gradient_accumulation_steps
-        return math.gcd(cfg.sink_size, batches, cfg.log_interval * accumulation, self.save_interval * accumulation)
+        intervals = (cfg.log_interval, self.save_interval, cfg.eval_every)
+        return math.gcd(cfg.sink_size, batches, *(steps * accumulation for steps in intervals))
 
     def _sunk(self, loader: ms.dataset.Dataset, first: int, last: int) -> Iterator[tuple[int, ms.Tensor]]:
         """Yield what `_called` yields, after every `sink_size` batches, which the device fetches itself."""
         size = self._sink_size(last - first)
         if size < self.cfg.sink_size:
             log.info(
-                "sink_size is %d, so that it divides the steps between two reports and between two saves",
+                "sink_size is %d, so that it divides the steps between two reports, saves or evaluations",
                 size,
             )
         with watching(lambda: "continue with --resume auto") as watch:
@@ -279,6 +285,33 @@ class Trainer:
         if not between:
             self.metrics.write(values, others)
         log.info(describe(values, others))
+
+    @functools.cached_property
+    def evaluation(self) -> Evaluation:
+        """The held-out clips, which are read at the first evaluation."""
+        cfg, training = self.cfg, self.training
+        assert training.held_out is not None
+        # The number of videos for which the previews' graph is compiled.
+        together = (cfg.sample_videos or cfg.train_batch_size) if device.current().batches_videos else 1
+        tables = training.step.loss.tables
+        return Evaluation(training.held_out, training.codec, self.previews.latents, tables, cfg.eval_clips, together)
+
+    def _evaluate(self) -> None:
+        """Measure the loss on held-out videos with the weights that are sampled from, if it is time to and was not done.
+
+        Every rank must call this function. It changes nothing that the training depends on.
+        """
+        every, total = self.cfg.eval_every, self.training.total_steps
+        if not every or (self.step % every and self.step < total):
+            return
+        if any_rank(self.is_first and self.metrics.is_evaluated(self.step)):
+            return
+        with net_to_sample(self.training.step):
+            values = self.evaluation.measure()
+        if self.is_first:
+            self.metrics.write_evaluation({"step": self.step, **values})
+            log.info("step %d, held-out videos: %s", self.step, describe_evaluation(values))
+        self.seen = time.perf_counter(), self.step  # as in `_save`
 
     def _save(self, samples: bool = True, prune: bool = True) -> None:
         """Write a checkpoint, remove old ones if asked for, write loss.png and, if asked for, samples.
