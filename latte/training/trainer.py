@@ -297,7 +297,7 @@ class Trainer:
         return Evaluation(training.held_out, training.codec, self.previews.latents, tables, cfg.eval_clips, together)
 
     def _evaluate(self) -> None:
-        """Measure the loss on held-out videos with the weights that are sampled from, if it is time to and was not done.
+        """Measure the loss on held-out videos with the weights that are sampled from, if it is time to, once only.
 
         Every rank must call this function. It changes nothing that the training depends on.
         """
