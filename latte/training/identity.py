@@ -16,10 +16,10 @@ from latte.weights.fingerprint import fingerprint
 from latte.weights.lora import ALPHA, BASE, RANK
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from latte.config import TrainConfig
-    from latte.data.index import Index
+    from latte.data.index import Record
     from latte.training.build import Training
 
 REMEDY = "resume with the options that the run was started with"
@@ -63,9 +63,10 @@ def identity(cfg: TrainConfig, training: Training) -> dict[str, str]:
         "trainable": cfg.trainable,
         "use_ema": cfg.use_ema,
     }
-    index = training.source.dataset.index
+    dataset = training.source.dataset
+    trained = [dataset.index.records[number] for number in dataset.numbers]
     named = {name: getattr(cfg, name) for name in OPTIONS} | {
-        "data": f"{len(index.records)} videos ({_names(index, cfg.data_folder)})",
+        "data": f"{len(trained)} videos ({_names([*trained, *dataset.index.images], cfg.data_folder)})",
         "latent cache": _cache(training),
         "steps of the schedule": None if cfg.scheduler == "constant" else training.total_steps,
     }
@@ -113,8 +114,8 @@ def _encoder(training: Training) -> str:
     return fingerprint(weights)[:16]
 
 
-def _names(index: Index, folder: str | None) -> str:
-    lines = [f"{relative(r.path, folder)}\t{r.label}\t{r.caption}" for r in (*index.records, *index.images)]
+def _names(records: Sequence[Record], folder: str | None) -> str:
+    lines = [f"{relative(r.path, folder)}\t{r.label}\t{r.caption}" for r in records]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:8]
 
 

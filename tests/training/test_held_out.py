@@ -89,6 +89,16 @@ def test_a_resumed_run_ends_with_the_same_evaluations(whole, clips, tmp_path):
     assert (run / "eval.csv").read_bytes() == (whole / "eval.csv").read_bytes() and files(run) == files(whole)
 
 
+def test_a_resumed_run_names_that_other_videos_are_held_out(whole, clips, tmp_path):
+    (tmp_path / "out").mkdir()
+    shutil.copytree(whole, tmp_path / "out" / whole.name)
+    cfg = options(data_folder=clips, output_path=tmp_path / "out", resume="auto", held_out=3, eval_every=4, max_steps=8)
+    trainer = Trainer(cfg, build(cfg))
+    trainer.lock.release()
+    trainer.metrics.close()
+    assert trainer.changes[0] == "the run had held_out 2 and now has 3" and "data 2 videos (" in trainer.changes[1]
+
+
 def test_rows_are_of_the_steps_asked_for_and_the_loss_falls_with_the_ema_weights(whole):
     rows, damage = read_metrics(whole / "eval.csv", columns=EVAL_COLUMNS)
     assert [row["step"] for row in rows] == ["0", "4", "6"] and not damage

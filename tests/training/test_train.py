@@ -36,6 +36,9 @@ SMALL = {
 }
 
 
+EVALUATED = {"held_out": 2, "eval_every": 10, "eval_clips": 10}
+
+
 def slow(options):
     return pytest.param(options, marks=pytest.mark.slow)
 
@@ -123,6 +126,7 @@ def test_a_run_leaves_everything_behind(folders, tmp_path):
                 "condition": "text",
                 "text_embeddings": "text.npz",
                 "dtype": "fp16",
+                **EVALUATED,
             }
         ),
     ],
@@ -132,8 +136,10 @@ def test_every_layout_trains(options, videos, tmp_path):
     options = {key: videos / value if "." in str(value) else value for key, value in options.items()}
     done = train(**options, data_folder=videos, output_path=tmp_path, max_steps=2, depth=1)
     assert done.returncode == 0, done.stderr
-    loss = (run_of(tmp_path) / "metrics.csv").read_text().splitlines()[1].split(",")[2]
-    assert 0.1 < float(loss) < 3
+    names = ("metrics.csv", "eval.csv") if "held_out" in options else ("metrics.csv",)
+    for name in names:
+        rows = list(csv.DictReader((run_of(tmp_path) / name).read_text().splitlines()))
+        assert rows and all(0.1 < float(row["loss"]) < 3 for row in rows)
 
 
 def test_dry_run_writes_nothing(folders, tmp_path):
@@ -216,7 +222,9 @@ def test_sigterm_saves_and_a_resumed_run_is_the_uninterrupted_one(folders, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"dtype": "fp16", "gradient_accumulation_steps": 4}], ids=["fp32", "fp16"])
+@pytest.mark.parametrize(
+    "options", [EVALUATED, {"dtype": "fp16", "gradient_accumulation_steps": 4}], ids=["fp32", "fp16"]
+)
 def test_killed_three_times_and_resumed_is_the_uninterrupted_run(options, folders, tmp_path):
     options = {"data_folder": folders, "max_steps": 40, "ckpt_save_interval": 3, "num_workers": 2, **options}
     assert train(**options, output_path=tmp_path / "whole").returncode == 0
@@ -263,6 +271,7 @@ def wait_for(folder, name, rows, seconds=120):
 
 
 def assert_equal_runs(one, other, step):
-    assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes()
+    names = [name for name in ("metrics.csv", "eval.csv") if (one / name).exists()]
+    assert [(one / name).read_bytes() for name in names] == [(other / name).read_bytes() for name in names]
     for name in (f"ema-{step:08d}.ckpt", f"state-{step:08d}.safetensors"):
         assert (one / "ckpt" / name).read_bytes() == (other / "ckpt" / name).read_bytes(), name
