@@ -130,7 +130,8 @@ class OptimizerOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("train_batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "loss_scale_window", "recompute_every"):
+        counts = "train_batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "loss_scale_window"
+        for key in (*counts, "recompute_every"):
             in_range(self, key, 1)
         for key in ("start_learning_rate", "end_learning_rate", "warmup_steps", "weight_decay", "start_clip_step"):
             in_range(self, key, 0)
