@@ -130,10 +130,14 @@ class OptimizerOptions(Options):
     loss_scale_window: int = option(2000, "dynamic: double the scale after this many steps without an overflow")
     zero_stage: Literal[0, 1] = option(0, "1 = share AdamW's moments among the ranks")
     use_recompute: bool = option(False, "recompute each block in the backward pass, to save memory")
+    recompute_every: int = option(
+        1, "with use_recompute: one pair of blocks in so many is recomputed, which saves time where memory is left"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("train_batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "loss_scale_window"):
+        counts = "train_batch_size", "gradient_accumulation_steps", "epochs", "max_steps", "loss_scale_window"
+        for key in (*counts, "recompute_every"):
             in_range(self, key, 1)
         for key in ("start_learning_rate", "end_learning_rate", "warmup_steps", "weight_decay", "start_clip_step"):
             in_range(self, key, 0)

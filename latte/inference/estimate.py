@@ -78,6 +78,7 @@ class Work:
     trained: float = 0  # weights
     ema: bool = True
     recompute: bool = False
+    recomputed: float = 1  # share of the pairs of blocks that are, with `recompute`
     shared: bool = False  # AdamW's moments, by ZeRO-1
     total_steps: int | None = None  # of this training; None = not known
     videos: int = 1  # to sample
@@ -152,6 +153,7 @@ def training(
         trained=_trained(cfg, config, sizes) if trained is None else trained,
         ema=cfg.use_ema,
         recompute=cfg.use_recompute,
+        recomputed=math.ceil(sizes.pairs / cfg.recompute_every) / max(sizes.pairs, 1),
         shared=cfg.zero_stage > 0,
         total_steps=cfg.max_steps,
     )
@@ -293,7 +295,16 @@ def steps(work: Work, on: Card) -> list[roofline.Launch]:
     fused = work.fused and on.fused_attention
     sizes = dataclasses.replace(work.sizes, pads=fused)
     found = roofline.launches(work.table, sizes, work.dtype, fused)
+    if work.recompute and work.recomputed < 1:
+        others = roofline.launches(_kept(work.table), sizes, work.dtype, fused)
+        found, others = roofline.shared(found, work.recomputed), roofline.shared(others, 1 - work.recomputed)
+        found += others
     return found + (autoencoder(work, "encode", work.encoded) if work.encoded else [])
+
+
+def _kept(kind: str) -> str:
+    """Return the name, in the tables, of a step whose blocks keep their activations."""
+    return kind.replace(" recomputed", "")
 
 
 def autoencoder(work: Work, kind: str, frames: float) -> list[roofline.Launch]:
@@ -308,6 +319,9 @@ def autoencoder(work: Work, kind: str, frames: float) -> list[roofline.Launch]:
 def memory(work: Work, ranks: int = 1) -> Memory:
     """Return the predicted memory of a card, from MindSpore's own plans of small networks."""
     table, sizes = roofline.tables()[work.kind]["memory"], work.sizes  # of several videos: activations count
+    if work.recompute:
+        kept, share = roofline.tables()[_kept(work.kind)]["memory"], work.recomputed
+        table = {key: share * value + (1 - share) * kept[key] for key, value in table.items()}
     scale = roofline.vae_scale(work.vae.block_out_channels)
     elements = sizes.tokens * sizes.width * (2 if work.dtype == "fp32" else 1)
     activations = (table["fixed"] + table["pair"] * sizes.pairs) * elements
@@ -345,7 +359,8 @@ def memory_of_cpu(work: Work) -> Memory:
         return Memory(weights, 0, activations, images, peak)
     # Recomputed, each block keeps its input; the run time has the tensors of several blocks at once nevertheless.
     kept = 2 * sizes.pairs * KEPT
-    kept = min(2 * sizes.pairs + 4 * KEPT, kept) if work.recompute else kept
+    if work.recompute:
+        kept = work.recomputed * min(2 * sizes.pairs + 4 * KEPT, kept) + (1 - work.recomputed) * kept
     activations = sizes.tokens * sizes.width * kept * itemsize
     images = min(work.encoded, work.vae_slice or 1) * pixels * vae.block_out_channels[0] * BYTES_PIXEL
     weights = 4 * work.config.parameter_count

@@ -6,6 +6,7 @@ Layer names are those of diffusers. Images are in the native layout of `latte.op
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from latte.errors import UserError
 from latte.io.json_files import check_numbers
 from latte.models.block import Block, Pair
 from latte.models.layers import Conv2d, Initializers, Linear, Norm, parameter, zeros
-from latte.ops import attention, conv2d, from_nchw, group_norm, linear, norm_conv, to_nchw, upsample_conv
+from latte.ops import attention, conv2d, from_nchw, group_norm, linear, norm_conv, strips, to_nchw, upsample_conv
 from latte.weights.match import check_asked, check_elements, count_of, shapes_of, sizes_beside
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ class Conv(Block):
     """A convolution that is a graph of its own where the compile scope is the block."""
 
     forward: Callable = staticmethod(conv2d)
+    in_strips: Callable = staticmethod(strips.conv2d)
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Initializers, stride: int = 1):
         super().__init__()
@@ -220,6 +222,7 @@ class ResnetBlock(Block):
     """Two convolutions and a shortcut."""
 
     forward = staticmethod(resnet_block)
+    in_strips = staticmethod(functools.partial(strips.resnet_block, eps=EPS))
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, init: Initializers):
         super().__init__()
@@ -252,6 +255,7 @@ class UpsampleConv(Conv):
     """Doubling of the image, then a convolution."""
 
     forward = staticmethod(upsample_conv)
+    in_strips = staticmethod(strips.upsample_conv)
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, init: Initializers):
         super().__init__(in_channels, out_channels, kernel, init)
@@ -311,6 +315,7 @@ class NormConv(Block):
     """The last norm and convolution of a coder, which owns the two under their official names."""
 
     forward = staticmethod(norm_conv)
+    in_strips = staticmethod(strips.norm_conv)
 
     def __init__(self, norm: Norm, conv: Conv2d, groups: int):
         super().__init__()

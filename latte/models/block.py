@@ -27,6 +27,7 @@ class Block(nn.Cell):
     """
 
     forward: Callable
+    in_strips: Callable | None = None  # the same without gradients, from Python, where the compile scope is the block
     recomputed: Recomputed | None = None
     quantizes: bool = True  # whether its matrices may be int8
     independent_axis: int | None = None  # of tokens (B, F, T, D): 1 if frames, 2 if patches do not see each other
@@ -82,6 +83,8 @@ class Block(nn.Cell):
 
     def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs through the graph that equal cells share."""
+        if self.in_strips is not None and device.current().compile_scope == "block":
+            return self.in_strips(*inputs, *self.weights(), *self.settings())
         return graphs.call_block(self.forward, inputs, self.weights(), self.settings(), self.independent_axis)
 
 

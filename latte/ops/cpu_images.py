@@ -27,6 +27,7 @@ from latte.runtime import device
 STRIP = 1 << 21  # elements of a strip: 8 MB, of which the last caches hold some
 STRIPS = 8  # at most, as a graph takes time and memory to compile; larger images have larger strips
 FEW_CHANNELS = 16
+FAR = -(1 << 20)  # a row or column far outside of an image
 
 _bias_add, _times, _matmul = ops.BiasAdd(), ops.MatMul(), ops.MatMul(transpose_b=True)
 _transposed_times = ops.MatMul(transpose_a=True)
@@ -61,22 +62,34 @@ def _turned(form: str) -> ms.Tensor:
 
 @constexpr
 def _takes_tiles(channels: int) -> bool:
+    return takes_tiles(channels)
+
+
+def takes_tiles(channels: int) -> bool:
     """Return whether a float32 convolution of so many channels is Winograd's, which is too rough in halves."""
     bfloat16 = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE") == "BF16" and device.multiplies_in_bfloat16()
     return channels >= FEW_CHANNELS and not bfloat16
 
 
-def _spans(count: int, images: int, elements: int) -> list[tuple[int, int]]:
-    """Return parts of `count` rows of one of several images, for an image of so many elements."""
-    parts = min(max(elements // STRIP, 1), max(STRIPS // images, 1), count)
+def spans(count: int, images: int, elements: int, size: int = 0) -> list[tuple[int, int]]:
+    """Return parts of `count` rows of one of several images, for an image of so many elements.
+
+    They have `size` elements, or are those of a graph, which has all of them in it.
+    """
+    parts = max(min(elements // size if size else min(elements // STRIP, STRIPS // images), count), 1)
     edges = [count * i // parts for i in range(parts + 1)]
     return list(itertools.pairwise(edges))
 
 
 def _table(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> tuple[int, int, np.ndarray]:
-    """Return first and last + 1 of the pixels that a strip needs, and where it finds them; zeros come behind them."""
-    inside = rows[(rows >= 0) & (rows < height)]
-    first, last = int(inside.min()) * width, (int(inside.max()) + 1) * width
+    """Return first and last + 1 of the pixels that a strip needs, and where it finds them; zeros come behind them.
+
+    Strips of as many rows need as many pixels, at the edges too, so that one graph serves for all of them.
+    """
+    inside = rows[rows > FAR]
+    count = min(int(inside.max()) + 1 - int(inside.min()), height)
+    start = min(max(int(inside.min()), 0), height - count)
+    first, last = start * width, (start + count) * width
     there = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     return first, last, np.where(there, rows * width + columns - first, last - first)
 
@@ -87,9 +100,13 @@ def _index(values: np.ndarray) -> ms.Tensor:
 
 @constexpr
 def _tile_plan(form: str, shape: tuple[int, ...]) -> tuple[tuple, ...]:
+    return tile_plan(form, shape)
+
+
+def tile_plan(form: str, shape: tuple[int, ...], strip: int = 0) -> tuple[tuple, ...]:
     """Return for each strip its image, the pixels it needs, where its tiles find these, where its pixels are found.
 
-    The last is the number of tiles.
+    The last two are the span of its pixels.
     """
     n, h, w, c = shape
     step, size = _STEPS[form], len(_FORMS[form][0])
@@ -97,21 +114,27 @@ def _tile_plan(form: str, shape: tuple[int, ...]) -> tuple[tuple, ...]:
     down, across = -(-height // 2), -(-width // 2)  # tiles
     plan = []
     for image in range(n):
-        for start, stop in _spans(down, n, height * width * c):
+        for start, stop in spans(down, n, height * width * c, strip):
             k = np.arange(size)
             rows = step * np.arange(start, stop)[None, None, :, None] - 1 + k[:, None, None, None]
             columns = step * np.arange(across)[None, None, None, :] - 1 + k[None, :, None, None]
             first, last, index = _table(rows, columns, h, w)
-            y, x = np.arange(min(2 * stop, height) - 2 * start)[:, None], np.arange(width)[None]
+            end = min(2 * stop, height)
+            y, x = np.arange(end - 2 * start)[:, None], np.arange(width)[None]
             found = ((y % 2) * 2 + x % 2) * (stop - start) * across + y // 2 * across + x // 2
-            at = image * h * w
-            plan.append((image, at + first, at + last, _index(index), _index(found), (stop - start) * across))
+            at, to = image * h * w, image * height * width
+            edges = to + 2 * start * width, to + end * width
+            plan.append((image, at + first, at + last, _index(index), _index(found), *edges))
     return tuple(plan)
 
 
 @constexpr
 def _tap_plan(shape: tuple[int, ...], stride: int, inverse: bool = False) -> tuple[tuple, ...]:
-    """Return for each strip its image, the pixels it needs, where its pixels find their 9, and the span of its pixels.
+    return tap_plan(shape, stride, inverse)
+
+
+def tap_plan(shape: tuple[int, ...], stride: int, inverse: bool = False, strip: int = 0) -> tuple[tuple, ...]:
+    """Return for each strip its image, the pixels it needs, where these find their 9, None, and their span.
 
     With `inverse` the images of this shape are convolved ones, and the strips of those that were.
     """
@@ -120,20 +143,20 @@ def _tap_plan(shape: tuple[int, ...], stride: int, inverse: bool = False) -> tup
     padding = 1 if stride == 1 else 0
     plan = []
     for image in range(n):
-        for start, stop in _spans(height, n, h * w * c):
+        for start, stop in spans(height, n, h * w * c, strip):
             y, x = np.arange(start, stop)[:, None, None, None], np.arange(width)[None, :, None, None]
             i, j = np.arange(3)[None, None, :, None], np.arange(3)[None, None, None, :]
             rows = _before(y + padding, i, stride) if inverse else y * stride + i - padding
             columns = _before(x + padding, j, stride) if inverse else x * stride + j - padding
             first, last, index = _table(rows, columns, h, w)
             at, to = image * h * w, image * height * width
-            plan.append((image, at + first, at + last, _index(index), to + start * width, to + stop * width))
+            plan.append((image, at + first, at + last, _index(index), None, to + start * width, to + stop * width))
     return tuple(plan)
 
 
 def _before(pixel: np.ndarray, tap: np.ndarray, stride: int) -> np.ndarray:
     """Return which convolved pixel has this one under this tap of its kernel; far outside if none has."""
-    return np.where((pixel - tap) % stride == 0, (pixel - tap) // stride, -(1 << 20))
+    return np.where((pixel - tap) % stride == 0, (pixel - tap) // stride, FAR)
 
 
 def _rows_of(x: ms.Tensor, first: int, last: int, before: ms.Tensor) -> ms.Tensor:
@@ -143,23 +166,26 @@ def _rows_of(x: ms.Tensor, first: int, last: int, before: ms.Tensor) -> ms.Tenso
     return _cut(_after(x, before), (first, 0), (last - first, x.shape[1]))
 
 
+def with_zeros(s: ms.Tensor) -> ms.Tensor:
+    """Return the pixels of a strip (pixels, C), and zeros behind them."""
+    return _join((s, ops.zeros((1, s.shape[1]), s.dtype)))
+
+
 def _strip(x: ms.Tensor, first: int, last: int, before: ms.Tensor) -> ms.Tensor:
     """Return these pixels of (N H W, C), and zeros behind them."""
-    return _join((_rows_of(x, first, last, before), ops.zeros((1, x.shape[1]), x.dtype)))
+    return with_zeros(_rows_of(x, first, last, before))
 
 
-def _activated(x: ms.Tensor, first: int, last: int, before: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor) -> ms.Tensor:
-    """Return silu(x * scale + shift) of these pixels of (N H W, C), for rows (C,), and zeros behind them."""
-    c = x.shape[1]
-    y = _rows_of(x, first, last, before) * _tile(scale.reshape(1, c), (last - first, 1))
-    y = ops.silu(_bias_add(y, shift))
-    return _join((y, ops.zeros((1, c), x.dtype)))
+def activated(s: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor) -> ms.Tensor:
+    """Return silu(s * scale + shift) of the pixels of a strip (pixels, C) for rows (C,)."""
+    pixels, c = s.shape
+    return ops.silu(_bias_add(s * _tile(scale.reshape(1, c), (pixels, 1)), shift))
 
 
-def _tiles(s: ms.Tensor, index: ms.Tensor, count: int, form: str) -> ms.Tensor:
+def _tiles(s: ms.Tensor, index: ms.Tensor, form: str) -> ms.Tensor:
     """Return the transformed tiles of a strip (pixels, C), (size^2, tiles, C)."""
     matrix, c = _matrices(form)[1], s.shape[1]
-    size = matrix.shape[0]
+    size, count = matrix.shape[0], index.shape[0] // matrix.shape[0]
     return _times(matrix, _gather(s, index, 0).reshape(size, count * c)).reshape(size, count, c)
 
 
@@ -169,13 +195,21 @@ def _pixels(y: ms.Tensor, found: ms.Tensor, form: str) -> ms.Tensor:
     return _gather(_times(_matrices(form)[2], y.reshape(size, count * c)).reshape(4 * count, c), found, 0)
 
 
+def convolved(
+    s: ms.Tensor, index: ms.Tensor, found: ms.Tensor | None, kernel: ms.Tensor, bias: ms.Tensor, form: str
+) -> ms.Tensor:
+    """Return the pixels (pixels, out) of a strip with zeros behind it, for a kernel and a plan of this form."""
+    if form == "taps":
+        return _bias_add(_matmul(_gather(s, index, 0).reshape(-1, 9 * s.shape[1]), kernel), bias)
+    return _bias_add(_pixels(_rows_batched(_tiles(s, index, form), kernel), found, form), bias)
+
+
 def _by_tiles(x: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor, form: str) -> ms.Tensor:
     """Convolve (N, H, W, C) with a transformed kernel (size^2, out, C)."""
     n, h, w, c = x.shape
     rows, parts, last = x.reshape(n * h * w, c), [], x
-    for _, a, b, index, found, count in _tile_plan(form, x.shape):
-        tiles = _tiles(_strip(rows, a, b, last), index, count, form)
-        last = _bias_add(_pixels(_rows_batched(tiles, kernel), found, form), bias)
+    for _, a, b, index, found, _, _ in _tile_plan(form, x.shape):
+        last = convolved(_strip(rows, a, b, last), index, found, kernel, bias, form)
         parts.append(last)
     return _join(parts)
 
@@ -184,9 +218,8 @@ def _by_taps(x: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor, stride: int) -> m
     """Convolve (N, H, W, C) with a kernel (out, 9 C), in which the channels come last."""
     n, h, w, c = x.shape
     rows, parts, last = x.reshape(n * h * w, c), [], x
-    for _, a, b, index, start, stop in _tap_plan(x.shape, stride):
-        taps = _gather(_strip(rows, a, b, last), index, 0).reshape(stop - start, 9 * c)
-        last = _bias_add(_matmul(taps, kernel), bias)
+    for _, a, b, index, found, _, _ in _tap_plan(x.shape, stride):
+        last = convolved(_strip(rows, a, b, last), index, found, kernel, bias, "taps")
         parts.append(last)
     return _join(parts)
 
@@ -194,9 +227,9 @@ def _by_taps(x: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor, stride: int) -> m
 def _norm_by_tiles(x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
     n, h, w, c = x.shape
     rows, parts, last = x.reshape(n * h * w, c), [], x
-    for image, a, b, index, found, count in _tile_plan("same", x.shape):
-        tiles = _tiles(_activated(rows, a, b, last, scale[image], shift[image]), index, count, "same")
-        last = _bias_add(_pixels(_rows_batched(tiles, kernel), found, "same"), bias)
+    for image, a, b, index, found, _, _ in _tile_plan("same", x.shape):
+        strip = with_zeros(activated(_rows_of(rows, a, b, last), scale[image], shift[image]))
+        last = convolved(strip, index, found, kernel, bias, "same")
         parts.append(last)
     return _join(parts)
 
@@ -204,23 +237,28 @@ def _norm_by_tiles(x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, kernel: ms.
 def _norm_by_taps(x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
     n, h, w, c = x.shape
     rows, parts, last = x.reshape(n * h * w, c), [], x
-    for image, a, b, index, start, stop in _tap_plan(x.shape, 1):
-        strip = _activated(rows, a, b, last, scale[image], shift[image])
-        last = _bias_add(_matmul(_gather(strip, index, 0).reshape(stop - start, 9 * c), kernel), bias)
+    for image, a, b, index, found, _, _ in _tap_plan(x.shape, 1):
+        strip = with_zeros(activated(_rows_of(rows, a, b, last), scale[image], shift[image]))
+        last = convolved(strip, index, found, kernel, bias, "taps")
         parts.append(last)
     return _join(parts)
 
 
-def _tiled_kernel(weight: ms.Tensor, form: str) -> ms.Tensor:
-    """Return a kernel (out, C, 3, 3) as `_by_tiles` takes it."""
+def kernel_of(weight: ms.Tensor, form: str) -> ms.Tensor:
+    """Return a kernel (out, C, 3, 3) as `convolved` takes it in this form: (size^2, out, C), or for taps (out, 9 C)."""
     out, c = weight.shape[0], weight.shape[1]
+    if form == "taps":
+        return weight.reshape(out, c, 9).transpose(0, 2, 1).reshape(out, 9 * c)
     return _matmul(_matrices(form)[0], weight.reshape(out * c, 9)).reshape(-1, out, c)
 
 
-def _tap_kernel(weight: ms.Tensor) -> ms.Tensor:
-    """Return a kernel (out, C, 3, 3) as `_by_taps` takes it."""
-    out, c = weight.shape[0], weight.shape[1]
-    return weight.reshape(out, c, 9).transpose(0, 2, 1).reshape(out, 9 * c)
+def kernel_array(weight: np.ndarray, form: str) -> np.ndarray:
+    """Return what `kernel_of` does, from Python."""
+    out, c = weight.shape[:2]
+    if form == "taps":
+        return np.ascontiguousarray(weight.reshape(out, c, 9).transpose(0, 2, 1)).reshape(out, 9 * c)
+    matrix = np.kron(_FORMS[form][0], _FORMS[form][0]).astype(weight.dtype)
+    return (matrix @ weight.reshape(out * c, 9).T).reshape(-1, out, c)
 
 
 def _input_gradient(d: ms.Tensor, weight: ms.Tensor, stride: int) -> ms.Tensor:
@@ -229,12 +267,12 @@ def _input_gradient(d: ms.Tensor, weight: ms.Tensor, stride: int) -> ms.Tensor:
     c, rows, parts, last = weight.shape[1], d.reshape(n * h * w, out), [], d
     if stride == 1 and d.dtype == ms.float32 and _takes_tiles(out):
         kernel = _matmul(_turned("same"), weight.reshape(out * c, 9)).reshape(16, out, c)
-        for _, a, b, index, found, count in _tile_plan("same", d.shape):
-            last = _pixels(_batched(_tiles(_strip(rows, a, b, last), index, count, "same"), kernel), found, "same")
+        for _, a, b, index, found, _, _ in _tile_plan("same", d.shape):
+            last = _pixels(_batched(_tiles(_strip(rows, a, b, last), index, "same"), kernel), found, "same")
             parts.append(last)
         return _join(parts)
     kernel = weight.reshape(out, c, 9).transpose(2, 0, 1).reshape(9 * out, c)
-    for _, a, b, index, start, stop in _tap_plan(d.shape, stride, True):
+    for _, a, b, index, _, start, stop in _tap_plan(d.shape, stride, True):
         last = _times(_gather(_strip(rows, a, b, last), index, 0).reshape(stop - start, 9 * out), kernel)
         parts.append(last)
     return _join(parts)
@@ -245,7 +283,7 @@ def _kernel_gradient(x: ms.Tensor, d: ms.Tensor, stride: int) -> ms.Tensor:
     n, h, w, c = x.shape
     rows, d = x.reshape(n * h * w, c), d.reshape(-1, d.shape[3])
     total = ops.zeros((d.shape[1], 9 * c), x.dtype)
-    for _, a, b, index, start, stop in _tap_plan(x.shape, stride):
+    for _, a, b, index, _, start, stop in _tap_plan(x.shape, stride):
         taps = _gather(_strip(rows, a, b, total), index, 0).reshape(stop - start, 9 * c)
         total = total + _transposed_times(d[start:stop], taps)
     return total.reshape(-1, 9, c).transpose(0, 2, 1).reshape(-1, c, 3, 3)
@@ -262,9 +300,9 @@ class Conv3(CustomGrad):
         """Return (N, H / stride, W / stride, out) of x (N, H, W, C), weight (out, C, 3, 3), bias (out,)."""
         n, h, w, c = x.shape
         if self.stride == 1 and x.dtype == ms.float32 and _takes_tiles(c):
-            y = _by_tiles(x, _tiled_kernel(weight, "same"), bias, "same")
+            y = _by_tiles(x, kernel_of(weight, "same"), bias, "same")
         else:
-            y = _by_taps(x, _tap_kernel(weight), bias, self.stride)
+            y = _by_taps(x, kernel_of(weight, "taps"), bias, self.stride)
         return y.reshape(n, h // self.stride, w // self.stride, -1)
 
     def bprop(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
@@ -283,9 +321,9 @@ class UpsampleConv3(CustomGrad):
         """Return (N, 2 H, 2 W, out) of x (N, H, W, C), weight (out, C, 3, 3), bias (out,)."""
         n, h, w, c = x.shape
         if x.dtype == ms.float32 and _takes_tiles(c):
-            y = _by_tiles(x, _tiled_kernel(weight, "double"), bias, "double")
+            y = _by_tiles(x, kernel_of(weight, "double"), bias, "double")
         else:
-            y = _by_taps(upsample(x), _tap_kernel(weight), bias, 1)
+            y = _by_taps(upsample(x), kernel_of(weight, "taps"), bias, 1)
         return y.reshape(n, 2 * h, 2 * w, -1)
 
     def bprop(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
@@ -315,9 +353,9 @@ class ScaledSiluConv3(CustomGrad):
     ) -> ms.Tensor:
         """Return (N, H, W, out) of x (N, H, W, C), scale and shift (N, C), weight (out, C, 3, 3), bias (out,)."""
         if x.dtype == ms.float32 and _takes_tiles(x.shape[3]):
-            y = _norm_by_tiles(x, scale, shift, _tiled_kernel(weight, "same"), bias)
+            y = _norm_by_tiles(x, scale, shift, kernel_of(weight, "same"), bias)
         else:
-            y = _norm_by_taps(x, scale, shift, _tap_kernel(weight), bias)
+            y = _norm_by_taps(x, scale, shift, kernel_of(weight, "taps"), bias)
         return y.reshape(*x.shape[:3], -1)
 
     def bprop(
@@ -348,13 +386,20 @@ scaled_silu_conv3 = ScaledSiluConv3()
 
 @constexpr
 def _row_spans(n: int, rows: int, c: int) -> tuple[tuple[int, int], ...]:
-    return tuple(_spans(rows, n, rows * c))
+    return tuple(spans(rows, n, rows * c))
 
 
 @constexpr
 def _counts(spans: tuple[tuple[int, int], ...]) -> ms.Tensor:
     """Return the lengths of spans, (1, spans)."""
     return ms.Tensor(np.array([[b - a for a, b in spans]], np.float32))
+
+
+def strip_moments(s: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+    """Return the means of the columns of a strip (pixels, C), and the sums of squares of what is left, each (C,)."""
+    means = column_sums(s) / s.shape[0]
+    s = _bias_add(s, -means)
+    return means, column_sums(s * s)
 
 
 class Moments(CustomGrad):
@@ -372,10 +417,7 @@ class Moments(CustomGrad):
         for image in range(n):
             sums, squares = [], []
             for a, b in parts:
-                s = _rows_of(flat, image * p + a, image * p + b, last)
-                mean = column_sums(s) / (b - a)
-                s = _bias_add(s, -mean)
-                last = column_sums(s * s)
+                mean, last = strip_moments(_rows_of(flat, image * p + a, image * p + b, last))
                 sums.append(mean.reshape(1, c))
                 squares.append(last.reshape(1, c))
             of_parts = _join(sums)  # (parts, C)

@@ -79,7 +79,8 @@ def compile_training(step: Callable) -> Callable:
 
 
 @functools.cache
-def _shared_graph(function: Callable) -> Callable:
+def shared(function: Callable) -> Callable:
+    """Return a function as one compiled graph for each shape of its inputs, the same at every call."""
     return ms.jit(function)
 
 
@@ -94,7 +95,7 @@ def call_block(
     """
     if device.current().compile_scope != "block":
         return function(*inputs, *weights, *settings)
-    graph, weights = _shared_graph(function), _views(weights)
+    graph, weights = shared(function), _views(weights)
     x, rest = inputs[0], inputs[1:]
     if independent_axis is None:
         return graph(x, *rest, *weights, *settings)

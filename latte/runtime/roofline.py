@@ -191,6 +191,11 @@ def scaled(found: list[Launch], factor: float) -> list[Launch]:
     return [each._replace(flops=each.flops * factor, bytes=each.bytes * factor) for each in found]
 
 
+def shared(found: list[Launch], share: float) -> list[Launch]:
+    """Return a share of launches, which are as large as before."""
+    return [each._replace(number=each.number * share) for each in found]
+
+
 def halved(found: list[Launch]) -> list[Launch]:
     """Return launches of float32 as they would be in halves: half of the bytes, products at the rate of halves."""
     return [each._replace(dtype="float16", bytes=each.bytes / 2) for each in found]

@@ -93,8 +93,9 @@ def build(cfg: TrainConfig) -> Training:
     source = _source(cfg, config, dataset, shape)  # before the networks: then the text encoder's memory is free again
     net, ema, metadata = networks(start, config, compute, flash)
     if cfg.use_recompute:
-        for block in net.blocks:
-            block.recompute()
+        for number, block in enumerate(net.blocks):
+            if number // 2 % cfg.recompute_every == 0:  # pairs of a block over patches and one over frames
+                block.recompute()
     # On a CPU the run time frees no memory inside a graph: there the autoencoder runs before the step, by slices.
     in_step = device.current().compile_scope == "step" and not cfg.cache_folder
     for weight in vae.get_parameters():

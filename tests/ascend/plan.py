@@ -71,8 +71,9 @@ def training(given):
     nets = [network(given) for _ in range(2)]
     for net in nets:
         prepare(net, for_training=True)
-    for block in nets[0].blocks if given.recompute else ():
-        block.recompute()
+    for number, block in enumerate(nets[0].blocks if given.recompute else ()):
+        if number // 2 % given.recompute_every == 0:
+            block.recompute()
     scale = {"loss_scale": 65536.0, "loss_scale_window": 1000} if given.dtype == "fp16" else {}
     vae = autoencoder() if given.pixels else None
     options = StepOptions(accumulation=given.accumulation, **scale)
@@ -140,6 +141,7 @@ def main():
     parser.add_argument("--dtype", default="fp16")
     parser.add_argument("--exact", dest="flash", action="store_false", help="without the fused attention kernel")
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--recompute_every", type=int, default=1)
     parser.add_argument("--jit_level", default="O0")
     given = parser.parse_args()
     device.init_device("Ascend", jit_level=given.jit_level)

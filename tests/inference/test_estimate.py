@@ -73,6 +73,22 @@ def test_memory_is_that_of_a_plan(planned, of_plan):
     assert of_plan.sizes.weights == planned["weights"]
 
 
+def test_recomputing_some_blocks_is_between_recomputing_all_and_none():
+    """7 of 14 pairs, and of none what a step has besides its blocks."""
+    options = {"num_frames": 128, "train_batch_size": 1, "cache_folder": "x"}
+    every, half, none = (
+        trained(**options, use_recompute=recompute, recompute_every=each)
+        for recompute, each in ((True, 1), (True, 2), (False, 1))
+    )
+    found = [estimate.predict(each, on()) for each in (every, half, none)]
+    for name in ("flops", "bytes", "launches"):
+        most, middle, least = (getattr(each, name) for each in found)
+        assert middle == pytest.approx((most + least) / 2) and least < middle < most
+    assert found[0].memory.peak < found[1].memory.peak < found[2].memory.peak
+    on_cpu = [estimate.memory_of_cpu(each).activations for each in (every, half, none)]
+    assert on_cpu[1] == pytest.approx((on_cpu[0] + on_cpu[2]) / 2)
+
+
 def test_operations_are_those_that_the_paper_s_network_has():
     for frames, published_flops in ((16, 3.72e12), (128, 30.0e12)):
         found = roofline.launches("sample", Sizes(1, frames, 16, **XL, pads=False))
@@ -295,6 +311,13 @@ def data(tmp_path_factory):
         for number in range(6):
             Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(root / "a" / str(k) / f"x_{number}.png")
     return root
+
+
+def test_every_second_pair_of_blocks_is_recomputed(data):
+    options = {"vae_checkpoint": str(FIXTURES / "vae.bin"), "train_batch_size": 1, "max_steps": 4, "depth": 6}
+    cfg = TrainConfig(**SIZES | options, data_folder=str(data), use_recompute=True, recompute_every=2)
+    blocks = build(cfg).step.net.blocks
+    assert [block.recomputed is not None for block in blocks] == [True, True, False, False, True, True]
 
 
 def test_a_dry_run_of_a_training_prints_the_same_lines(data, monkeypatch):

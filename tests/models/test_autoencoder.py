@@ -1,5 +1,8 @@
 """AutoencoderKL against what diffusers computed from the same weights."""
 
+import gc
+import weakref
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -7,11 +10,14 @@ from support.golden_values import FIXTURES, error, recorded
 
 from latte import load_vae
 from latte.components.codec import Codec
-from latte.models import AutoencoderKL
+from latte.models import AutoencoderKL, autoencoder
 from latte.models.autoencoder import AutoencoderConfig
-from latte.ops import conv2d, from_nchw, group_norm, to_nchw, upsample_nearest
+from latte.models.layers import Initializers
+from latte.ops import conv2d, from_nchw, group_norm, strips, to_nchw, upsample_nearest
 from latte.runtime import device
 from latte.weights.files import CONFIG, write_state_dict
+
+INIT = Initializers(0)
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +121,30 @@ def test_an_autoencoder_without_attention_and_quant_convolutions(tmp_path):
     assert loaded.config == config and not any("attentions" in name or "quant" in name for name in tensors)
     z = ms.Tensor(np.ones((1, 4, 4, 4), np.float32))
     assert np.array_equal(loaded.decode(z).asnumpy(), made.decode(z).asnumpy())
+
+
+@pytest.mark.parametrize(
+    "block, size",
+    [
+        (autoencoder.Conv(4, 16, 3, INIT), (2, 7, 5, 4)),
+        (autoencoder.Conv(16, 8, 1, INIT), (2, 7, 5, 16)),
+        (autoencoder.Conv(16, 16, 3, INIT, stride=2), (2, 6, 4, 16)),
+        (autoencoder.UpsampleConv(16, 8, 3, INIT), (2, 7, 5, 16)),
+        (autoencoder.ResnetBlock(16, 16, 4, INIT), (2, 7, 5, 16)),
+        (autoencoder.ResnetBlock(16, 32, 4, INIT), (2, 7, 5, 16)),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, ms.nn.Cell) else "x".join(map(str, each)),
+)
+def test_a_block_in_strips_is_that_in_a_graph_and_keeps_no_image(monkeypatch, block, size):
+    """A compiled graph keeps what it was last called with: were that a view, the whole image would stay in memory."""
+    monkeypatch.setattr(strips, "STRIP", 200)
+    monkeypatch.setattr(strips, "MEASURED", 100)
+    strips._plan.cache_clear()
+    x = np.random.default_rng(0).normal(size=size).astype(np.float32) + 3
+    expected = ms.jit(block.construct)(ms.Tensor(x)).asnumpy()
+    tensor, kept = ms.Tensor.from_numpy(x), weakref.ref(x)
+    result = block(tensor).asnumpy()
+    assert error(result, expected) <= 2e-6
+    del tensor, x
+    gc.collect()
+    assert kept() is None
