@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,19 @@ def compile_cache(tmp_path_factory):
     os.environ["LATTE_COMPILE_CACHE"] = str(tmp_path_factory.mktemp("graphs"))
     yield
     del os.environ["LATTE_COMPILE_CACHE"]
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    """A program run within a test sets the level of the log, on which what the next test finds in it would depend."""
+    log = logging.getLogger("latte")
+    level, handlers = log.level, list(log.handlers)
+    for once in (device.warn_once, device.inform_once):
+        once.cache_clear()
+    yield
+    log.setLevel(level)
+    for handler in set(log.handlers) - set(handlers):
+        log.removeHandler(handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

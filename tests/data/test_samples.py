@@ -19,7 +19,6 @@ from latte.data.loader import TrainingSource, fetch, make_loader, read_text, unw
 from latte.data.transforms import to_pixels
 from latte.errors import UserError
 from latte.io.video import save_gif, save_mp4
-from latte.runtime import device
 
 
 def numbered(count, height=16, width=24):
@@ -210,7 +209,6 @@ def test_short_shared_memory_changes_the_way_and_not_the_batches(free, said, fol
     expected, made = batches(folders, 2, 0, 3), []
     real = ms.dataset.config.set_enable_shared_mem
     monkeypatch.setattr(ms.dataset.config, "set_enable_shared_mem", lambda shared: (made.append(shared), real(shared)))
-    device.warn_once.cache_clear()
     monkeypatch.setattr(loading.sys, "platform", "linux")
     monkeypatch.setattr(loading, "_SHARED", tmp := Path("/dev/shm" if free is not None else "/none/shm"))
     usage = shutil.disk_usage("/")

@@ -195,7 +195,6 @@ def test_impossible_models_are_refused(arguments, message):
 
 
 def test_flash_attention_is_said_to_be_exact_attention_once(caplog):
-    device.warn_once.cache_clear()
     data = recorded("latte_class")
     for _ in range(2):
         net = tiny("class", enable_flash_attention=True)

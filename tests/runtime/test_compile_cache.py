@@ -155,7 +155,6 @@ def test_graphs_that_were_not_used_for_longest_make_room(folder, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_told_of_and_nothing_is_kept(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("LATTE_COMPILE_CACHE", str(tmp_path / "file" / "graphs"))
-    device.warn_once.cache_clear()
     with compile_cache.using("one") as found:
         assert not found and compile_cache.ENABLE not in os.environ
     assert "compile_cache: nothing is kept, as" in caplog.text

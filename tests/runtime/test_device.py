@@ -47,7 +47,6 @@ def test_bf16_on_cpu_multiplies_in_bfloat16_and_cannot_be_changed_midway(dtype, 
 def bf16_may_be_chosen(monkeypatch):
     """The tests' own process has settled for float32."""
     monkeypatch.setattr(device, "choose_cpu_products", lambda name: None)
-    device.warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("measured", [True, False])
@@ -86,7 +85,6 @@ def test_an_absent_device_is_refused():
 def test_the_library_chooses_the_best_device_once_unless_the_user_has_chosen(monkeypatch, caplog):
     monkeypatch.setattr(device, "_current", None)
     monkeypatch.setattr(device, "best_target", lambda: "CPU")
-    device.warn_once.cache_clear()
     monkeypatch.setattr(device, "_is_set", lambda: True)
     assert device.choose_device().target == "CPU" and not caplog.messages
     monkeypatch.setattr(device, "_current", None)
@@ -159,7 +157,6 @@ def test_a_pretended_device_is_the_one_in_use_but_for_the_fields_given_and_ends_
 
 
 def test_the_fused_kernel_is_not_given_float32(caplog):
-    device.warn_once.cache_clear()
     with device.use("Ascend"):
         assert device.use_flash_attention(True, ms.bfloat16) and not caplog.messages
         assert not device.use_flash_attention(True, ms.float32) and "fp16 and bf16 only" in caplog.text
@@ -175,8 +172,6 @@ def test_the_fused_kernel_is_not_given_float32(caplog):
     ],
 )
 def test_the_cards_name_says_what_its_fused_attention_is_for(chip, use, caplog):
-    for once in (device.warn_once, device.inform_once):
-        once.cache_clear()
     caplog.set_level("INFO", "latte")
     with device.use("Ascend", chip=chip) as here:
         assert here.fused_attention == use and here.multiplies_int8 == (use is not None)
@@ -214,7 +209,6 @@ def test_the_first_cards_have_no_bfloat16():
     "target, level, said", [("GPU", "O2", "O1"), ("GPU", "O1", ""), ("CPU", "O1", "changes nothing")]
 )
 def test_jit_levels(target, level, said, caplog):
-    device.warn_once.cache_clear()
     with device.use(target, jit_level=level):
         assert graphs.compile_step(device.TARGETS.index) is not None
     assert said in caplog.text and bool(said) == bool(caplog.text)
