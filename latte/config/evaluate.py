@@ -11,7 +11,7 @@ from latte.config.parser import OptionError, Options, in_range, option
 from latte.config.sample import SolverName
 
 _METRIC = re.compile(r"fvd([1-9]\d{0,6})_([1-9]\d{0,3})f")
-MIN_FRAMES = 9  # that the network of FVD takes
+MIN_FRAMES = 9  # of fewer, I3D leaves fewer than two for its last average
 
 
 class Metric(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from latte.data.index import Record
 from latte.data.transforms import centre
 from latte.errors import UserError, reason
 from latte.evaluation import measures
-from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, walk
+from latte.io.checksums import sha256_of_facts
+from latte.io.listing import FRAME_SUFFIXES, GRID, VIDEO_SUFFIXES, walk
 from latte.io.video import list_frames, read_images
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from latte.components.codec import Codec
 
 log = logging.getLogger("latte")
-_GRID = re.compile(r"grid-seed\d+-\d+(-rank\d+)?")  # several videos in one, as sample.py writes it
+_GRID = re.compile(rf"{GRID}\d+-\d+(-rank\d+)?")
 
 
 class ShortClipError(UserError):
@@ -168,7 +168,7 @@ class VideoClips:
             found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise UserError(f"cannot read {path}: {reason(error)}") from error
-        return _digest(found)
+        return sha256_of_facts(found)
 
     def load(self, name: str, cut: Cut) -> Clip:
         """Return the clip of a video; raises UserError if it is broken, ShortClipError if it is short."""
@@ -219,8 +219,8 @@ class LatentClips:
         entry = self._entries[name]
         path = self.cache.folder / entry.file
         if not entry.file or not path.exists():
-            return _digest(entry.error or "missing")
-        return _digest([entry.sha256, entry.index, path.stat().st_size, path.stat().st_mtime_ns])
+            return sha256_of_facts(entry.error or "missing")
+        return sha256_of_facts([entry.sha256, entry.index, path.stat().st_size, path.stat().st_mtime_ns])
 
     def load(self, name: str, cut: Cut) -> np.ndarray:
         """Return what the cache has of the clip; raises UserError if it is broken, ShortClipError if it is short."""
@@ -256,7 +256,3 @@ def _listed(root: Path) -> tuple[list[Path], list[Path]]:
 
 def _rank_of_suffix(path: Path) -> int:
     return VIDEO_SUFFIXES.index(path.suffix.lower())
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()

@@ -22,7 +22,7 @@ from latte.evaluation import measures
 from latte.evaluation.measures import SMALLEST, Vmaf, ffmpeg_with_vmaf, flicker, measuring_vmaf, motion, psnr
 from latte.io.atomic import atomic_path, check_writable
 from latte.io.images import kind_of
-from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, walk
+from latte.io.listing import FRAME_SUFFIXES, GRID, VIDEO_SUFFIXES, walk
 from latte.io.video import frames_of, save_png
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("latte")
 FRAMES = "frames"  # the form of a video that is a folder of images
 FORMS = (FRAMES, *VIDEO_SUFFIXES, *FRAME_SUFFIXES)  # where a video is there in several, the first is taken
-GRID = "grid-seed"  # how the names of sample.py's grids begin: copies of videos that are there too
 IMAGE = re.compile(r"image-\d+-seed\d+.*")  # a video of one frame, as sample.py names it
 COLUMNS = (  # of compare.csv
     *("b", "video", "frames", "psnr", "worst_frame", "worst_psnr", "ssim", "vmaf"),
@@ -342,10 +341,8 @@ def _drawn(heads: Sequence[str], bands: Sequence[tuple[str, np.ndarray]]) -> np.
     scale = min(max(1, math.ceil(TILE / width)), max(1, WIDEST // (len(heads) * width)))
     size = (scale * width, scale * height)
     if len(heads) * size[0] > WIDEST:
-        size = (
-            max(TILE // 2, WIDEST // len(heads)),
-            max(1, round(height * max(TILE // 2, WIDEST // len(heads)) / width)),
-        )
+        across = max(TILE // 2, WIDEST // len(heads))
+        size = (across, max(1, round(height * across / width)))
     gap, line = 4, 20
     widest = max([font.getlength(text) for text, _ in bands], default=0)
     column = max(size[0], *(math.ceil(font.getlength(head)) for head in heads)) + gap

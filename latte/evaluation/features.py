@@ -18,6 +18,7 @@ from latte.errors import UserError
 from latte.io import resources
 from latte.io.arrays import read_npz
 from latte.io.atomic import atomic_path
+from latte.io.checksums import sha256_of_facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +58,7 @@ class FeatureStore:
     def add(self, entries: Sequence[Entry]) -> None:
         """Write entries as one file; raises UserError if it cannot be written."""
         facts = [(entry.name, entry.signature, entry.problem, entry.was) for entry in entries]
-        name = hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        name = sha256_of_facts(facts)[:32]
         width = next((len(entry.feature) for entry in entries if entry.feature is not None), 1)
         none = np.full(width, np.nan, np.float32)
         rows = [none if entry.feature is None else entry.feature for entry in entries]

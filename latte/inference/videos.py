@@ -33,6 +33,7 @@ from latte.inference.inputs import (
 )
 from latte.inference.pipeline import LattePipeline
 from latte.io.atomic import check_writable
+from latte.io.listing import GRID
 from latte.io.video import fit, grid, read_any, save_png, save_video
 from latte.runtime import device
 from latte.runtime.profiling import Profile, check_span
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("latte")
 GIB = 2**30
-GRID = 16  # the most videos in a grid
+IN_GRID = 16  # videos, at most
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Plan:
     vae: Weights
     text_encoder: Weights | None  # for text to video only
     solver: Solver
+    frames: np.ndarray | None  # of init_frames (F, H, W, 3) uint8
 
 
 def check(cfg: SampleConfig) -> Plan:
@@ -85,7 +87,7 @@ def check(cfg: SampleConfig) -> Plan:
         load_tokenizer(parts.prompts / "tokenizer")
         encoder = read(parts.prompts / "text_encoder", "t5")
     check_writable(cfg.output_path, "output_path")
-    return Plan(parts, network, vae, encoder, solver)
+    return Plan(parts, network, vae, encoder, solver, frames)
 
 
 def build_pipeline(cfg: SampleConfig, plan: Plan | None = None) -> LattePipeline:
@@ -143,7 +145,7 @@ def find_targets(cfg: SampleConfig, plan: Plan) -> list[Target]:
 
     Raises UserError if files of something else are in the way and `existing` is refuse.
     """
-    made_from = finished.facts(cfg, plan, _init_frames(cfg))
+    made_from = finished.facts(cfg, plan)
     targets = finished.targets(cfg, plan, video_numbers(cfg), made_from)
     said = finished.check_others(cfg, plan, targets, made_from)
     if device.current().rank == 0 and not cfg.dry_run:
@@ -170,7 +172,7 @@ def run(
     if shape[0] == 1 and cfg.output_format != ["png"]:
         log.info("videos of one frame are saved as .png, whatever output_format says")
     files: list[Path] = []
-    first = [target.number for target in targets[:GRID]]
+    first = [target.number for target in targets[:IN_GRID]]
     kept: dict[int, np.ndarray] = {}
     bar = tqdm(
         desc=f"videos of rank 0 of {here.world_size}" if here.world_size > 1 else "videos",
@@ -197,11 +199,11 @@ def save_grid(cfg: SampleConfig, plan: Plan, targets: Sequence[Target], kept: Ma
 
     kept: new ones by number; those of an earlier start are read from their files, with the losses of their format.
     """
-    first, folder = targets[:GRID], Path(cfg.output_path)
+    first, folder = targets[:IN_GRID], Path(cfg.output_path)
     if len(first) < 2:
         return []
-    seeds = f"-seed{cfg.seed + first[0].number}-{cfg.seed + first[-1].number}"
-    name = f"grid{seeds}-rank{device.current().rank}" if device.current().world_size > 1 else f"grid{seeds}"
+    rank = f"-rank{device.current().rank}" if device.current().world_size > 1 else ""
+    name = f"{GRID}{cfg.seed + first[0].number}-{cfg.seed + first[-1].number}{rank}"
     formats = [form for form in cfg.output_format if form != "png"] or ["mp4"]
     if not kept and any(folder.glob(f"{name}.*")):
         return []

@@ -1,9 +1,10 @@
-"""Checksums of files."""
+"""Checksums of files, and of facts."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,3 +18,8 @@ def sha256_of(*paths: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_facts(facts: Any) -> str:
+    """Return the SHA-256 of values that JSON can hold; file names in them need not be Unicode."""
+    return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()

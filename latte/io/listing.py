@@ -17,6 +17,7 @@ VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".gif", ".mov", ".mkv", ".webm"),
     *(".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".mts", ".m2ts", ".ogv"),
 )
+GRID = "grid-seed"  # begins the names of sample.py's grids, in which are videos that have files of their own
 # Names that begin with a dot are left out in any case: ._x.png, .ipynb_checkpoints, .git, .Trash-1000.
 _LITTER = {
     *("__macosx", "$recycle.bin", "recycler", "system volume information"),  # macOS' zip, Windows

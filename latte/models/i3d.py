@@ -25,7 +25,7 @@ from latte.weights.mapped import verified
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SIZE, CLASSES, MIN_FRAMES = 224, 400, 9  # with fewer frames, fewer than two are left for the last average
+SIZE, CLASSES = 224, 400
 EPS = 1e-3  # of the batch norms, which have no scale
 INCEPTION = (
     "Branch_0.Conv3d_0a_1x1",

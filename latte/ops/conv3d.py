@@ -58,7 +58,7 @@ def _largest(x: ms.Tensor, axis: int, window: int, stride: int) -> ms.Tensor:
     if window == 1:
         return x
     n, shape = x.shape[axis], x.shape
-    count, before = _padding(n, window, stride)
+    count, before = cpu_videos.same_padding(n, window, stride)
     cells = count + (window - 1) // stride
     outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
     x = _padded(x.reshape(outer, n, inner), 1, before, cells * stride - before - n)
@@ -73,12 +73,6 @@ def _largest(x: ms.Tensor, axis: int, window: int, stride: int) -> ms.Tensor:
     for part in parts[1:]:
         y = ops.maximum(y, part)
     return y.reshape(*shape[:axis], count, *shape[axis + 1 :])
-
-
-def _padding(n: int, window: int, stride: int) -> tuple[int, int]:
-    """Return how many windows an axis of n elements has, and how many zeros are before the first element."""
-    count = -(-n // stride)
-    return count, max((count - 1) * stride + window - n, 0) // 2
 
 
 def _padded(x: ms.Tensor, axis: int, before: int, after: int) -> ms.Tensor:
@@ -102,7 +96,7 @@ def _cells(x: ms.Tensor, k: int) -> ms.Tensor:
     sizes = []
     for axis in (1, 3, 4):
         n = x.shape[axis]
-        count, before = _padding(n, k, 2)
+        count, before = cpu_videos.same_padding(n, k, 2)
         cells = count + (k - 1) // 2
         x = _padded(x, axis, before, 2 * cells - before - n)
         sizes.append(cells)

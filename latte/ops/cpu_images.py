@@ -61,14 +61,17 @@ def _turned(form: str) -> ms.Tensor:
 
 
 @constexpr
-def _takes_tiles(channels: int) -> bool:
-    return takes_tiles(channels)
+def _form_of(channels: int, dtype: ms.Type, wanted: str) -> str:
+    return form_of(channels, dtype, wanted)
 
 
-def takes_tiles(channels: int) -> bool:
-    """Return whether a float32 convolution of so many channels is Winograd's, which is too rough in halves."""
+def form_of(channels: int, dtype: ms.Type, wanted: str = "same") -> str:
+    """Return the form of a convolution of so many channels: Winograd's that is wanted, or "taps".
+
+    Winograd's is too rough in halves.
+    """
     bfloat16 = os.environ.get("ONEDNN_DEFAULT_FPMATH_MODE") == "BF16" and device.multiplies_in_bfloat16()
-    return channels >= FEW_CHANNELS and not bfloat16
+    return wanted if channels >= FEW_CHANNELS and dtype == ms.float32 and not bfloat16 else "taps"
 
 
 def spans(count: int, images: int, elements: int, size: int = 0) -> list[tuple[int, int]]:
@@ -76,9 +79,12 @@ def spans(count: int, images: int, elements: int, size: int = 0) -> list[tuple[i
 
     They have `size` elements, or are those of a graph, which has all of them in it.
     """
-    parts = max(min(elements // size if size else min(elements // STRIP, STRIPS // images), count), 1)
-    edges = [count * i // parts for i in range(parts + 1)]
-    return list(itertools.pairwise(edges))
+    return even_spans(count, max(min(elements // size if size else min(elements // STRIP, STRIPS // images), count), 1))
+
+
+def even_spans(count: int, parts: int) -> list[tuple[int, int]]:
+    """Return where each of so many parts of `count` begins and ends; their lengths differ by one at most."""
+    return list(itertools.pairwise(count * i // parts for i in range(parts + 1)))
 
 
 def _table(rows: np.ndarray, columns: np.ndarray, height: int, width: int) -> tuple[int, int, np.ndarray]:
@@ -204,42 +210,23 @@ def convolved(
     return _bias_add(_pixels(_rows_batched(_tiles(s, index, form), kernel), found, form), bias)
 
 
-def _by_tiles(x: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor, form: str) -> ms.Tensor:
-    """Convolve (N, H, W, C) with a transformed kernel (size^2, out, C)."""
+def _by_strips(
+    x: ms.Tensor,
+    kernel: ms.Tensor,
+    bias: ms.Tensor,
+    form: str,
+    stride: int = 1,
+    norm: tuple[ms.Tensor, ms.Tensor] | None = None,
+) -> ms.Tensor:
+    """Convolve (N, H, W, C) with a kernel of this form, and with SiLU of `norm`, scale and shift (N, C), before it."""
     n, h, w, c = x.shape
     rows, parts, last = x.reshape(n * h * w, c), [], x
-    for _, a, b, index, found, _, _ in _tile_plan(form, x.shape):
-        last = convolved(_strip(rows, a, b, last), index, found, kernel, bias, form)
-        parts.append(last)
-    return _join(parts)
-
-
-def _by_taps(x: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor, stride: int) -> ms.Tensor:
-    """Convolve (N, H, W, C) with a kernel (out, 9 C), in which the channels come last."""
-    n, h, w, c = x.shape
-    rows, parts, last = x.reshape(n * h * w, c), [], x
-    for _, a, b, index, found, _, _ in _tap_plan(x.shape, stride):
-        last = convolved(_strip(rows, a, b, last), index, found, kernel, bias, "taps")
-        parts.append(last)
-    return _join(parts)
-
-
-def _norm_by_tiles(x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-    n, h, w, c = x.shape
-    rows, parts, last = x.reshape(n * h * w, c), [], x
-    for image, a, b, index, found, _, _ in _tile_plan("same", x.shape):
-        strip = with_zeros(activated(_rows_of(rows, a, b, last), scale[image], shift[image]))
-        last = convolved(strip, index, found, kernel, bias, "same")
-        parts.append(last)
-    return _join(parts)
-
-
-def _norm_by_taps(x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, kernel: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
-    n, h, w, c = x.shape
-    rows, parts, last = x.reshape(n * h * w, c), [], x
-    for image, a, b, index, found, _, _ in _tap_plan(x.shape, 1):
-        strip = with_zeros(activated(_rows_of(rows, a, b, last), scale[image], shift[image]))
-        last = convolved(strip, index, found, kernel, bias, "taps")
+    plan = _tap_plan(x.shape, stride) if form == "taps" else _tile_plan(form, x.shape)
+    for image, a, b, index, found, _, _ in plan:
+        strip = _rows_of(rows, a, b, last)
+        if norm is not None:
+            strip = activated(strip, norm[0][image], norm[1][image])
+        last = convolved(with_zeros(strip), index, found, kernel, bias, form)
         parts.append(last)
     return _join(parts)
 
@@ -265,7 +252,7 @@ def _input_gradient(d: ms.Tensor, weight: ms.Tensor, stride: int) -> ms.Tensor:
     """Return the gradient (pixels, C) with respect to what a kernel (out, C, 3, 3) was applied to."""
     n, h, w, out = d.shape
     c, rows, parts, last = weight.shape[1], d.reshape(n * h * w, out), [], d
-    if stride == 1 and d.dtype == ms.float32 and _takes_tiles(out):
+    if stride == 1 and _form_of(out, d.dtype, "same") == "same":
         kernel = _matmul(_turned("same"), weight.reshape(out * c, 9)).reshape(16, out, c)
         for _, a, b, index, found, _, _ in _tile_plan("same", d.shape):
             last = _pixels(_batched(_tiles(_strip(rows, a, b, last), index, "same"), kernel), found, "same")
@@ -299,10 +286,8 @@ class Conv3(CustomGrad):
     def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
         """Return (N, H / stride, W / stride, out) of x (N, H, W, C), weight (out, C, 3, 3), bias (out,)."""
         n, h, w, c = x.shape
-        if self.stride == 1 and x.dtype == ms.float32 and _takes_tiles(c):
-            y = _by_tiles(x, kernel_of(weight, "same"), bias, "same")
-        else:
-            y = _by_taps(x, kernel_of(weight, "taps"), bias, self.stride)
+        form = _form_of(c, x.dtype, "same") if self.stride == 1 else "taps"
+        y = _by_strips(x, kernel_of(weight, form), bias, form, self.stride)
         return y.reshape(n, h // self.stride, w // self.stride, -1)
 
     def bprop(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
@@ -320,10 +305,8 @@ class UpsampleConv3(CustomGrad):
     def construct(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
         """Return (N, 2 H, 2 W, out) of x (N, H, W, C), weight (out, C, 3, 3), bias (out,)."""
         n, h, w, c = x.shape
-        if x.dtype == ms.float32 and _takes_tiles(c):
-            y = _by_tiles(x, kernel_of(weight, "double"), bias, "double")
-        else:
-            y = _by_taps(upsample(x), kernel_of(weight, "taps"), bias, 1)
+        form = _form_of(c, x.dtype, "double")
+        y = _by_strips(upsample(x) if form == "taps" else x, kernel_of(weight, form), bias, form)
         return y.reshape(n, 2 * h, 2 * w, -1)
 
     def bprop(self, x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
@@ -352,10 +335,8 @@ class ScaledSiluConv3(CustomGrad):
         self, x: ms.Tensor, scale: ms.Tensor, shift: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor
     ) -> ms.Tensor:
         """Return (N, H, W, out) of x (N, H, W, C), scale and shift (N, C), weight (out, C, 3, 3), bias (out,)."""
-        if x.dtype == ms.float32 and _takes_tiles(x.shape[3]):
-            y = _norm_by_tiles(x, scale, shift, kernel_of(weight, "same"), bias)
-        else:
-            y = _norm_by_taps(x, scale, shift, kernel_of(weight, "taps"), bias)
+        form = _form_of(x.shape[3], x.dtype, "same")
+        y = _by_strips(x, kernel_of(weight, form), bias, form, norm=(scale, shift))
         return y.reshape(*x.shape[:3], -1)
 
     def bprop(

@@ -1,17 +1,17 @@
 """Convolutions and maxima of videos (B, T, H, W, C) on a CPU: rows of C numbers are gathered, then multiplied.
 
 MindSpore's own convolution over frames runs at 1 % of the machine's speed on CPUs with AVX-512. And its compiler takes
-longer for calls of functions than for operations, so that these are few, and not those of `latte.ops.cpu_images`.
+longer for calls of functions than for operations, so that a graph has few, and none of `latte.ops.cpu_images`.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import mindspore as ms
 import numpy as np
 from mindspore import ops
 from mindspore.ops.primitive import constexpr
+
+from latte.ops.cpu_images import even_spans
 
 STRIP = 1 << 23  # elements of what is gathered at once: 32 MB
 STRIPS = 8  # at most, as a graph takes time and memory to compile; longer videos have larger strips
@@ -21,10 +21,15 @@ _gather, _join, _join_second, _maximum = ops.Gather(), ops.Concat(0), ops.Concat
 _after = ops.Depend()  # x, once something else is there: strips that ran side by side would all be in memory
 
 
+def same_padding(n: int, window: int, stride: int) -> tuple[int, int]:
+    """Return how many windows an axis of n elements has, and how many zeros are before the first element."""
+    count = -(-n // stride)
+    return count, max((count - 1) * stride + window - n, 0) // 2
+
+
 def _windows(n: int, window: int, stride: int) -> np.ndarray:
     """Return which elements are in each window over n, (windows, window), with SAME padding around them."""
-    count = -(-n // stride)
-    before = max((count - 1) * stride + window - n, 0) // 2
+    count, before = same_padding(n, window, stride)
     return np.arange(count)[:, None] * stride - before + np.arange(window)
 
 
@@ -49,8 +54,7 @@ def _strips(shape: tuple[int, ...], channels: int, k: int, padded: bool) -> list
     axes = [_windows(n, k, 1) if padded else np.arange(n - k + 1)[:, None] + np.arange(k) for n in shape[1:]]
     rows = _rows(shape, axes)
     parts = min(max(rows.size * channels // STRIP, 1), STRIPS)
-    edges = [len(rows) * i // parts for i in range(parts + 1)]
-    return [(ms.Tensor(rows[a:b].reshape(-1)), b - a) for a, b in itertools.pairwise(edges)]
+    return [(ms.Tensor(rows[a:b].reshape(-1)), b - a) for a, b in even_spans(len(rows), parts)]
 
 
 @constexpr

@@ -33,7 +33,7 @@ def conv2d(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, stride: int = 1) ->
 
 def upsample_conv(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor) -> ms.Tensor:
     """Return what `latte.ops.upsample_conv` does."""
-    if cpu_images.takes_tiles(x.shape[3]):
+    if cpu_images.form_of(x.shape[3], x.dtype) != "taps":
         return ms.Tensor.from_numpy(_convolve(x, weight, bias, form="double"))
     return conv2d(cpu_images.upsample(x), weight, bias)
 
@@ -78,8 +78,7 @@ def _convolve(
     """
     n, h, w, c = x.shape
     out, times = weight.shape[0], 2 if form == "double" else 1
-    if stride == 2 or not cpu_images.takes_tiles(c):
-        form = "taps"
+    form = cpu_images.form_of(c, x.dtype, form) if stride == 1 else "taps"
     rows, kernel = x.asnumpy().reshape(n * h * w, c), cpu_images.kernel_array(weight.asnumpy(), form)
     given = (_kept("kernel", kernel), ms.Tensor(bias), form)
     del kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -14,7 +15,6 @@ from tqdm import tqdm
 
 from latte.data.cache import BrokenVideoError
 from latte.data.dataset import PixelStore, Sample, VideoDataset
-from latte.data.loader import TrainingSource
 from latte.diffusion.gaussian import q_sample
 from latte.diffusion.loss import loss_terms
 from latte.errors import UserError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from latte.components.codec import Codec
+    from latte.data.loader import TrainingSource
     from latte.diffusion.gaussian import GaussianTables
     from latte.inference.latents import LatentSampler
 
@@ -54,17 +55,11 @@ def of_source(source: TrainingSource, kept: np.ndarray) -> TrainingSource:
     """Return the samples of the videos that are kept out: not mirrored, without single images or dropped conditions."""
     of = source.dataset
     options = dataclasses.replace(of.options, random_flip=False, images_per_video=0)
-    dataset = VideoDataset(of.index, of.num_frames, of.store, options, SEED, kept)
-    return TrainingSource(
-        dataset,
-        (of.num_frames, *source.latent_shape[1:]),
-        SEED,
-        source.num_classes,
-        source.text,
-        0.0,
-        source.steps,
-        source.captions,
-    )
+    found = copy.copy(source)
+    found.dataset = VideoDataset(of.index, of.num_frames, of.store, options, SEED, kept)
+    found.latent_shape = (of.num_frames, *source.latent_shape[1:])
+    found.seed, found.dropout = SEED, 0.0
+    return found
 
 
 def timesteps(count: int) -> np.ndarray:
