@@ -22,6 +22,17 @@ class Metric(NamedTuple):
     frames: int
 
 
+def metrics_of(names: list[str], option: str) -> list[Metric]:
+    """Return the metrics of these names; raises OptionError, about an option, if one is unknown or there twice."""
+    found = [(name, _METRIC.fullmatch(name)) for name in names]
+    metrics = [Metric(name, int(match[1]), int(match[2])) for name, match in found if match]
+    if len(metrics) < len(names) or len(set(names)) < len(names):
+        raise OptionError(option, names, "different names like fvd2048_16f or fvd256_128f")
+    if any(metric.clips < 2 or metric.frames < MIN_FRAMES for metric in metrics):
+        raise OptionError(option, names, f"of 2 clips or more, of {MIN_FRAMES} frames or more")
+    return metrics
+
+
 @dataclasses.dataclass(kw_only=True)
 class ClipOptions(Options):
     """Clips"""
@@ -54,22 +65,15 @@ class ClipOptions(Options):
         in_range(self, "seed", 0, 2**32 - 1)
         in_range(self, "bootstrap", 0)
         in_range(self, "max_bad_fraction", 0, 1)
-        if (
-            not self.metrics
-            or not all(map(_METRIC.fullmatch, self.metrics))
-            or len(set(self.metrics)) < len(self.metrics)
-        ):
-            raise OptionError("metrics", self.metrics, "different names like fvd2048_16f or fvd256_128f")
-        if any(metric.clips < 2 or metric.frames < MIN_FRAMES for metric in self.wanted):
-            raise OptionError("metrics", self.metrics, f"of 2 clips or more, of {MIN_FRAMES} frames or more")
+        if not self.wanted:
+            raise OptionError("metrics", self.metrics, "one name like fvd2048_16f, or more")
         if self.bootstrap == 1:
             raise OptionError("bootstrap", self.bootstrap, "0, or 2 or more")
 
     @property
     def wanted(self) -> list[Metric]:
-        """The metrics by their names, once these are checked."""
-        found = [(name, _METRIC.fullmatch(name)) for name in self.metrics]
-        return [Metric(name, int(match[1]), int(match[2])) for name, match in found if match]
+        """The metrics by their names."""
+        return metrics_of(self.metrics, "metrics")
 
 
 @dataclasses.dataclass(kw_only=True)

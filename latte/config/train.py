@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from latte.config.common import CodecOptions, DeviceOptions, ModelOptions, ProfileOptions
+from latte.config.evaluate import metrics_of
 from latte.config.parser import OptionError, Options, in_range, option
 
 TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
@@ -173,12 +174,23 @@ class RunOptions(Options):
     ckpt_save_interval: int = option(1000, "steps or epochs between two checkpoints")
     ckpt_max_keep: int = option(3, "number of newest checkpoints to keep")
     ckpt_keep_every: int = option(0, "also keep checkpoints whose step is a multiple of this; 0 = none")
-    eval_every: int = option(0, "steps between two measurements of the loss on the held_out videos; 0 = none")
+    eval_every: int = option(
+        0, "steps between two measurements: of the loss on the held_out videos, and of eval_metrics; 0 = none"
+    )
     eval_clips: int = option(
         100, "clips that eval_every measures, always the same: a tenth of them for each tenth of the timesteps"
     )
+    eval_metrics: list[str] = option(
+        [], "compare samples with real videos, by names like fvd256_16f, as `latte evaluate --run` does"
+    )
+    eval_real: str | None = option(
+        None, "folder of the real videos of eval_metrics; null = cache_folder, or data_folder without one"
+    )
+    i3d: str | None = option(
+        None, "weights of the network of eval_metrics; null = those of `latte evaluate --fetch_i3d`"
+    )
     sample_videos: int = option(4, "videos sampled at each checkpoint; 0 = none")
-    sample_steps: int = option(50, "DDIM steps of the sampled videos")
+    sample_steps: int = option(50, "DDIM steps of the sampled videos, and of those of eval_metrics")
     guidance_scale: float = option(1.0, "classifier-free guidance of the sampled videos; 1 = no guidance")
     vae_check: bool = option(
         True, "at the start reconstruct frames of the data, write them to vae.png, and warn if the autoencoder is poor"
@@ -197,6 +209,8 @@ class RunOptions(Options):
         in_range(self, "eval_every", 0)
         if self.eval_clips < 10 or self.eval_clips % 10:
             raise OptionError("eval_clips", self.eval_clips, "a multiple of 10, from 10 on")
+        if metrics_of(self.eval_metrics, "eval_metrics") and not self.eval_every:
+            raise OptionError("eval_metrics", self.eval_metrics, "empty without eval_every, the steps between two")
         in_range(self, "sample_videos", 0, 64)
         in_range(self, "sample_steps", 1, 1000)
 
@@ -238,8 +252,14 @@ class TrainConfig(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eval_every and not self.held_out:
-            raise OptionError("eval_every", self.eval_every, "0 without held_out; keep videos back with --held_out 20")
+        if self.eval_every and not (self.held_out or self.eval_metrics):
+            raise OptionError(
+                "eval_every",
+                self.eval_every,
+                "0 without held_out and eval_metrics; keep videos back with --held_out 20, or measure fvd256_16f",
+            )
+        if self.eval_metrics and (self.condition == "text" or self.model_name == TEXT_TO_VIDEO):
+            raise OptionError("eval_metrics", self.eval_metrics, "empty for text, of which it makes no samples")
         if self.model_name != TEXT_TO_VIDEO:
             if self.trainable != "all":
                 raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")

@@ -137,7 +137,7 @@ class VideoClips:
     def __init__(self, root: Path):
         """List the videos; raises UserError if the folder is missing or has none."""
         if not root.is_dir():
-            raise UserError(f"there is no folder {root}; correct --real or --fake")
+            raise UserError(f"there is no folder {root}; name another folder")
         folders, files = _listed(root)
         files, grids = [path for path in files if not _GRID.fullmatch(path.stem)], len(files)
         once = {path.with_suffix(""): path for path in sorted(files, key=_rank_of_suffix, reverse=True)}
@@ -149,7 +149,7 @@ class VideoClips:
         if not paths:
             raise UserError(
                 f"{root} holds no videos: neither folders of frames ({', '.join(FRAME_SUFFIXES[:4])}, ...) nor video "
-                f"files ({', '.join(VIDEO_SUFFIXES[:4])}, ...) nor a latent cache; correct --real or --fake"
+                f"files ({', '.join(VIDEO_SUFFIXES[:4])}, ...) nor a latent cache; name another folder"
             )
         if left or grids or len(files) > len(once):
             log.info("%s: %d %s are compared, other images and videos in it are not", root, len(paths), self.what)

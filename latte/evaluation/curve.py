@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from latte.config import EvaluateConfig
     from latte.config.evaluate import Metric
     from latte.evaluation.clips import Clip, Cut
-    from latte.evaluation.evaluate import Network
+    from latte.evaluation.evaluate import Network, Sharing
     from latte.inference.pipeline import LattePipeline
 
 log = logging.getLogger("latte")
@@ -146,8 +146,17 @@ class Samples:
         return cut.clip(frames[cut.places(loaded, len(frames))])
 
 
-def run(cfg: EvaluateConfig, network: Network | None = None, sampler: Sampler | None = None) -> list[Path]:
+def run(
+    cfg: EvaluateConfig,
+    network: Network | None = None,
+    sampler: Sampler | None = None,
+    *,
+    only: int | None = None,
+    sharing: Sharing | None = None,
+) -> list[Path]:
     """Compare the samples of every checkpoint with real videos, and return the tables that were written.
+
+    only: the step of the one checkpoint to compare.
 
     For each metric a table, its plot, and the numbers with what they depend on as JSON are written after each
     checkpoint. What was computed before is kept, of checkpoints that are gone too.
@@ -155,6 +164,8 @@ def run(cfg: EvaluateConfig, network: Network | None = None, sampler: Sampler | 
     written.
     """
     checkpoints = runs.weights_by_step(_run_of(cfg))
+    if only is not None:
+        checkpoints = {step: path for step, path in checkpoints.items() if step == only}
     (real,) = sources(cfg, [cfg.real or ""])
     sampler = sampler or Sampler(cfg, next(iter(checkpoints.values())))
     _check_frames(cfg, sampler)
@@ -163,7 +174,7 @@ def run(cfg: EvaluateConfig, network: Network | None = None, sampler: Sampler | 
     for metric in cfg.wanted:
         of_real, of_fake = cuts(cfg, metric, cfg.image_size or sampler.size, _real_stride(cfg))
         table = _Table(cfg, metric)  # read before the first clips are counted, for which the ranks wait for each other
-        features = Features(cfg, network, real, of_real, "real")
+        features = Features(cfg, network, real, of_real, "real", sharing)
         clips = features.collect(metric.clips)
         table.check(
             {
@@ -186,13 +197,21 @@ def run(cfg: EvaluateConfig, network: Network | None = None, sampler: Sampler | 
                 continue
             if table.has(step, samples.version):
                 continue
-            made = Features(cfg, network, samples, of_fake, f"step {step}")
+            made = Features(cfg, network, samples, of_fake, f"step {step}", sharing)
             if result := measure(cfg, metric, features, made):
                 for note in result["notes"]:
                     device.warn_once(note)
                 table.add(step, samples.version, result)
         files.append(table.file(".csv"))
     return files
+
+
+def checkpoint_of(cfg: EvaluateConfig, step: int) -> Path:
+    """Return the weights of a step of the run; raises UserError if there are none."""
+    try:
+        return runs.weights_by_step(_run_of(cfg))[step]
+    except KeyError:
+        raise UserError(f"{cfg.run} has no weights of step {step}") from None
 
 
 def _run_of(cfg: EvaluateConfig) -> Path:

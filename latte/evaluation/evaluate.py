@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import time
@@ -48,6 +49,19 @@ class Network(NamedTuple):
     fingerprint: str
 
 
+class Sharing(NamedTuple):
+    """How the ranks share clips; every rank must call both, which wait for all of them."""
+
+    numbers: Callable[[], Iterator[int]]  # from 0 on, each on one rank only
+    wait: Callable[[], object]
+
+
+def by_mpi() -> Sharing:
+    """Return how the ranks of mpirun share clips: whichever is free takes the next."""
+    world_size = device.current().world_size
+    return Sharing(lambda: iter(ranks.WorkCounter(world_size).take, -1), lambda: ranks.wait_for_all(world_size))
+
+
 @dataclasses.dataclass
 class ClipSet:
     """The clips that are compared, in the order of their draw, and what became of the other videos."""
@@ -81,13 +95,22 @@ def load_network(path: str | None) -> Network:
 
 
 class Features:
-    """The features of a source, cut in one way; what is not on the disk is computed, shared by the ranks of mpirun.
+    """The features of a source, cut in one way; what is not on the disk is computed, shared by the ranks.
 
     `option` names the source in messages.
     """
 
-    def __init__(self, cfg: EvaluateConfig, network: Network, source: Source, cut: Cut, option: str):
+    def __init__(
+        self,
+        cfg: EvaluateConfig,
+        network: Network,
+        source: Source,
+        cut: Cut,
+        option: str,
+        sharing: Sharing | None = None,
+    ):
         self.cfg, self.network, self.source, self.cut, self.option = cfg, network, source, cut, option
+        self.sharing = sharing or by_mpi()
         self.order = drawn(source.names, cfg.seed)
         root = Path(cfg.features_folder) if cfg.features_folder else default_root()
         identity = {"source": source.identity, "cut": dataclasses.asdict(cut), "network": network.fingerprint}
@@ -135,8 +158,8 @@ class Features:
         here, size = device.current(), self._batch_size()
         size *= max(1, FRAMES_AT_ONCE // (size * self.cut.frames))
         groups = [names[start : start + size] for start in range(0, len(names), size)]
-        counter = ranks.WorkCounter(here.world_size)  # waits for all: none writes before all know what is missing
-        taken = iter(lambda: groups[place] if (place := counter.take()) < len(groups) else None, None)
+        numbers = self.sharing.numbers()  # none writes before all know what is missing
+        taken = (groups[place] for place in itertools.takewhile(lambda place: place < len(groups), numbers))
         ends = {id(group): min(size * (place + 1), len(names)) for place, group in enumerate(groups)}
         pool, broken = ThreadPoolExecutor(self.cfg.num_workers), []
         bar = tqdm(total=len(names), desc=self.option, unit=" features", disable=here.rank > 0 or not names)
@@ -150,7 +173,7 @@ class Features:
                     bar.update(ends[id(group)] - bar.n)
         finally:
             pool.shutdown(cancel_futures=True)
-        ranks.wait_for_all(here.world_size)
+        self.sharing.wait()
         self.store.reload()
 
     def _entries(

@@ -23,6 +23,7 @@ from latte.runtime.profiling import check_span
 from latte.training.captions import captions_for
 from latte.training.held_out import of_source, split
 from latte.training.optim import learning_rates
+from latte.training.quality import Quality
 from latte.training.start import networks, read_start
 from latte.training.step import StepOptions, TrainStep
 
@@ -54,6 +55,7 @@ class Training:
     total_steps: int
     metadata: dict[str, str]  # for checkpoints
     held_out: TrainingSource | None = None  # the clips to measure the loss on
+    quality: Quality | None = None  # compares samples of the checkpoints with real videos
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return the moments (B, F, 2 L, h, w) of pixels (B, F, 3, H, W)."""
@@ -73,6 +75,7 @@ def build(cfg: TrainConfig) -> Training:
     codec = Codec(vae, cfg.sd_scale_factor, cfg.vae_slice, dtype=cfg.vae_dtype)
     store, index = _videos(cfg, codec, size)
     used, kept = split(len(index.records), cfg.held_out)
+    quality = Quality(cfg, frames) if cfg.eval_metrics else None
     dataset = VideoDataset(index, frames, store, cfg, cfg.seed, used)
     if cfg.dry_run and not cfg.cache_folder and device.current().rank == 0:
         listed_by = f"csv_path {cfg.csv_path}" if cfg.data_layout == "csv" else "its files"
@@ -105,8 +108,8 @@ def build(cfg: TrainConfig) -> Training:
     step = TrainStep(net, ema, vae if in_step else None, rates, options)
     call = step.as_function()
     encodes = not (in_step or cfg.cache_folder)
-    held_out = of_source(source, kept) if cfg.eval_every else None
-    return Training(net.config, frames, codec, source, step, call, encodes, batch, total, metadata, held_out)
+    held_out = of_source(source, kept) if cfg.eval_every and cfg.held_out else None
+    return Training(net.config, frames, codec, source, step, call, encodes, batch, total, metadata, held_out, quality)
 
 
 def _videos(cfg: TrainConfig, codec: Codec, size: int) -> tuple[Store, Index]:
@@ -202,6 +205,9 @@ def describe(cfg: TrainConfig, training: Training) -> str:
     if training.held_out:
         training.held_out[0]
         evaluated = f", {cfg.eval_clips} clips of them measured every {cfg.eval_every} steps"
+    compared = ""
+    if training.quality:
+        compared = f"; {', '.join(cfg.eval_metrics)} of samples with {cfg.sample_steps} steps every {cfg.eval_every}"
     shape = (training.num_frames + cfg.images_per_video, *source.dataset.store.frame_shape)
     per_epoch = len(source.dataset) / training.batch
     total, trained = sum(w.size for w in weights), sum(w.size for w in weights if w.requires_grad)
@@ -212,7 +218,8 @@ def describe(cfg: TrainConfig, training: Training) -> str:
             f"({cfg.trainable}), {tokens} tokens per video",
             f"data: {len(source.dataset)} videos in {cfg.cache_folder or cfg.data_folder}, "
             f"{len(source.dataset.index.classes)} classes, {'x'.join(map(str, shape))} per sample"
-            + (f"; {kept} more are held out{evaluated}" if kept else ""),
+            + (f"; {kept} more are held out{evaluated}" if kept else "")
+            + compared,
             f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} steps per epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
         )

@@ -44,7 +44,7 @@ log = logging.getLogger("latte")
 GIB = 2**30
 # Options that no graph depends on, so that a run with another folder finds the graph of the last one.
 NOT_COMPILED = {"output_path", "resume", "profile", "compile_cache", "device_id", "num_workers", "ckpt_max_keep"}
-NOT_COMPILED |= {"held_out", "eval_every", "eval_clips"}
+NOT_COMPILED |= {"held_out", "eval_every", "eval_clips", "eval_metrics", "eval_real", "i3d"}
 NOT_COMPILED |= {"ckpt_keep_every", "sample_videos", "sample_steps", "guidance_scale", "vae_check", "log_interval"}
 
 
@@ -109,6 +109,7 @@ class Trainer:
             )
             return
         self._evaluate()  # also where the run was told to stop before it did
+        self._compare(self.step in self.checkpoints.steps())
         first, last = (n * cfg.gradient_accumulation_steps for n in (self.step, training.total_steps))
         here = device.current()
         loader = make_loader(
@@ -142,12 +143,14 @@ class Trainer:
                 ends = stop or self.step == training.total_steps
                 if self.step % cfg.log_interval == 0 or self.step == training.total_steps:
                     self._report()
-                if not stop or self.step == training.total_steps:
+                measures = not stop or self.step == training.total_steps
+                if measures:
                     self._evaluate()
-                due = due or self.step % self.save_interval == 0
+                due = due or self._is_due()
                 if ends or (due and not skipped.now):  # weights that may be spoiled are not to replace whole ones
                     self._save(prune=not skipped.now)
                     due = False
+                    self._compare(measures)
                 if stop:
                     by = f" by {signal.requested}" if signal.requested else ""
                     log.info("stopped%s at step %d; continue with --resume auto", by, self.step)
@@ -302,7 +305,7 @@ class Trainer:
         Every rank must call this function. It changes nothing that the training depends on.
         """
         every, total = self.cfg.eval_every, self.training.total_steps
-        if not every or (self.step % every and self.step < total):
+        if not self.training.held_out or (self.step % every and self.step < total):
             return
         if any_rank(self.is_first and self.metrics.is_evaluated(self.step)):
             return
@@ -312,6 +315,21 @@ class Trainer:
             self.metrics.write_evaluation({"step": self.step, **values})
             log.info("step %d, held-out videos: %s", self.step, describe_evaluation(values))
         self.seen = time.perf_counter(), self.step  # as in `_save`
+
+    def _is_due(self) -> bool:
+        """Return whether a checkpoint is to be saved after this step."""
+        measured = bool(self.training.quality) and self.step % self.cfg.eval_every == 0
+        return measured or self.step % self.save_interval == 0
+
+    def _compare(self, saved: bool) -> None:
+        """Compare samples of the checkpoint of this step with real videos, if it is saved and time to, once only.
+
+        Every rank must call this function.
+        """
+        quality, every, total = self.training.quality, self.cfg.eval_every, self.training.total_steps
+        if quality and saved and (self.step % every == 0 or self.step == total):
+            quality.measure(self.folder, self.step)
+            self.seen = time.perf_counter(), self.step  # as in `_save`
 
     def _save(self, samples: bool = True, prune: bool = True) -> None:
         """Write a checkpoint, remove old ones if asked for, write loss.png and, if asked for, samples.

@@ -101,7 +101,7 @@ def test_a_signature_changes_with_a_frame(tmp_path):
 @pytest.mark.parametrize("name", ["missing", "empty"])
 def test_a_folder_without_videos_is_told_in_one_sentence(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=rf"{name}.*correct --real or --fake") as told:
+    with pytest.raises(UserError, match=rf"{name}.*name another folder") as told:
         open_source(str(tmp_path / name), no_codec)
     assert "\n" not in str(told.value)
 

@@ -148,7 +148,7 @@ def test_every_nth_video_is_held_out_and_nothing_changes_without():
     [
         ({"held_out": 1}, "held_out is 1, but must be 0, or at least 2"),
         ({"held_out": -2}, "held_out is -2, but must be at least 0"),
-        ({"held_out": 0, "eval_every": 5}, "eval_every is 5, but must be 0 without held_out; keep videos back with"),
+        ({"held_out": 0, "eval_every": 5}, "eval_every is 5, but must be 0 without held_out and eval_metrics; keep"),
         ({"eval_every": -1}, "eval_every is -1"),
         ({"eval_clips": 25}, "eval_clips is 25, but must be a multiple of 10"),
         ({"eval_clips": 0}, "eval_clips is 0, but must be a multiple of 10"),
