@@ -1,0 +1,95 @@
+"""Print what is measured of the demo model against held-out clips: the tables of docs/sample.md and docs/evaluate.md.
+
+    python tools/make_demo_data.py --folder datasets/held_out --seed 1000 --clips 171
+    python tests/golden/make_demo_tables.py datasets/held_out/frames FOLDER [VIDEOS]
+
+First what the autoencoder alone leaves of such clips, then each solver with as many network calls, beside many steps of
+DDIM from the same noise. The videos stay in FOLDER; a second call makes those that are missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from latte import LattePipeline
+from latte.config import EvaluateConfig
+from latte.config.compare import CompareConfig
+from latte.data.demo import CLASSES
+from latte.evaluation import compare, evaluate
+from latte.io.video import read_frames, save_png_frames
+from latte.runtime import device
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ("ddim", 250)
+SOLVERS = ("ddim", "dpmpp_2m", "unipc")
+CALLS = (10, 20, 50)
+FRAMES = 16
+
+
+def main(real: str, folder: str, videos: str = "24") -> None:
+    """Print both tables."""
+    device.init_device("CPU")
+    count, home = int(videos), Path(folder)
+    network = evaluate.load_network(None)
+    pipe = LattePipeline.from_pretrained(ROOT / "models" / "demo")
+    clips = home / "clips"
+    for place, source in enumerate(chosen(Path(real), count)):
+        frames = read_frames(source)[:FRAMES]
+        name = f"video-{place:04d}"
+        if not (clips / name).exists():
+            save_png_frames(frames, clips / name)
+        if not (home / "autoencoder" / name).exists():
+            moments = pipe.codec.moments(frames_in(frames))
+            latents = pipe.codec.sample(moments, np.zeros_like(moments[:, : moments.shape[1] // 2]))  # the mean
+            save_png_frames(pipe.codec.decode(latents), home / "autoencoder" / name)
+
+    print("| | PSNR, dB | VMAF | flicker | FVD |\n| --- | ---: | ---: | ---: | ---: |")
+    for name in ("clips", "autoencoder"):
+        print(row(name, home, "clips", clips, count, network))
+    for solver, calls in [REFERENCE, *((solver, calls) for calls in CALLS for solver in SOLVERS)]:
+        for place in range(count):
+            target = home / f"{solver}-{calls}" / f"video-{place:04d}"
+            if not target.exists():
+                made = pipe(
+                    class_labels=place % len(CLASSES),
+                    seed=place,
+                    num_inference_steps=calls,
+                    sampler=solver,
+                    output_type="uint8",
+                    progress=False,
+                )
+                save_png_frames(made.frames[0], target)
+        print(row(f"{solver}-{calls}", home, "-".join(map(str, REFERENCE)), real, count, network), flush=True)
+
+
+def chosen(real: Path, count: int) -> list[Path]:
+    """Return folders of frames, as many of each class as of the others."""
+    by_class = [sorted(folder.iterdir()) for folder in sorted(real.iterdir())]
+    return [by_class[place % len(by_class)][place // len(by_class)] for place in range(count)]
+
+
+def frames_in(frames: np.ndarray) -> np.ndarray:
+    """Return frames (F, H, W, 3) uint8 as the autoencoder takes them, (F, 3, H, W) float32 in [-1, 1]."""
+    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(127.5) - 1
+
+
+def row(name: str, home: Path, reference: str, real: str | Path, count: int, network: evaluate.Network) -> str:
+    """Return a row of a table: distances of the videos in a folder from those of the reference, and from real clips."""
+    psnr, vmaf = "", ""
+    if name != reference:
+        out = home / "compared" / name
+        compare.run(CompareConfig(videos=[str(home / reference), str(home / name)], strips=0, output_path=str(out)))
+        with (out / "compare.csv").open(newline="") as file:
+            rows = [each for each in csv.DictReader(file) if each["video"] != "mean"]
+        psnr, vmaf = (f"{np.mean([float(each[key]) for each in rows]):.1f}" for key in ("psnr", "vmaf"))
+    options = {"fake": str(home / name), "metrics": [f"fvd{count}_{FRAMES}f"], "real_stride": 1, "bootstrap": 0}
+    (found,) = evaluate.run(EvaluateConfig(real=str(real), output_path=str(home / "fvd"), **options), network)
+    return f"| {name} | {psnr} | {vmaf} | {found['fake']['flicker']:.2f} | {found['value']:.0f} |"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
