@@ -24,7 +24,8 @@ from latte.components.quantize import quantize
 from latte.components.text_encoder import load_t5
 from latte.config.train_vae import VaeTrainConfig
 from latte.diffusion.denoiser import make_denoiser
-from latte.inference.feature_cache import change, compiled_parts
+from latte.inference.caches import Graphs
+from latte.inference.caches.threshold import change, compiled_parts
 from latte.models import AutoencoderKL
 from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.autoencoder import AutoencoderConfig
@@ -131,7 +132,7 @@ def autoencoder():
 
 def feature_cache():
     """The three graphs of a network with a feature cache, and what compares tokens outside them."""
-    begin, middle, end = compiled_parts(_latte("fp16", depth=4, flash=True, hidden_size=32))
+    begin, middle, end = compiled_parts(Graphs(_latte("fp16", depth=4, flash=True, hidden_size=32)))
     tokens, context = begin(*_inputs())
     last = middle(tokens, *context)
     change(last, tokens)
