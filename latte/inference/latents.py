@@ -46,6 +46,10 @@ class Request:
     cache: Method = field(default_factory=Nothing)  # a way to skip work
     guidance_interval: tuple[float, float] | None = None  # timesteps to guide at, both included; None = all
 
+    def noise(self) -> NoiseStream:
+        """Return the noise of its videos, of which each has its own."""
+        return NoiseStream(self.seeds, self.shape)
+
     def guides_at(self, timestep: float) -> bool:
         """Return whether a step at this timestep is guided (Kynkaanniemi et al., 2024, eq. 5, by timesteps)."""
         low, high = self.guidance_interval or (-np.inf, np.inf)
@@ -104,7 +108,7 @@ class LatentSampler:
         together = count == 1 or (device.current().batches_videos and request.cache.together)
         made, passes, skipped = [], 0, 0
         for part in [request] if together else [request.one(k) for k in range(count)]:
-            stream = NoiseStream(part.seeds, part.shape)
+            stream = part.noise()
             latents = stream.normal() if part.latents is None else np.asarray(part.latents, np.float32)
             denoise, begin = self._denoiser(part), None
             model = self._model(denoise, part, on_step)
