@@ -63,12 +63,16 @@ def cached(name, blocks=(0, DEPTH)):
 
 
 @pytest.mark.parametrize("target, scale", [("CPU", 4.0), *(pytest.param(*each, marks=SLOW) for each in OTHERS)])
-def test_a_video_with_a_schedule_is_the_same_in_every_batch(target, scale, samplers):
+def test_a_video_with_a_schedule_depends_on_no_other(target, scale, samplers):
     method = cached("every3-order1", blocks=(1, 3))
     with device.use(target):
         together = samplers[target].sample(request(scale=scale, cache=method))
         assert samplers[target].skipped == 0.4  # calls 0, 3 and 4 of 5 are computed
-        assert np.array_equal(samplers[target].sample(request([2], scale, cache=method))[0], together[2])
+        alone = samplers[target].sample(request([2], scale, cache=method))
+        neighbours = samplers[target].sample(request((1, 1, 2), scale, cache=method))
+    assert np.array_equal(neighbours[2], together[2]) and not np.array_equal(neighbours[0], together[0])
+    # As one batch, a product of other rows may differ in its last bits, with a schedule and without.
+    assert np.array_equal(alone[0], together[2]) if target == "CPU" else error(alone[0], together[2]) <= 1e-5
     full = samplers["CPU"].sample(request([2], scale))
     assert 1e-4 < error(together[2:], full) < 0.2
 
