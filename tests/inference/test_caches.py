@@ -7,6 +7,7 @@ import json
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import nn, ops
 from support.compilations import compilations
 from support.golden_values import FIXTURES, error, tiny
 
@@ -15,7 +16,7 @@ from latte.commands import schedule
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference import caches, inputs, schedule_search
-from latte.inference.caches import Schedule, Walk, choose
+from latte.inference.caches import Schedule, Walk, choose, teacache
 from latte.inference.caches.schedule import extrapolated, model_of, read_schedule
 from latte.inference.latents import LatentSampler, Request
 from latte.runtime import device
@@ -23,24 +24,54 @@ from latte.runtime import device
 DEPTH, STEPS = 3, 5
 WALK = Walk("ddim", STEPS, STEPS, DEPTH)
 SLOW = pytest.mark.slow
-OTHERS = [("CPU", 1.0), ("GPU", 1.0), ("GPU", 4.0)]
 LABELS = np.array([0, 3, 1], np.int32)
 GOOD = {"computed": [0, 2], "calls": 5, "blocks": [0, 3], "order": 0, "solver": "ddim", "steps": 5, "model": "x"}
 
 
+class Toy(nn.Cell):
+    """A network of three blocks of few operations, which the seam that caches use calls as it calls a Latte."""
+
+    def __init__(self):
+        super().__init__()
+        self.temporal, self.blocks = True, [0.3, -0.2, 0.25]
+
+    def construct(self, x, t, y):
+        tokens, c = self.embed(x, t, y)
+        return self.final_layer(self.run_blocks(tokens, c, 0, DEPTH), self.final_condition(c))
+
+    def embed(self, x, t, y):
+        level, label = ((each / size).reshape((-1, 1, 1, 1, 1)) for each, size in ((t, 1000), (y, 5)))
+        return x + 0.1 * label, (level, label)
+
+    def run_blocks(self, x, c, first, last):
+        for i in range(first, last):
+            x = x + self.blocks[i] * ops.tanh(x + (i + 1) * c[0] - c[1])
+        return x
+
+    def final_condition(self, c):
+        return c[0]
+
+    def final_layer(self, x, level):
+        return ops.concat((0.9 * x, x * level), axis=2)
+
+    def first_norm(self, x, c):
+        return x * (1 + c[0]) + c[1]
+
+
 @pytest.fixture(scope="module")
 def samplers():
-    """One small network for each form of its graphs, which the tests share."""
-    return {target: LatentSampler(small()) for target in ("CPU", "GPU")}
+    """A sampler for each form of the graphs, which the tests share."""
+    return {target: LatentSampler(Toy()) for target in ("CPU", "GPU")}
 
 
-def small():
-    """Return a network whose blocks change their tokens: with weights as at the begin of a training they do not."""
+@pytest.fixture(scope="module")
+def real():
+    """A sampler of a small Latte whose blocks change their tokens; those of a new one do not."""
     sizes = {"hidden_size": 16, "depth": DEPTH, "num_heads": 2, "patch_size": 2, "input_size": 4, "num_frames": 2}
     net, rng = create_model("Latte-S/2", condition="class", num_classes=5, **sizes), np.random.default_rng(0)
     for weight in net.get_parameters():
         weight.set_data(ms.Tensor(rng.normal(0, 0.2, weight.shape).astype(np.float32)))
-    return net
+    return LatentSampler(net)
 
 
 def request(rows=(0, 1, 2), scale=4.0, solver="ddim", steps=STEPS, **options):
@@ -62,32 +93,32 @@ def cached(name, blocks=(0, DEPTH)):
     return dataclasses.replace(choose(name, 0, WALK), blocks=blocks)
 
 
-@pytest.mark.parametrize("target, scale", [("CPU", 4.0), *(pytest.param(*each, marks=SLOW) for each in OTHERS)])
+@pytest.mark.parametrize("target, scale", [("CPU", 4.0), ("GPU", 4.0), pytest.param("GPU", 1.0, marks=SLOW)])
 def test_a_video_with_a_schedule_depends_on_no_other(target, scale, samplers):
     method = cached("every3-order1", blocks=(1, 3))
     with device.use(target):
         together = samplers[target].sample(request(scale=scale, cache=method))
         assert samplers[target].skipped == 0.4  # calls 0, 3 and 4 of 5 are computed
         alone = samplers[target].sample(request([2], scale, cache=method))
+        if target == "CPU":  # which takes the videos one by one
+            assert np.array_equal(alone[0], together[2])
+            return
         neighbours = samplers[target].sample(request((1, 1, 2), scale, cache=method))
     assert np.array_equal(neighbours[2], together[2]) and not np.array_equal(neighbours[0], together[0])
-    # As one batch, a product of other rows may differ in its last bits, with a schedule and without.
-    assert np.array_equal(alone[0], together[2]) if target == "CPU" else error(alone[0], together[2]) <= 1e-5
-    full = samplers["CPU"].sample(request([2], scale))
-    assert 1e-4 < error(together[2:], full) < 0.2
+    # A product of other rows may differ in its last bits, with a schedule and without.
+    assert error(alone[0], together[2]) <= 1e-5
 
 
 @SLOW
-def test_two_graphs_serve_all_steps_and_halves_where_the_step_is_a_graph(samplers):
-    before = compilations()
+def test_two_graphs_serve_all_steps_and_halves_where_the_step_is_a_graph(real):
+    method, before = cached("every2-order2", blocks=(1, 2)), compilations()
     with device.use("GPU"):
-        sampler = LatentSampler(samplers["GPU"].net)
-        made = sampler.sample(request([0], cache=cached("every2-order2")))
+        made = LatentSampler(real.net).sample(request([0], cache=method))
     assert compilations() - before == 2
-    assert error(made, samplers["CPU"].sample(request([0], cache=cached("every2-order2")))) <= 1e-4
+    assert error(made, real.sample(request([0], cache=method))) <= 1e-4
 
 
-@pytest.mark.parametrize("solver", ["ddpm", "heun", "unipc"])
+@pytest.mark.parametrize("solver", ["heun", "unipc"])
 def test_a_schedule_of_every_step_is_no_schedule(solver, samplers):
     calls = Solver(solver).calls(4)
     every = Schedule(tuple(range(calls)), calls, (0, DEPTH), 2)
@@ -164,7 +195,78 @@ def test_guidance_between_two_timesteps(cache, samplers):
     assert 0 < begin < STEPS and np.array_equal(made, expected)
 
 
-@pytest.mark.parametrize("solver, scale", [("unipc", 1.0), pytest.param("ddpm", 4.0, marks=SLOW)])
+def test_teacache_decides_as_its_paper_says(samplers, monkeypatch):
+    """Decisions by NumPy from what the network was called with: both halves of guidance together."""
+    sampler, told = samplers["CPU"], []
+    computes = teacache.Measured.computes
+
+    def noted(self, step, x, t, *conditions):
+        told.append((x.asnumpy().astype(float), step.timestep, computes(self, step, x, t, *conditions)))
+        return told[-1][2]
+
+    monkeypatch.setattr(teacache.Measured, "computes", noted)
+    sampler.sample(request([0], 4.0, cache=teacache.TeaCache(0.5), steps=24))
+    total, expected, before = 0.0, [], None
+    for call, (x, t, _) in enumerate(told):
+        now = np.concatenate([(x + 0.1 * label) * (1 + t / 1000) + label for label in (0.0, 1.0)])
+        if call in (0, 23):
+            expected.append(True)
+        else:
+            d = np.abs(now - before).mean() / np.abs(before).mean()
+            total += -2464.34137 * d**4 + 308.044764 * d**3 + 80.7447667 * d**2 - 4.11385132 * d + 0.111001402
+            expected.append(total >= 0.5)
+        total, before = 0.0 if expected[-1] else total, now
+    assert [decision for _, _, decision in told] == expected and 2 < sum(expected) < 20
+
+
+def test_the_first_norm_of_a_latte(real):
+    """What TeaCache looks at."""
+    net = real.net
+    weight, bias = (each.asnumpy().astype(float) for each in net.blocks[0].adaLN_modulation[1].weights())
+    x = request([0]).noise().normal()
+    tokens, c = net.embed(ms.Tensor(x), ms.Tensor([500.0], ms.float32), ms.Tensor([3], ms.int32))
+    made, tokens, c = net.first_norm(tokens, c), tokens.asnumpy().astype(float), c[0].asnumpy().astype(float)
+    shift, scale = np.split((c / (1 + np.exp(-c)) @ weight.T + bias)[:, None, None, :32], 2, axis=-1)
+    norm = (tokens - tokens.mean(-1, keepdims=True)) / np.sqrt(tokens.var(-1, keepdims=True) + 1e-6)
+    assert error(made, norm * (1 + scale) + shift) <= 1e-5
+
+
+def test_fastercache_adds_its_two_bands_as_its_paper_says(samplers):
+    """By NumPy: a shifted spectrum, a circle around its middle, weights that change sides."""
+    sampler, steps = samplers["CPU"], 11
+    single = request([0], 4.0, steps=steps)
+    numbers, kept = itertools.count(), {}
+
+    def model(x, t):
+        call, outs = next(numbers), []
+        for label in (0, 5):
+            out = sampler.net(ms.Tensor(x), ms.Tensor([t], ms.float32), ms.Tensor([label], ms.int32))
+            outs.append(out.asnumpy()[:, :, :4].astype(float))
+        middle = np.hypot(*np.mgrid[-2:2, -2:2]) <= 4 // 5
+        cond, uncond = (np.fft.fftshift(np.fft.fft2(out), (-2, -1)) for out in outs)
+        if call < 4 or (call - 4) % 5 == 0:  # 18 of 50 calls are 4 of 11
+            kept["low"], kept["high"] = (uncond - cond) * middle, (uncond - cond) * ~middle
+        else:
+            weights = (1.1, 1.0) if call < 10 else (1.0, 1.1)  # 45 of 50 calls are 10 of 11
+            uncond = cond + weights[0] * kept["low"] + weights[1] * kept["high"]
+            outs[1] = np.fft.ifft2(np.fft.ifftshift(uncond, (-2, -1))).real
+        return (outs[1] + 4.0 * (outs[0] - outs[1])).astype(np.float32)
+
+    *_, expected = single.solver.sample(model, single.noise().normal(), steps)
+    made = sampler.sample(dataclasses.replace(single, cache=choose("fastercache", 0, WALK)))
+    assert error(made, expected) <= 1e-4 and sampler.skipped == 5 / 22
+
+
+@pytest.mark.parametrize("cache", ["teacache:10", "fastercache:2", "threshold"])
+def test_a_video_depends_on_no_other_whatever_the_method(cache, samplers):
+    """Also where the device would take the videos as a batch."""
+    method = choose(cache, 0, WALK)
+    assert method.together == (cache == "fastercache:2")
+    made = samplers["CPU"].sample(request((1, 2), 4.0, cache=method))
+    assert np.array_equal(samplers["CPU"].sample(request([2], 4.0, cache=method))[0], made[1])
+
+
+@pytest.mark.parametrize("solver, scale", [("unipc", 1.0), ("ddpm", 4.0)])
 def test_the_error_of_a_pair_is_that_of_a_sampling_that_leaves_out_the_calls_between(solver, scale, samplers):
     single = request([1], scale, solver, steps=4)
     errors, full = schedule_search.error_table(samplers["CPU"], single, (0, DEPTH), 0, 3)
@@ -206,7 +308,7 @@ def test_the_found_schedule_is_the_best_of_all():
 
 
 CHECKPOINT = ("--checkpoint", FIXTURES / "latte_class.pt", "--vae_checkpoint", FIXTURES / "vae.bin")
-SEARCH = (*CHECKPOINT, "--sampling_steps", 4, "--sampler", "ddim", "--class_labels", "[2]")
+SEARCH = (*CHECKPOINT, "--sampling_steps", 3, "--sampler", "ddim", "--class_labels", "[2]")
 
 
 def words(*given):
@@ -218,19 +320,19 @@ def test_a_schedule_is_found_written_and_sampled_with(tmp_path, capsys):
     given = (*SEARCH, "--calls", 2, "--max_gap", 3, "-o", file)
     schedule.main(words(*given, "--dry_run"))
     said = capsys.readouterr().out
-    assert f"by {schedule_search.cost(4, 3, [2, 3])} network calls" in said and not any(tmp_path.iterdir())
+    assert f"by {schedule_search.cost(3, 3, [2])} network calls" in said and not any(tmp_path.iterdir())
     schedule.main(words(*given))
     assert {path.name for path in tmp_path.iterdir()} == {"found.json", "found.csv", "found.png"}
     content = json.loads(file.read_text())
     assert len(content["computed"]) == 2 and content["model"] == model_of(tiny("class"))
     header, *rows = [line.split(",") for line in (tmp_path / "found.csv").read_text().splitlines()]
-    assert header == ["calls", "largest_pair_error", "found", "even"] and [row[0] for row in rows] == ["2", "3"]
+    assert header == ["calls", "largest_pair_error", "found", "even"] and [row[0] for row in rows] == ["1", "2"]
     pipe = LattePipeline.from_pretrained(*CHECKPOINT[1::2])
     quiet = {"class_labels": 2, "seed": 42, "sampler": "ddim", "output_type": "latent", "progress": False}
-    full, made = (pipe(num_inference_steps=4, cache=cache, **quiet).frames for cache in (None, file))
-    assert pipe.latents.skipped == 0.5
-    assert schedule_search.relative_error(made, full) == pytest.approx(float(rows[0][2]))
-    with pytest.raises(UserError, match="for steps 4, but the sampling has steps 6"):
+    full, made = (pipe(num_inference_steps=3, cache=cache, **quiet).frames for cache in (None, file))
+    assert pipe.latents.skipped == pytest.approx(1 / 3)
+    assert schedule_search.relative_error(made, full) == pytest.approx(float(rows[1][2]))
+    with pytest.raises(UserError, match="for steps 3, but the sampling has steps 6"):
         pipe(num_inference_steps=6, cache=file, **quiet)
 
 
@@ -242,11 +344,11 @@ def test_videos_are_made_from_what_is_in_a_schedule_whatever_its_name(tmp_path):
     assert [caches.facts(name) for name in (None, "every2", "threshold:0.1")] == [None, "every2", "threshold:0.1"]
 
 
-def test_another_model_is_warned_of(samplers, caplog, tmp_path):
+def test_another_model_is_warned_of(real, caplog, tmp_path):
     other = Schedule((0,), 2, (0, DEPTH), 0, "ddim", 2, "0" * 16, source=str(tmp_path / "other.json"))
     other.save(tmp_path / "other.json")
     assert read_schedule(tmp_path / "other.json") == other
-    samplers["CPU"].sample(request([0], steps=2, cache=other))
+    real.sample(request([0], steps=2, cache=other))
     assert "other.json was found with other weights" in caplog.text
 
 
@@ -282,6 +384,7 @@ def test_a_schedule_that_does_not_fit_is_refused(change, said, tmp_path):
         ("calls6", 0, "must ask for 2 to 5"),
         ("threshold:x", 0, "neither a file nor a method"),
         ("threshold:1.2.3", 0, "no number behind its colon"),
+        ("fastercache:2.5", 0, "no whole number behind its colon"),
         ("threshold:2", 0, "number must be a number from 0 to 1"),
         ("every2", 0.1, "leave one out"),
         (3, 0, "cache is 3, but must be a name"),
@@ -312,7 +415,7 @@ def test_an_interval_without_guidance_is_refused():
 @pytest.mark.parametrize(
     "more, said",
     [
-        (("--calls", 1), "must be from 2 to 4"),
+        (("--calls", 4), "must be from 1 to 3"),
         (("--blocks", "[0,9]"), "has 4; name a range"),
         (("--search_videos", 2), "raise num_samples"),
         (("--cache", "every2"), "the search is for videos without it"),

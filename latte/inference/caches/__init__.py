@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latte.errors import UserError
 from latte.inference.caches.base import Denoiser, Graphs, Method, Nothing, Step, Walk
+from latte.inference.caches.fastercache import FasterCache
 from latte.inference.caches.schedule import NAMED, Schedule, named, read_schedule
+from latte.inference.caches.teacache import TeaCache
 from latte.inference.caches.threshold import Threshold
 from latte.io.checksums import sha256_of
 from latte.io.json_files import check_numbers, exists
@@ -33,8 +35,10 @@ __all__ = [
 
 Cache = str | Path | Method | None  # what users give: a name, a file of latte schedule, or a method
 # The methods with a number as their only setting: its default, and its bounds.
-METHODS: dict[str, tuple[Callable[[float], Method], float, tuple[float, float]]] = {
+METHODS: dict[str, tuple[Callable[[Any], Method], float, tuple[float, float]]] = {
     "threshold": (Threshold, 0.05, (0.0, 1.0)),
+    "teacache": (TeaCache, 0.1, (0.0, 100.0)),
+    "fastercache": (FasterCache, 5, (1, 1000)),
 }
 NAME = re.compile(r"([a-z]+)(?::([0-9.eE+-]+))?")
 
@@ -84,8 +88,9 @@ def _method(name: str) -> Method | None:
         return None
     make, default, bounds = METHODS[found[1]]
     try:
-        value = default if found[2] is None else float(found[2])
+        value = default if found[2] is None else type(default)(found[2])
     except ValueError:
-        raise UserError(f"cache {name!r} has no number behind its colon; write {found[1]}:{default:g}") from None
+        what = "whole number" if isinstance(default, int) else "number"
+        raise UserError(f"cache {name!r} has no {what} behind its colon; write {found[1]}:{default:g}") from None
     check_numbers({"number": value}, {"number": bounds}, f"cache {name}")
     return make(value)

@@ -165,7 +165,7 @@ class Scheduled:
             self.guided = step.guided
         self.passes += 1
         blocks = self.schedule.blocks
-        if step.number in self.computed or not self.history:
+        if self.computes(step, x, t, *conditions) or not self.history:
             out, kept = computing(self.made, blocks, step.guided)(x, t, scale, *conditions)
             others = [each for each in self.history if each[0] != step.timestep]
             self.history = [(step.timestep, kept), *others][: self.schedule.order + 1]
@@ -173,6 +173,10 @@ class Scheduled:
         self.skipped += 1
         residuals = extrapolated(self.history, step.timestep)
         return reusing(self.made, blocks, step.guided)(x, t, scale, *residuals, *conditions)
+
+    def computes(self, step: Step, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> bool:
+        """Return whether a network call computes all blocks."""
+        return step.number in self.computed
 
 
 def conditional(kept: Sequence[ms.Tensor], rows: int) -> tuple[ms.Tensor, ...]:
