@@ -81,6 +81,33 @@ np.save("out.npy", graph(*[ms.Tensor(file[name]) for name in file.files]).asnump
 
 
 @pytest.mark.slow
+def test_the_two_graphs_of_a_schedule(tmp_path):
+    """With the residual of one, the other says what the network says; the description has the schedule."""
+    given = CLASSES | {"cache": "every2-order1", "sampling_steps": 4, "sampler": "ddim"}
+    described, whole = run(tmp_path / "all.mindir", part="denoiser_all", **given)
+    schedule = {"computed": [0, 2, 3], "calls": 4, "blocks": [0, 4], "order": 1}
+    assert described["schedule"] == schedule
+    names = [field["name"] for field in described["outputs"]]
+    assert names == ["noise", "residual", "residual_null"]
+    arrays = list(map(ms.Tensor, inputs_of(described)))
+    noise, *residuals = whole(*arrays)
+    assert [list(each.shape) for each in residuals] == [field["shape"] for field in described["outputs"][1:]]
+    described, rest = run(tmp_path / "rest.mindir", part="denoiser_rest", **given)
+    assert [field["name"] for field in described["inputs"]] == ["x", "t", *names[1:], "y", "y_null"]
+    again = rest(*arrays[:2], *residuals, *arrays[2:])
+    assert error(again, noise.asnumpy()) <= 1e-5
+
+
+def test_a_schedule_belongs_to_the_parts_that_have_one():
+    with pytest.raises(UserError, match="denoiser_all and denoiser_rest are the parts with one"):
+        ExportConfig(target="x.mindir", **CLASSES, cache="every2")
+    with pytest.raises(UserError, match="cache is null, but must be a schedule"):
+        ExportConfig(target="x.mindir", **CLASSES, part="denoiser_all")
+    with pytest.raises(UserError, match="cache teacache is no schedule, and cannot be exported"):
+        dry_run(ExportConfig(target="x.mindir", **CLASSES, part="denoiser_all", cache="teacache"))
+
+
+@pytest.mark.slow
 def test_denoiser_of_text_to_video(tmp_path):
     """The same with the weights beside the graph, as beyond 1 GB: their names hold after they moved into place."""
     from mindspore.train import serialization

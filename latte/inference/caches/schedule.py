@@ -205,11 +205,21 @@ def extrapolated(history: Sequence[tuple[float, Sequence[ms.Tensor]]], timestep:
 
 
 def computing(made: Graphs, blocks: tuple[int, int], guided: bool) -> Callable:
-    """Return the graph of all blocks: (x, t, scale, *conditions) -> (output, (residual of each pass,)).
+    """Return the graph of all blocks; see `all_blocks`."""
+    return made.get("the network", lambda: all_blocks(made.net, blocks, guided), blocks, guided)
 
-    A residual is (B or 2B, F, T, D), see `in_passes`.
+
+def reusing(made: Graphs, blocks: tuple[int, int], guided: bool) -> Callable:
+    """Return the graph of all but a range of blocks; see `other_blocks`."""
+    return made.get("the other blocks", lambda: other_blocks(made.net, blocks, guided), blocks, guided)
+
+
+def all_blocks(net: nn.Cell, blocks: tuple[int, int], guided: bool) -> Callable:
+    """Return a function (x, t, scale, *conditions) -> (output, (residual of each pass,)).
+
+    A residual is (B or 2B, F, T, D), see `in_passes`: what the range of blocks has added to its tokens.
     """
-    net, (first, last) = made.net, blocks
+    first, last = blocks
 
     def run(x: ms.Tensor, t: ms.Tensor, kept: Sequence[ms.Tensor], conditions: Sequence[ms.Tensor]) -> tuple:
         tokens, context = net.embed(x, t, *conditions)  # (B, F, T, D)
@@ -218,13 +228,12 @@ def computing(made: Graphs, blocks: tuple[int, int], guided: bool) -> Callable:
         out = net.run_blocks(inner, context, last, len(net.blocks))
         return net.final_layer(out, net.final_condition(context)), (inner - tokens,)
 
-    batched = device.current().batches_videos
-    return made.get("the network", lambda: in_passes(run, guided, batched), blocks, guided)
+    return in_passes(run, guided, device.current().batches_videos)
 
 
-def reusing(made: Graphs, blocks: tuple[int, int], guided: bool) -> Callable:
-    """Return the graph of all but a range of blocks: (x, t, scale, *residuals, *conditions) -> output."""
-    net, (first, last) = made.net, blocks
+def other_blocks(net: nn.Cell, blocks: tuple[int, int], guided: bool) -> Callable:
+    """Return a function (x, t, scale, *residuals, *conditions) -> output, with a residual in place of a range."""
+    first, last = blocks
 
     def run(x: ms.Tensor, t: ms.Tensor, kept: Sequence[ms.Tensor], conditions: Sequence[ms.Tensor]) -> tuple:
         tokens, context = net.embed(x, t, *conditions)  # (B, F, T, D)
@@ -232,12 +241,9 @@ def reusing(made: Graphs, blocks: tuple[int, int], guided: bool) -> Callable:
         out = net.run_blocks(tokens, context, last, len(net.blocks))
         return net.final_layer(out, net.final_condition(context)), ()
 
-    def build() -> Callable:
-        passes = in_passes(run, guided, device.current().batches_videos, kept=1)
+    passes = in_passes(run, guided, device.current().batches_videos, kept=1)
 
-        def reuse(x: ms.Tensor, t: ms.Tensor, scale: ms.Tensor, *inputs: ms.Tensor) -> ms.Tensor:
-            return passes(x, t, scale, *inputs)[0]
+    def reuse(x: ms.Tensor, t: ms.Tensor, scale: ms.Tensor, *inputs: ms.Tensor) -> ms.Tensor:
+        return passes(x, t, scale, *inputs)[0]
 
-        return reuse
-
-    return made.get("the network without its inner blocks", build, blocks, guided)
+    return reuse
