@@ -270,7 +270,8 @@ def summary(pipe: LattePipeline) -> str:
     first, later = seconds[0], seconds[1:]
     call = float(np.median(later)) if later else first
     compiling = f", {max(first - call, 0):.1f} s to compile the network" if later else " (with the time to compile)"
-    return f"{call:.3f} s per network call{compiling}, peak memory {device.peak_memory() / GIB:.2f} GiB"
+    skipped = f", blocks left out in {pipe.latents.skipped:.0%} of the passes" if pipe.latents.skipped else ""
+    return f"{call:.3f} s per network call{compiling}{skipped}, peak memory {device.peak_memory() / GIB:.2f} GiB"
 
 
 def dry_run(cfg: SampleConfig) -> str:

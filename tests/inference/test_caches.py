@@ -109,6 +109,15 @@ def test_a_video_with_a_schedule_depends_on_no_other(target, scale, samplers):
     assert error(alone[0], together[2]) <= 1e-5
 
 
+@pytest.mark.parametrize("cache, waits", [(None, 0), ("every2-order2", 0), ("teacache", 4)])
+def test_a_schedule_reads_nothing_from_the_device(cache, waits, samplers, monkeypatch):
+    """Beyond the output of each call, which the solver takes; TeaCache reads a change in all calls but the ends."""
+    read, asnumpy = [], ms.Tensor.asnumpy
+    monkeypatch.setattr(ms.Tensor, "asnumpy", lambda tensor: read.append(1) or asnumpy(tensor))
+    samplers["CPU"].sample(request([0], 4.0, cache=choose(cache, 0, WALK), steps=6))
+    assert len(read) == 6 + waits
+
+
 @SLOW
 def test_two_graphs_serve_all_steps_and_halves_where_the_step_is_a_graph(real):
     method, before = cached("every2-order2", blocks=(1, 2)), compilations()
