@@ -21,6 +21,7 @@ class ScheduleOptions(Options):
         None, "first block of the range that other calls leave out, and the one after its last; null = all blocks"
     )
     max_gap: int = option(6, "longest way from a computed call to the next one; the cost grows with it")
+    refine: int = option(20, "samplings that try to move a call of the schedule to its neighbour")
     search_videos: int = option(1, "the first videos of the sampling, whose errors are averaged")
 
     def __post_init__(self) -> None:
@@ -29,6 +30,7 @@ class ScheduleOptions(Options):
         in_range(self, "order", 0, 2)
         in_range(self, "max_gap", 2)
         in_range(self, "search_videos", 1)
+        in_range(self, "refine", 0)
         if not self.schedule_file.endswith(".json"):
             raise OptionError("schedule_file", self.schedule_file, "a file name that ends with .json")
         if self.blocks is not None and not (len(self.blocks) == 2 and 0 <= self.blocks[0] < self.blocks[1]):

@@ -316,6 +316,20 @@ def test_the_found_schedule_is_the_best_of_all():
             assert best.errors == min(options)[0] and (best.errors, best.computed) in options
 
 
+def test_a_schedule_is_refined_as_long_as_that_is_better():
+    measured = []
+
+    def measure(computed):
+        measured.append(computed)
+        return float(sum(abs(a - b) for a, b in zip(computed, (0, 2, 3, 7), strict=True)))
+
+    start = (0, 4, 5, 6)
+    assert schedule_search.refined(start, measure(start), measure, 8, 99) == ((0, 2, 3, 7), 0.0)
+    assert len(set(measured)) == len(measured) and all(sorted(set(path)) == [*path] for path in measured)
+    assert max(path[-1] for path in measured) == 7 and all(path[0] == 0 for path in measured)
+    assert schedule_search.refined(start, 5.0, measure, 8, 0) == (start, 5.0)
+
+
 CHECKPOINT = ("--checkpoint", FIXTURES / "latte_class.pt", "--vae_checkpoint", FIXTURES / "vae.bin")
 SEARCH = (*CHECKPOINT, "--sampling_steps", 3, "--sampler", "ddim", "--class_labels", "[2]")
 
@@ -326,10 +340,10 @@ def words(*given):
 
 def test_a_schedule_is_found_written_and_sampled_with(tmp_path, capsys):
     file = tmp_path / "found.json"
-    given = (*SEARCH, "--calls", 2, "--max_gap", 3, "-o", file)
+    given = (*SEARCH, "--calls", 2, "--max_gap", 3, "--refine", 1, "-o", file)
     schedule.main(words(*given, "--dry_run"))
     said = capsys.readouterr().out
-    assert f"by {schedule_search.cost(3, 3, [2])} network calls" in said and not any(tmp_path.iterdir())
+    assert f"by {schedule_search.cost(3, 3, [2]) + 2} network calls" in said and not any(tmp_path.iterdir())
     schedule.main(words(*given))
     assert {path.name for path in tmp_path.iterdir()} == {"found.json", "found.csv", "found.png"}
     content = json.loads(file.read_text())
@@ -340,7 +354,8 @@ def test_a_schedule_is_found_written_and_sampled_with(tmp_path, capsys):
     quiet = {"class_labels": 2, "seed": 42, "sampler": "ddim", "output_type": "latent", "progress": False}
     full, made = (pipe(num_inference_steps=3, cache=cache, **quiet).frames for cache in (None, file))
     assert pipe.latents.skipped == pytest.approx(1 / 3)
-    assert schedule_search.relative_error(made, full) == pytest.approx(float(rows[1][2]))
+    assert schedule_search.relative_error(made, full) == pytest.approx(content["found"]["refined"])
+    assert content["found"]["refined"] <= min(map(float, rows[1][2:]))
     with pytest.raises(UserError, match="for steps 3, but the sampling has steps 6"):
         pipe(num_inference_steps=6, cache=file, **quiet)
 
