@@ -8,13 +8,17 @@ from typing import Literal
 from latte.config.parser import OptionError, Options, in_range, option
 from latte.config.sample import SampleConfig
 
+OF_SCHEDULE = ("denoiser_all", "denoiser_rest")  # the graphs of a sampling with a schedule
+
 
 @dataclasses.dataclass(kw_only=True)
 class ExportOptions(Options):
     """Export"""
 
-    part: Literal["denoiser", "vae_encoder", "vae_decoder", "t5"] = option(
-        "denoiser", "what to export; denoiser = the network with its guidance"
+    part: Literal["denoiser", "denoiser_all", "denoiser_rest", "vae_encoder", "vae_decoder", "t5"] = option(
+        "denoiser",
+        "what to export; denoiser = the network with its guidance; for the schedule named by cache: denoiser_all = the "
+        "same, which also returns the residual, denoiser_rest = without the blocks that the residual stands for",
     )
     target: str | None = option(None, ".mindir file to write; null = no file, only the report")
     text_tokens: int = option(120, "tokens of a prompt, for t5 and for the denoiser of text to video")
@@ -35,3 +39,6 @@ class ExportConfig(ExportOptions, SampleConfig):
         super().__post_init__()
         if self.target is None and not self.report and not self.dry_run:
             raise OptionError("target", self.target, "the .mindir file to write, unless report or dry_run is true")
+        if self.part.startswith("denoiser") and (self.part in OF_SCHEDULE) != bool(self.cache):
+            allowed = "a schedule" if self.part in OF_SCHEDULE else f"null for part {self.part}"
+            raise OptionError("cache", self.cache, f"{allowed}; {' and '.join(OF_SCHEDULE)} are the parts with one")

@@ -31,8 +31,15 @@ class SamplingOptions(Options):
     guidance_scale: float | None = option(
         None, "scale of classifier-free guidance; 1 = no guidance; null = 7.5 for text to video, else 1"
     )
-    feature_cache: float = option(
-        0.0, "reuse inner blocks while the tokens' relative change stays below this: 0.02 to 0.1; 0 = never"
+    feature_cache: float = option(0.0, "0.05 is the same as cache: threshold:0.05, see there; 0 = no cache")
+    cache: str | None = option(
+        None,
+        "skip blocks in some steps: every<k> or calls<n> compute them in each k-th or in n network calls, and "
+        "every<k>-order1 extrapolates what they add; a file of latte schedule; threshold:0.05 skips while tokens "
+        "change less than this, 0.02 to 0.1; null = compute all",
+    )
+    guidance_interval: list[float] | None = option(
+        None, "the lowest and the highest timestep, of 0 to 999, at which there is guidance; null = all"
     )
     class_labels: list[int] | None = option(
         None, "class of each video, repeated if there are more videos; null = drawn from each seed"

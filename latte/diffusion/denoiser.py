@@ -27,21 +27,46 @@ def make_denoiser(network: Callable[..., Tensor], guided: bool = False, batched:
     to guide with conditions that are no pairs.
     """
 
-    def plain(x: Tensor, t: Tensor, scale: Tensor, *conditions: Tensor) -> Tensor:
-        return float32(network(x, t, *conditions))
+    def alone(x: Tensor, t: Tensor, kept: Sequence[Tensor], conditions: Sequence[Tensor]) -> tuple[Tensor, tuple]:
+        return network(x, t, *conditions), ()
 
-    def two_calls(x: Tensor, t: Tensor, scale: Tensor, *conditions: Tensor) -> Tensor:
+    passes = in_passes(alone, guided, batched)
+
+    def denoise(x: Tensor, t: Tensor, scale: Tensor, *conditions: Tensor) -> Tensor:
+        return passes(x, t, scale, *conditions)[0]
+
+    return denoise
+
+
+def in_passes(
+    run: Callable[..., tuple[Tensor, tuple]], guided: bool, batched: bool, kept: int = 0
+) -> Callable[..., tuple[Tensor, tuple]]:
+    """Return ``denoise(x, t, scale, *kept, *conditions)`` -> (output as of `make_denoiser`, tensors to keep).
+
+    ``run(x, t, kept, conditions)`` -> (output, tensors to keep) is a pass through the network; in a later step each
+    pass gets ``kept`` tensors, with a row for each of its videos. Where a guided step has two passes, those of the
+    conditional one come first, in what goes in and in what comes out; as one batch of 2B there is one pass.
+    """
+
+    def plain(x: Tensor, t: Tensor, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple]:
+        out, rest = run(x, t, inputs[:kept], inputs[kept:])
+        return float32(out), rest
+
+    def two_calls(x: Tensor, t: Tensor, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple]:
+        conditions = inputs[2 * kept :]
         half = _half(conditions)
-        cond = network(x, t, *conditions[:half])  # (B, F, 2C, H, W)
-        uncond = network(x, t, *conditions[half:])  # (B, F, 2C, H, W)
-        return guide(cond, uncond, scale, x.shape[2])
+        cond, rest = run(x, t, inputs[:kept], conditions[:half])  # (B, F, 2C, H, W)
+        uncond, other = run(x, t, inputs[kept : 2 * kept], conditions[half:])  # (B, F, 2C, H, W)
+        return guide(cond, uncond, scale, x.shape[2]), (*rest, *other)
 
-    def one_batch(x: Tensor, t: Tensor, scale: Tensor, *conditions: Tensor) -> Tensor:
+    def one_batch(x: Tensor, t: Tensor, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple]:
+        conditions = inputs[kept:]
         half = _half(conditions)
         pairs = [ops.concat((conditions[i], conditions[half + i]), axis=0) for i in range(half)]  # each (2B, ...)
-        both = network(ops.concat((x, x), axis=0), ops.concat((t, t), axis=0), *pairs)  # (2B, F, 2C, H, W)
+        x2, t2 = ops.concat((x, x), axis=0), ops.concat((t, t), axis=0)
+        both, rest = run(x2, t2, inputs[:kept], pairs)  # (2B, F, 2C, H, W)
         cond, uncond = split(both, x.shape[0], 0)  # 2 x (B, F, 2C, H, W)
-        return guide(cond, uncond, scale, x.shape[2])
+        return guide(cond, uncond, scale, x.shape[2]), rest
 
     if not guided:
         return plain

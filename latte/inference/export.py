@@ -17,11 +17,14 @@ from mindspore.train.mind_ir_pb2 import ModelProto
 
 from latte.components import runs
 from latte.components.codec import LOGVAR_RANGE
-from latte.components.folders import INDEX, is_t2v_folder
+from latte.components.folders import INDEX, is_t2v_folder, read_scheduler
 from latte.components.loading import Weights, load, read
+from latte.config.export import OF_SCHEDULE
 from latte.diffusion.denoiser import make_denoiser
 from latte.errors import UserError
-from latte.inference.inputs import Config, guidance, latent_shape, read_network
+from latte.inference import caches
+from latte.inference.caches.schedule import all_blocks, other_blocks
+from latte.inference.inputs import Config, asked_solver, choose_solver, guidance, latent_shape, read_network
 from latte.io.atomic import atomic_entries
 from latte.io.mindir import count, read_graph, read_model, table
 from latte.models.latte import CLIP_TEXT
@@ -29,11 +32,15 @@ from latte.models.temporal_decoder import FRAMES_AT_ONCE
 from latte.runtime import device
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from latte.components.folders import Parts
     from latte.config import ExportConfig
     from latte.models import AutoencoderKL
     from latte.models.autoencoder import AutoencoderConfig
 
 log = logging.getLogger("latte")
+DENOISERS = ("denoiser", *OF_SCHEDULE)
 DESCRIPTION = ".yaml"  # the suffix of the description beside the graph
 FEED = (
     "graph = mindspore.load(FILE); outputs = mindspore.nn.GraphCell(graph)(*inputs) with mindspore.Tensor inputs in "
@@ -52,6 +59,8 @@ class Field:
 
     def blank(self) -> ms.Tensor:
         """Return a tensor of zeros with this shape and dtype."""
+        if self.dtype == "bfloat16":  # which NumPy does not have
+            return ms.Tensor(np.zeros(self.shape, np.float32), ms.bfloat16)
         return ms.Tensor(np.zeros(self.shape, self.dtype))
 
 
@@ -67,16 +76,23 @@ class Signature:
 class Denoiser(nn.Cell):
     """A network with classifier-free guidance of a constant scale."""
 
-    def __init__(self, net: nn.Cell, guidance_scale: float):
+    def __init__(self, net: nn.Cell, guidance_scale: float, part: str = "denoiser", blocks: Sequence[int] = ()):
         super().__init__()
         self.net = net
         self.scale = ms.Tensor(np.float32(guidance_scale))  # a constant of the graph, as its description says
-        batched = device.current().batches_videos
-        self.denoise = make_denoiser(net, guidance_scale != 1, batched)
+        guided, self.keeps = guidance_scale != 1, part == "denoiser_all"
+        if part == "denoiser":
+            self.denoise = make_denoiser(net, guided, device.current().batches_videos)
+        else:
+            function = all_blocks if part == "denoiser_all" else other_blocks
+            self.denoise = function(net, (blocks[0], blocks[1]), guided)
 
-    def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
-        """Return the guided noise and, if the network predicts them, the variance values."""
-        return self.denoise(x, t, self.scale, *conditions)
+    def construct(self, x: ms.Tensor, t: ms.Tensor, *inputs: ms.Tensor) -> Any:
+        """Return the guided noise and, if the network predicts them, the variance values; maybe residuals too."""
+        if self.keeps:
+            noise, residuals = self.denoise(x, t, self.scale, *inputs)
+            return (noise, *residuals)
+        return self.denoise(x, t, self.scale, *inputs)
 
 
 class Encoder(nn.Cell):
@@ -182,8 +198,8 @@ def describe(cfg: ExportConfig, signature: Signature, files: list[str]) -> dict[
         "outputs": [_listed(field) for field in signature.outputs],
         **signature.fixed,
         "device_target": here.target,
-        "dtype": cfg.dtype if cfg.part in ("denoiser", "t5") else cfg.vae_dtype,
-        "enable_flash_attention": cfg.enable_flash_attention and cfg.part == "denoiser",
+        "dtype": cfg.dtype if cfg.part in (*DENOISERS, "t5") else cfg.vae_dtype,
+        "enable_flash_attention": cfg.enable_flash_attention and cfg.part in DENOISERS,
         "quantize": cfg.quantize,
         "mindspore": ms.__version__,
         "checkpoint": cfg.checkpoint,
@@ -196,7 +212,7 @@ def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
     weights, signature = _read(cfg)
     if cfg.part == "t5":
         return load(weights, dtype=cfg.dtype, quantize=cfg.quantize), signature
-    if cfg.part == "denoiser":
+    if cfg.part in DENOISERS:
         net = load(
             weights,
             dtype=cfg.dtype,
@@ -205,7 +221,8 @@ def build(cfg: ExportConfig) -> tuple[nn.Cell, Signature]:
             patch_embedder=cfg.patch_embedder,
         )
         net.temporal = signature.fixed.get("temporal", True)
-        return Denoiser(net, signature.fixed["guidance_scale"]), signature
+        blocks = signature.fixed.get("schedule", {}).get("blocks", ())
+        return Denoiser(net, signature.fixed["guidance_scale"], cfg.part, blocks), signature
     vae = load(weights)
     vae.dtype = device.autoencoder_dtype(cfg.vae_dtype)
     return Encoder(vae) if cfg.part == "vae_encoder" else Decoder(vae, signature.fixed["sd_scale_factor"]), signature
@@ -219,12 +236,13 @@ def _read(cfg: ExportConfig) -> tuple[Weights, Signature]:
         return weights, t5_signature(cfg, weights.config.d_model)
     cfg = dataclasses.replace(cfg, sd_scale_factor=cfg.sd_scale_factor or parts.scale_factor)  # that of a run's options
     vae = read(parts.vae, "autoencoder")
-    if cfg.part != "denoiser":
+    if cfg.part not in DENOISERS:
         return vae, vae_signature(cfg, vae.config)
     if cfg.quantize and parts.prompts is None:
         raise UserError(f"quantize is for text-to-video folders; {cfg.checkpoint} has no {INDEX}")
     weights = read_network(cfg, parts, vae.config)
-    return weights, denoiser_signature(cfg, weights.config, vae.config)
+    signature = denoiser_signature(cfg, weights.config, vae.config)
+    return weights, _with_schedule(cfg, signature, parts, weights.config) if cfg.part in OF_SCHEDULE else signature
 
 
 def dry_run(cfg: ExportConfig) -> str:
@@ -232,7 +250,7 @@ def dry_run(cfg: ExportConfig) -> str:
     if cfg.target:
         check_free(Path(cfg.target))
     weights, signature = _read(cfg)
-    if cfg.part in ("denoiser", "t5"):
+    if cfg.part in (*DENOISERS, "t5"):
         size = weights.config.parameter_count * (4 if device.DTYPES[cfg.dtype] == ms.float32 else 2)
     else:
         size = sum(values.size * 4 for values in weights.tensors.values()) // 2
@@ -278,6 +296,34 @@ def denoiser_signature(cfg: ExportConfig, config: Config, vae: AutoencoderConfig
     meaning = f"the guided noise in the first {config.in_channels} channels, then variance values if there are any"
     output = Field("noise", (batch, frames, channels, *shape[3:]), "float32", meaning)
     return Signature((*fields, *given), (output,), fixed)
+
+
+def _with_schedule(cfg: ExportConfig, signature: Signature, parts: Parts, config: Config) -> Signature:
+    """Return the signature of a network that is sampled with a schedule; raises UserError if cache is none for it."""
+    solver = choose_solver(read_scheduler(parts.scheduler), config.default_solver, asked_solver(cfg), cfg.eta)
+    guided = signature.fixed["guidance_scale"] != 1
+    walk = caches.Walk.of(solver, cfg.sampling_steps or config.default_steps, 1.0, config.depth, guided)
+    schedule = caches.choose(cfg.cache, 0, walk)
+    if not isinstance(schedule, caches.Schedule):
+        raise UserError(f"cache {cfg.cache} is no schedule, and cannot be exported; name a file, or one such as every2")
+    batch, frames, _, h, w = signature.inputs[0].shape
+    rows, patch = batch * (2 if guided and device.current().batches_videos else 1), config.patch_size
+    shape = (rows, frames, h * w // patch**2, config.hidden_size)
+    dtype = str(device.compute_dtype(cfg.dtype)).lower()
+    names = ["residual", "residual_null"] if guided and rows == batch else ["residual"]
+    meaning = f"what blocks {schedule.blocks[0]} to {schedule.blocks[1] - 1} add, of denoiser_all"
+    residuals = [Field(name, shape, dtype, meaning) for name in names]
+    fixed = signature.fixed | {
+        "schedule": {
+            "computed": list(schedule.computed),  # network calls of denoiser_all, the others are of denoiser_rest
+            "calls": schedule.calls,
+            "blocks": list(schedule.blocks),
+            "order": schedule.order,  # of the polynomial in t through the last residuals, see latte/inference/caches
+        }
+    }
+    if cfg.part == "denoiser_all":
+        return Signature(signature.inputs, (*signature.outputs, *residuals), fixed)
+    return Signature((*signature.inputs[:2], *residuals, *signature.inputs[2:]), signature.outputs, fixed)
 
 
 def vae_signature(cfg: ExportConfig, config: AutoencoderConfig) -> Signature:

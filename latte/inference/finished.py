@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from latte.config import SampleConfig
 from latte.config.parser import version
 from latte.errors import UserError
+from latte.inference import caches
 from latte.inference.inputs import choose_inputs, latent_shape, stem
 from latte.io.atomic import atomic_path
 from latte.io.checksums import sha256_of
@@ -35,7 +36,7 @@ FILE = "samples.json"  # beside the videos: what the newest of them were made fr
 LOOSE = (
     *("output_path", "output_format", "existing", "dry_run", "profile", "num_samples", "batch_size", "vae_slice"),
     *("device_target", "device_id", "use_parallel", "seed", "class_labels", "prompts"),
-    *("checkpoint", "vae_checkpoint", "text_embeddings", "init_frames"),
+    *("checkpoint", "vae_checkpoint", "text_embeddings", "init_frames", "cache"),
 )
 VIDEO = re.compile(r"((?:video|image)-\d{4,}-seed\d+.*?)(?:\.(?:png|mp4|gif))?")  # the name of a file or folder
 ROOMS = ("components", "diffusion", "inference", "io", "models", "ops", "runtime", "weights")  # whose code makes videos
@@ -74,6 +75,7 @@ def facts(cfg: SampleConfig, plan: Plan) -> dict[str, Any]:
         "scheduler or tokenizer": sha256_of(*named)[:16] if named else None,
         "set of text embeddings": sha256_of(Path(cfg.text_embeddings))[:16] if cfg.text_embeddings else None,
         "set of conditioning frames": held,
+        "cache": caches.facts(cfg.cache),
         "device": device.current().target,
         "release": version(),
         "version of the code": sha256_of(*code)[:16],

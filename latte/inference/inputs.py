@@ -98,6 +98,24 @@ def guidance(cfg: SampleConfig, config: Config) -> float:
     return effective_guidance(config.default_guidance if cfg.guidance_scale is None else cfg.guidance_scale)
 
 
+def check_interval(interval: Sequence[float] | None, scale: float) -> tuple[float, float] | None:
+    """Return the lowest and the highest timestep with guidance, None for all; `scale` is the effective one.
+
+    Raises UserError unless they are two of 0 to 999 in rising order, or if there is no guidance.
+    """
+    if interval is None:
+        return None
+    try:
+        low, high = map(float, interval)
+    except (TypeError, ValueError):
+        low, high = math.nan, math.nan
+    if not 0 <= low <= high <= 999:
+        raise UserError(f"guidance_interval is {interval!r}, but must be two timesteps from 0 to 999, the lower first")
+    if scale == 1:
+        raise UserError("guidance_interval is given without guidance; give a guidance_scale above 1, or leave it out")
+    return low, high
+
+
 def asked_solver(cfg: SampleConfig) -> str | None:
     """Return the solver that the options `sampler` or `ddim_sampling` ask for, or None."""
     return cfg.sampler or ("ddim" if cfg.ddim_sampling else None)

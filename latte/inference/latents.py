@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
 
-from latte.diffusion.denoiser import make_denoiser
 from latte.diffusion.fixed_frames import holding
 from latte.diffusion.noise import NoiseStream
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
-from latte.inference.feature_cache import ReusingDenoiser, compiled_parts
-from latte.runtime import device, graphs
+from latte.inference.caches import Graphs, Nothing, Step, Walk
+from latte.runtime import device
 
 if TYPE_CHECKING:
+    from mindspore import nn
+
     from latte.diffusion.timesteps import StepCount
+    from latte.inference.caches import Denoiser, Method
 
 Conditions = Sequence[np.ndarray]  # what the network takes after x and t; one row per video
 
@@ -41,7 +43,17 @@ class Request:
     held: np.ndarray | None = None  # (B, n, C, h, w) latents of the conditioning frames
     held_frames: Sequence[int] = ()  # the positions of the conditioning frames in the video
     strength: float = 1.0  # below 1: start from copies of the conditioning frames and do this share of the steps
-    feature_cache: float = 0.0  # threshold, see `ReusingDenoiser`; 0 = every block in every step
+    cache: Method = field(default_factory=Nothing)  # a way to skip work
+    guidance_interval: tuple[float, float] | None = None  # timesteps to guide at, both included; None = all
+
+    def noise(self) -> NoiseStream:
+        """Return the noise of its videos, of which each has its own."""
+        return NoiseStream(self.seeds, self.shape)
+
+    def guides_at(self, timestep: float) -> bool:
+        """Return whether a step at this timestep is guided (Kynkaanniemi et al., 2024, eq. 5, by timesteps)."""
+        low, high = self.guidance_interval or (-np.inf, np.inf)
+        return self.guidance_scale != 1 and low <= timestep <= high
 
     def one(self, number: int) -> Request:
         """Return the request for one of the videos."""
@@ -71,9 +83,8 @@ class LatentSampler:
     def __init__(self, net: nn.Cell):
         self.net = net
         self.step_seconds: list[float] = []  # one per network call so far; the first call compiles
-        self.skipped = 0.0  # share of the passes of the last request that skipped the inner blocks
-        self._denoisers: dict[tuple, Any] = {}
-        self._called: set[tuple] = set()  # the graphs that are compiled
+        self.skipped = 0.0  # share of the passes of the last request that left blocks out
+        self.graphs = Graphs(net)
 
     def sample(
         self,
@@ -94,10 +105,10 @@ class LatentSampler:
             raise UserError(f"latents are {np.shape(request.latents)}, but these videos take {expected}")
         if request.latents is not None and not np.isfinite(request.latents).all():
             raise UserError("latents hold values that are not finite; give standard normal noise")
-        together = device.current().batches_videos or count == 1
-        made = []
+        together = count == 1 or (device.current().batches_videos and request.cache.together)
+        made, passes, skipped = [], 0, 0
         for part in [request] if together else [request.one(k) for k in range(count)]:
-            stream = NoiseStream(part.seeds, part.shape)
+            stream = part.noise()
             latents = stream.normal() if part.latents is None else np.asarray(part.latents, np.float32)
             denoise, begin = self._denoiser(part), None
             model = self._model(denoise, part, on_step)
@@ -107,11 +118,11 @@ class LatentSampler:
                 model = holding(model, part.held, part.held_frames, steps)
             walk = part.solver.sample(model, latents, part.num_inference_steps, stream, begin, part.strength)
             latents = _walked(walk, callback)
-            if isinstance(denoise, ReusingDenoiser):
-                self.skipped = denoise.skipped / denoise.calls
             if part.held is not None:
                 latents[:, list(part.held_frames)] = part.held
             made.append(latents)
+            passes, skipped = passes + denoise.passes, skipped + denoise.skipped
+        self.skipped = skipped / passes
         return np.concatenate(made)
 
     def predict(self, x: np.ndarray, t: np.ndarray, conditions: Conditions = ()) -> np.ndarray:
@@ -119,43 +130,41 @@ class LatentSampler:
 
         It is one call of the graph that samples without guidance; conditions have one row per video.
         """
-        count, frames, channels, height, width = x.shape
-        request = Request(seeds=range(count), shape=(frames, channels, height, width), conditions=conditions)
-        return self._model(self._denoiser(request), request, lambda count: None)(x, t)
+        inputs = [ms.Tensor(np.ascontiguousarray(values)) for values in conditions]
+        self.net.temporal = True
+        scale = ms.Tensor(np.float32(1.0))
+        return self.graphs.whole(False)(ms.Tensor(x), ms.Tensor(np.asarray(t, np.float32)), scale, *inputs).asnumpy()
 
-    def _denoiser(self, request: Request) -> Callable:
-        reuses, guided = request.feature_cache > 0, request.guidance_scale != 1
-        key = _graph_of(request)
-        self.net.temporal = request.temporal  # a graph keeps the value that it was compiled with, so the key has it
-        if key not in self._denoisers and reuses:
-            self._denoisers[key] = compiled_parts(self.net)
-        elif key not in self._denoisers:
-            denoise = make_denoiser(self.net, guided, device.current().batches_videos)
-            self._denoisers[key] = graphs.compile_step(denoise)
-        if reuses:
-            return ReusingDenoiser(self._denoisers[key], guided, request.feature_cache)
-        return self._denoisers[key]
+    def _denoiser(self, request: Request) -> Denoiser:
+        self.net.temporal = request.temporal
+        walk = Walk.of(
+            request.solver,
+            request.num_inference_steps,
+            request.strength,
+            len(self.net.blocks),
+            request.guidance_scale != 1,
+        )
+        return request.cache.start(self.graphs, walk)
 
-    def _model(self, denoise: Callable, request: Request, on_step: Callable[[int], object]) -> Callable:
+    def _model(self, denoise: Denoiser, request: Request, on_step: Callable[[int], object]) -> Callable:
         """Return the function that a solver calls: NumPy arrays in, NumPy arrays out."""
-        inputs = [ms.Tensor(np.ascontiguousarray(values)) for values in (*request.conditions, *request.null)]
+        follow, null = (
+            [ms.Tensor(np.ascontiguousarray(values)) for values in part] for part in (request.conditions, request.null)
+        )
         scale = ms.Tensor(np.float32(request.guidance_scale))  # (), an input, so that one graph serves every scale
+        numbers, calls = itertools.count(), request.solver.calls(request.num_inference_steps, request.strength)
 
-        def model(x: np.ndarray, t: float | np.ndarray) -> np.ndarray:
+        def model(x: np.ndarray, t: float) -> np.ndarray:
             start = time.perf_counter()
+            step = Step(next(numbers), calls, t, request.guides_at(t))
             times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
-            with graphs.first_call("the network", self._called, (*_graph_of(request), x.shape)):
-                out = denoise(ms.Tensor(x), times, scale, *inputs).asnumpy()
+            conditions = (*follow, *null) if step.guided else follow
+            out = denoise(step, ms.Tensor(x), times, scale, *conditions).asnumpy()
             self.step_seconds.append(time.perf_counter() - start)
             on_step(len(x))
             return out
 
         return model
-
-
-def _graph_of(request: Request) -> tuple[bool | str, bool]:
-    """Return what tells the graphs of a network apart: its parts or the whole, with guidance or without, temporal."""
-    return "parts" if request.feature_cache > 0 else request.guidance_scale != 1, request.temporal
 
 
 def _walked(

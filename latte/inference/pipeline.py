@@ -18,7 +18,15 @@ from latte.components.loading import Source, load
 from latte.components.text_encoder import Prompts
 from latte.config.parser import nearest
 from latte.errors import UserError
-from latte.inference.inputs import Prompt, choose_solver, effective_guidance, make_conditions, seeds_of
+from latte.inference import caches
+from latte.inference.inputs import (
+    Prompt,
+    check_interval,
+    choose_solver,
+    effective_guidance,
+    make_conditions,
+    seeds_of,
+)
 from latte.inference.latents import LatentSampler, Request
 from latte.io.json_files import check_numbers
 from latte.models.latte import LatteConfig
@@ -82,8 +90,10 @@ class LattePipeline:
     - sampler: the name of a solver in `latte.diffusion.solvers.SOLVERS`, or a `Solver`. Default: the
       solver of the text-to-video folder, else ddpm.
     - eta: noise that ddim adds, from 0 (none) to 1 (as much as ddpm).
-    - feature_cache: reuse the inner blocks while the relative change of the tokens stays below this, such as 0.05;
-      0 = never.
+    - cache: skip blocks in some steps: "every2" computes all of them in every second step, "calls20" in 20 steps;
+      "every2-order1" extrapolates what they add; a file of `latte schedule`; or "threshold:0.05", see docs/sample.md.
+    - feature_cache: 0.05 is the same as cache="threshold:0.05"; 0 = no cache.
+    - guidance_interval: (low, high), the timesteps between which there is guidance; the others take half the time.
     - mask_feature: attend only to the tokens of a prompt, not to its padding.
     - enable_temporal_attentions: False skips the temporal blocks, so that every frame is an independent image.
 
@@ -230,6 +240,8 @@ class LattePipeline:
         frame_indices: Sequence[int] | None = None,
         strength: float = 1.0,
         feature_cache: float = 0.0,
+        cache: caches.Cache = None,
+        guidance_interval: Sequence[float] | None = None,
         progress: bool = True,
         **unknown: NoReturn,
     ) -> LatteOutput | Any:
@@ -250,6 +262,10 @@ class LattePipeline:
         per_prompt = _per_prompt(num_images_per_prompt, num_videos_per_prompt)
         steps, solver = _steps(num_inference_steps, timesteps, config.default_steps), self._solver(sampler, eta)
         walk = solver.steps(steps, strength).timesteps.tolist()  # before prompts are encoded, which takes long
+        method = caches.choose(
+            cache, feature_cache, caches.Walk.of(solver, steps, strength, len(self.net.blocks), scale != 1)
+        )
+        interval = check_interval(guidance_interval, scale)
         texts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
         both = make_conditions(config, self.prompts, texts, class_labels, embeds, scale != 1, mask_feature)
         conditions, null = ([np.repeat(values, per_prompt, axis=0) for values in part] for part in both)
@@ -264,7 +280,8 @@ class LattePipeline:
             guidance_scale=scale,
             temporal=enable_temporal_attentions,
             latents=latents,
-            feature_cache=feature_cache,
+            cache=method,
+            guidance_interval=interval,
             strength=strength,
             **self._held(frames, frame_indices, shape, count, strength),
         )

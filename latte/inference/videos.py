@@ -19,10 +19,11 @@ from latte.components.loading import Weights, read
 from latte.components.quantize import is_quantized
 from latte.components.text_encoder import load_tokenizer, t5_bytes
 from latte.errors import UserError
-from latte.inference import estimate, finished
+from latte.inference import caches, estimate, finished
 from latte.inference.inputs import (
     asked_solver,
     check_inputs,
+    check_interval,
     check_options,
     choose_inputs,
     choose_solver,
@@ -75,7 +76,11 @@ def check(cfg: SampleConfig) -> Plan:
     config, encoder = network.config, None
     solver = choose_solver(read_scheduler(parts.scheduler), config.default_solver, asked_solver(cfg), cfg.eta)
     strength = cfg.init_strength if cfg.init_frames else 1.0
-    check_span(cfg.profile_span, len(solver.steps(cfg.sampling_steps or config.default_steps, strength).timesteps))
+    scale = guidance(cfg, config)
+    walk = caches.Walk.of(solver, cfg.sampling_steps or config.default_steps, strength, config.depth, scale != 1)
+    check_span(cfg.profile_span, walk.steps)
+    caches.choose(cfg.cache, cfg.feature_cache, walk)
+    check_interval(cfg.guidance_interval, scale)
     if vae.config.latent_channels != config.in_channels:
         raise UserError(
             f"{parts.vae} has {vae.config.latent_channels} latent channels, but {cfg.checkpoint} "
@@ -250,6 +255,8 @@ def _make(
         eta=cfg.eta,
         guidance_scale=cfg.guidance_scale,
         feature_cache=cfg.feature_cache,
+        cache=cfg.cache,
+        guidance_interval=cfg.guidance_interval,
         output_type="uint8",
         progress=device.current().rank == 0,
         callback_on_step_end=profile.step if cfg.profile else None,
@@ -263,7 +270,8 @@ def summary(pipe: LattePipeline) -> str:
     first, later = seconds[0], seconds[1:]
     call = float(np.median(later)) if later else first
     compiling = f", {max(first - call, 0):.1f} s to compile the network" if later else " (with the time to compile)"
-    return f"{call:.3f} s per network call{compiling}, peak memory {device.peak_memory() / GIB:.2f} GiB"
+    skipped = f", blocks left out in {pipe.latents.skipped:.0%} of the passes" if pipe.latents.skipped else ""
+    return f"{call:.3f} s per network call{compiling}{skipped}, peak memory {device.peak_memory() / GIB:.2f} GiB"
 
 
 def dry_run(cfg: SampleConfig) -> str:

@@ -445,6 +445,12 @@ class Latte(Network):
                 x = self.blocks[i](x, c[0])  # over T, then over F, and so on
         return x
 
+    def first_norm(self, x: ms.Tensor, c: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
+        """Return the normed and modulated tokens (B, F, T, D) that the first block attends with; x, c are `embed`'s."""
+        modulation = linear(silu(c[0]).astype(x.dtype), *self.blocks[0].adaLN_modulation[1].weights())  # (B, 6D)
+        parts = chunk6(modulation, x.dtype)  # (B, D)
+        return modulated_norm(x, parts[0], parts[1])
+
     def final_condition(self, c: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
         """Return what the final layer takes beside the tokens, (B, D)."""
         return c[1]

@@ -418,6 +418,12 @@ class LatteT2V(Network):
                 x = self.blocks[i](x, time, None, None)  # over F
         return x
 
+    def first_norm(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
+        """Return the normed and modulated tokens (B, F, T, D) that the first block attends with; x, c are `embed`'s."""
+        modulation = self.blocks[0].scale_shift_table.reshape(1, -1) + c[0]  # (B, 6D)
+        parts = chunk6(modulation, x.dtype)  # (B, D)
+        return modulated_norm(x, parts[0], parts[1])
+
     def final_condition(self, c: tuple) -> tuple[ms.Tensor, ms.Tensor, tuple[int, int]]:
         """Return what the final layer takes beside the tokens: shift and scale (B, D), and the grid of patches."""
         shift, scale = split(self.scale_shift_table, 1, 0)  # (1, D)

@@ -24,7 +24,11 @@ from latte.components.quantize import quantize
 from latte.components.text_encoder import load_t5
 from latte.config.train_vae import VaeTrainConfig
 from latte.diffusion.denoiser import make_denoiser
-from latte.inference.feature_cache import change, compiled_parts
+from latte.inference.caches import Graphs, Step, Walk
+from latte.inference.caches.fastercache import FasterCache
+from latte.inference.caches.schedule import computing, conditional, extrapolated, reusing
+from latte.inference.caches.teacache import TeaCache
+from latte.inference.caches.threshold import change, compiled_parts
 from latte.models import AutoencoderKL
 from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.autoencoder import AutoencoderConfig
@@ -131,11 +135,26 @@ def autoencoder():
 
 def feature_cache():
     """The three graphs of a network with a feature cache, and what compares tokens outside them."""
-    begin, middle, end = compiled_parts(_latte("fp16", depth=4, flash=True, hidden_size=32))
+    begin, middle, end = compiled_parts(Graphs(_latte("fp16", depth=4, flash=True, hidden_size=32)))
     tokens, context = begin(*_inputs())
     last = middle(tokens, *context)
     change(last, tokens)
     end(tokens + (last - tokens), *context)
+
+
+def caches():
+    """The graphs of a schedule, of TeaCache and of FasterCache, and what is computed between them."""
+    made, (x, t, y) = Graphs(_latte("fp16", depth=4, flash=True, hidden_size=32)), _inputs()
+    scale = ms.Tensor(4.0, ms.float32)
+    _, kept = computing(made, (1, 3), True)(x, t, scale, y, y)
+    reusing(made, (1, 3), True)(x, t, scale, *extrapolated([(900.0, kept), (800.0, kept)], 700.0), y, y)
+    _, kept = computing(made, (1, 3), False)(x, t, scale, y)
+    conditional(kept, VIDEOS)
+    walk = Walk("ddim", 3, 3, 4, True)
+    for method in (TeaCache(0.1), FasterCache(2)):
+        denoise = method.start(made, walk)
+        for number in range(3):
+            denoise(Step(number, 3, 900.0 - number, True), x, t, scale, y, y)
 
 
 def _train(net, ema, inputs, vae=None, recompute=False, **options):
@@ -212,6 +231,7 @@ GRAPHS = {
     "t5 bf16 int8": (t5, {"dtype": "bf16", "quantize": "int8"}),
     "autoencoder": (autoencoder, {}),
     "feature cache": (feature_cache, {}),
+    "caches": (caches, {}),
     "self-test": (selftest.run, {}),
     "train fp32": (train, {}),
     "train fp16": (train, {"dtype": "fp16", "flash": True, **SCALED, **ALL}),

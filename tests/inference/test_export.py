@@ -19,7 +19,7 @@ from latte.components.text_encoder import load_t5
 from latte.config import ExportConfig
 from latte.errors import UserError
 from latte.inference.export import build, dry_run, export
-from latte.inference.latents import LatentSampler, Request
+from latte.inference.latents import LatentSampler
 from latte.runtime import device
 
 T2V = {"checkpoint": str(FIXTURES / "latte_t2v"), "text_tokens": 7}
@@ -55,9 +55,8 @@ def inputs_of(described, seed=0):
 
 def denoised(pipe, arrays, scale):
     """Return what the pipeline's own denoiser makes of the inputs."""
-    request = Request(seeds=[0], shape=arrays[0].shape[1:], guidance_scale=scale)
     x, t, *conditions = map(ms.Tensor, arrays)
-    return LatentSampler(pipe.net)._denoiser(request)(x, t, ms.Tensor(np.float32(scale)), *conditions).asnumpy()
+    return LatentSampler(pipe.net).graphs.whole(scale != 1)(x, t, ms.Tensor(np.float32(scale)), *conditions).asnumpy()
 
 
 def test_denoiser_with_labels(tmp_path):
@@ -79,6 +78,33 @@ np.save("out.npy", graph(*[ms.Tensor(file[name]) for name in file.files]).asnump
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
     assert np.array_equal(np.load(tmp_path / "out.npy"), out)
+
+
+@pytest.mark.slow
+def test_the_two_graphs_of_a_schedule(tmp_path):
+    """With the residual of one, the other says what the network says; the description has the schedule."""
+    given = CLASSES | {"cache": "every2-order1", "sampling_steps": 4, "sampler": "ddim"}
+    described, whole = run(tmp_path / "all.mindir", part="denoiser_all", **given)
+    schedule = {"computed": [0, 2, 3], "calls": 4, "blocks": [0, 4], "order": 1}
+    assert described["schedule"] == schedule
+    names = [field["name"] for field in described["outputs"]]
+    assert names == ["noise", "residual", "residual_null"]
+    arrays = list(map(ms.Tensor, inputs_of(described)))
+    noise, *residuals = whole(*arrays)
+    assert [list(each.shape) for each in residuals] == [field["shape"] for field in described["outputs"][1:]]
+    described, rest = run(tmp_path / "rest.mindir", part="denoiser_rest", **given)
+    assert [field["name"] for field in described["inputs"]] == ["x", "t", *names[1:], "y", "y_null"]
+    again = rest(*arrays[:2], *residuals, *arrays[2:])
+    assert error(again, noise.asnumpy()) <= 1e-5
+
+
+def test_a_schedule_belongs_to_the_parts_that_have_one():
+    with pytest.raises(UserError, match="denoiser_all and denoiser_rest are the parts with one"):
+        ExportConfig(target="x.mindir", **CLASSES, cache="every2")
+    with pytest.raises(UserError, match="cache is null, but must be a schedule"):
+        ExportConfig(target="x.mindir", **CLASSES, part="denoiser_all")
+    with pytest.raises(UserError, match="cache teacache is no schedule, and cannot be exported"):
+        dry_run(ExportConfig(target="x.mindir", **CLASSES, part="denoiser_all", cache="teacache"))
 
 
 @pytest.mark.slow

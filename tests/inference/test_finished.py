@@ -134,6 +134,7 @@ def test_more_videos_another_batch_or_another_form_keep_what_is_there(sampling, 
         (("--sampling_steps", 3), r"\(sampling_steps 2 in place of 3\)"),
         (("--guidance_scale", 4), r"\(guidance_scale None in place of 4.0\)"),
         (("--fps", 5), r"\(fps 8 in place of 5\)"),
+        (("--cache", "every2"), r"\(cache None in place of every2\)"),
         (("--dtype", "bf16"), r"\(dtype fp32 in place of bf16\)"),
     ],
 )

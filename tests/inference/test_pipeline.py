@@ -135,7 +135,7 @@ def test_ddpm_without_a_learned_variance(codec):
     pipe = LattePipeline(net, codec)
     fixed = latents(pipe, [1], 3, Solver("ddpm", variance="fixed_small"))
     narrow = LattePipeline(net, codec)
-    narrow.latents._denoisers[False, True] = lambda x, t, scale: net(x, t)[:, :, :4]
+    narrow.latents.graphs.made["the network", True, False] = lambda x, t, scale: net(x, t)[:, :, :4]
     assert np.array_equal(latents(narrow, [1], 3), fixed)
     with pytest.raises(UserError, match="predicts variance"):
         latents(narrow, [1], 3, Solver("ddpm", variance="learned_range"))

@@ -156,6 +156,20 @@ def test_feature_cache(pipe):
 
 
 @SLOW
+def test_a_schedule(pipe):
+    """Of blocks over patches and over frames, with guidance; a prompt's video is the same beside another one."""
+    options = SHORT | {"num_inference_steps": 8, "cache": "every2-order2"}
+    exact = pipe("x", **options | {"cache": None}).frames
+    made = pipe(["y", "x"], **options | {"seed": [4, 5]}).frames
+    assert pipe.latents.skipped == 3 / 8 and np.array_equal(pipe("x", **options).frames[0], made[1])
+    assert 1e-6 < error(made[1:], exact) < 0.1
+    held = {"frames": np.full((1, 16, 16, 3), 200, np.uint8), "strength": 0.5}
+    assert np.isfinite(pipe("x", **options, **held).frames).all() and pipe.latents.skipped == 1 / 4
+    with pytest.raises(UserError, match="must ask for 2 to 8"):
+        pipe("x", **options | {"cache": "calls9"})
+
+
+@SLOW
 def test_feature_cache_as_graphs_of_the_accelerators_form(pipe):
     options = SHORT | {"num_inference_steps": 20, "feature_cache": 0.2}
     reused = pipe("x", **options).frames

@@ -1,4 +1,4 @@
-"""Feature caching: skip most of a network in the steps where its tokens hardly change.
+"""Skip most of a network in the steps where its tokens hardly change, by a threshold.
 
 What the inner blocks add to the tokens changes slowly from one denoising step to the next. If the tokens after the
 first two blocks are close to the tokens of an earlier step, the sum that the other blocks added there is added again.
@@ -7,19 +7,35 @@ first two blocks are close to the tokens of an earlier step, the sum that the ot
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import mindspore as ms
 from mindspore import ops
 
 from latte.diffusion.denoiser import guide
 from latte.diffusion.gaussian import float32
-from latte.runtime import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from latte.inference.caches.base import Graphs, Step, Walk
+
 FIRST = 2  # blocks that always run
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Skip the inner blocks while the tokens change by less than `threshold`, relative to their mean size.
+
+    0.05 skips about half of the passes. The host waits for the device in every pass, to decide.
+    """
+
+    threshold: float
+    together: ClassVar[bool] = False
+
+    def start(self, made: Graphs, walk: Walk) -> ReusingDenoiser:
+        """Return what denoises a video."""
+        return ReusingDenoiser(compiled_parts(made), self.threshold)
 
 
 @dataclass
@@ -31,21 +47,17 @@ class Memory:
 
 
 class ReusingDenoiser:
-    """A denoiser as `make_denoiser` returns it, with a feature cache; one object denoises one batch of videos.
+    """Denoises a video; both halves of guidance are passes of their own, and decide for themselves."""
 
-    The inner blocks are skipped while the tokens change by less than `threshold`, relative to their mean size: 0.05
-    skips about half of the passes. `calls` and `skipped` count passes through the network.
-    """
-
-    def __init__(self, parts: tuple[Callable, Callable, Callable], guided: bool, threshold: float):
+    def __init__(self, parts: tuple[Callable, Callable, Callable], threshold: float):
         self.begin, self.middle, self.end = parts
-        self.guided, self.threshold = guided, threshold
+        self.threshold = threshold
         self.memories = Memory(), Memory()  # for the conditional and the unconditional pass
-        self.calls = self.skipped = 0
+        self.passes = self.skipped = 0
 
-    def __call__(self, x: ms.Tensor, t: ms.Tensor, scale: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
+    def __call__(self, step: Step, x: ms.Tensor, t: ms.Tensor, scale: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Return the guided output (B, F, C or 2C, H, W) float32; see `make_denoiser`."""
-        if not self.guided:
+        if not step.guided:
             return float32(self._run(self.memories[0], x, t, *conditions))
         half = len(conditions) // 2
         cond = self._run(self.memories[0], x, t, *conditions[:half])
@@ -54,7 +66,7 @@ class ReusingDenoiser:
 
     def _run(self, memory: Memory, *inputs: ms.Tensor) -> ms.Tensor:
         tokens, context = self.begin(*inputs)
-        self.calls += 1
+        self.passes += 1
         if memory.tokens is not None and change(tokens, memory.tokens) < self.threshold:
             self.skipped += 1
             return self.end(tokens + memory.added, *context)
@@ -68,8 +80,9 @@ def change(new: ms.Tensor, old: ms.Tensor) -> float:
     return float((ops.abs(new - old).mean() / ops.abs(old).mean()).asnumpy())
 
 
-def compiled_parts(net: ms.nn.Cell) -> tuple[Callable, Callable, Callable]:
+def compiled_parts(made: Graphs) -> tuple[Callable, Callable, Callable]:
     """Return the first two blocks, the other blocks and the final layer, a graph each if the device compiles steps."""
+    net = made.net
     first, last = min(FIRST, len(net.blocks)), len(net.blocks)
 
     def begin(*inputs: ms.Tensor) -> tuple[ms.Tensor, tuple]:
@@ -82,4 +95,8 @@ def compiled_parts(net: ms.nn.Cell) -> tuple[Callable, Callable, Callable]:
     def end(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
         return net.final_layer(tokens, net.final_condition(context))
 
-    return graphs.compile_step(begin), graphs.compile_step(middle), graphs.compile_step(end)
+    return (
+        made.get("the first blocks", lambda: begin),
+        made.get("the other blocks", lambda: middle),
+        made.get("the final layer", lambda: end),
+    )

@@ -1,0 +1,80 @@
+"""TeaCache (arXiv 2411.19108): skip all blocks while the modulated input of the first one has changed little.
+
+The relative change from call to call goes through a polynomial that was fitted to the change of the output, and is
+summed up; below a threshold the residual of all blocks is added again. The polynomial is the published one of Latte-1:
+on other models it is no fit, and the threshold means something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import mindspore as ms
+import numpy as np
+from mindspore import ops
+
+from latte.inference.caches.schedule import Schedule, Scheduled
+from latte.runtime.tensors import mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from latte.inference.caches.base import Graphs, Step, Walk
+
+LATTE_1 = np.poly1d([-2.46434137e03, 3.08044764e02, 8.07447667e01, -4.11385132e00, 1.11001402e-01])
+
+
+@dataclass(frozen=True)
+class TeaCache:
+    """Skip all blocks while the sum of rescaled changes is below `threshold`: published are 0.1 (slow), 0.2 (fast).
+
+    Each video decides for itself, both halves of guidance together. The host waits for the device once per call.
+    """
+
+    threshold: float
+    together: ClassVar[bool] = False
+
+    def start(self, made: Graphs, walk: Walk) -> Measured:
+        """Return what denoises a video."""
+        return Measured(self.threshold, Schedule((), walk.calls, (0, walk.depth)), made)
+
+
+class Measured(Scheduled):
+    """Denoises a video, and computes all blocks where it has changed enough."""
+
+    def __init__(self, threshold: float, schedule: Schedule, made: Graphs):
+        super().__init__(schedule, made)
+        self.threshold, self.sum = threshold, 0.0
+        self.inputs: list[ms.Tensor] = []  # of the first block in the last call, one per half of guidance
+
+    def computes(self, step: Step, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> bool:
+        """Return whether a network call computes all blocks: the first, the last, and where the sum is large enough."""
+        net, half = self.made.net, len(conditions) // 2 if step.guided else len(conditions)
+
+        def normed(x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
+            return net.first_norm(*net.embed(x, t, *conditions))
+
+        graph = self.made.get("the first norm", lambda: normed)
+        inputs = [graph(x, t, *conditions[:half])]
+        if step.guided:
+            inputs.append(graph(x, t, *conditions[half:]))
+        before, self.inputs = self.inputs, inputs
+        if step.number in (0, step.count - 1):
+            self.sum = 0.0
+            return True
+        self.sum += float(LATTE_1(change(inputs, before)))
+        if self.sum < self.threshold:
+            return False
+        self.sum = 0.0
+        return True
+
+
+def change(new: Sequence[ms.Tensor], old: Sequence[ms.Tensor]) -> float:
+    """Return mean |new - old| / mean |old| over the halves of guidance that both have; it waits for the device."""
+    pairs = [(a.astype(ms.float32), b.astype(ms.float32)) for a, b in zip(new, old, strict=False)]
+    moved, size = (
+        sum(parts[1:], parts[0])
+        for parts in ([mean(ops.abs(a - b)) for a, b in pairs], [mean(ops.abs(b)) for _, b in pairs])
+    )
+    return float((moved / size).asnumpy())
