@@ -3,8 +3,9 @@
     python tools/make_demo_data.py --folder datasets/held_out --seed 1000 --clips 171
     python tests/golden/make_demo_tables.py datasets/held_out/frames FOLDER [VIDEOS]
 
-First what the autoencoder alone leaves of such clips, then each solver with as many network calls, beside many steps of
-DDIM from the same noise. The videos stay in FOLDER; a second call makes those that are missing.
+First what the autoencoder alone leaves of such clips, then solvers and caches with as many network calls that compute
+the blocks, beside many steps of DDIM from the same noise. The videos stay in FOLDER; a second call makes those that are
+missing.
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ from latte.io.video import read_frames, save_png_frames
 from latte.runtime import device
 
 ROOT = Path(__file__).parents[2]
-REFERENCE = ("ddim", 250)
 SOLVERS = ("ddim", "dpmpp_2m", "unipc")
-CALLS = (10, 20, 50)
+REFERENCE = ("ddim", 250, None)
+# Solver, steps, cache; at equal network calls, but for the last of each group, whose other calls compute no blocks.
+SETTINGS = (
+    *((solver, 5, None) for solver in SOLVERS),
+    ("dpmpp_2m", 15, "calls5-order2"),
+    *((solver, 10, None) for solver in SOLVERS),
+    ("dpmpp_2m", 30, "calls10-order2"),
+    *((solver, 20, None) for solver in SOLVERS),
+    ("dpmpp_2m", 40, "calls20-order2"),
+    *((solver, 50, None) for solver in SOLVERS),
+)
 FRAMES = 16
 
 
@@ -47,23 +57,30 @@ def main(real: str, folder: str, videos: str = "24") -> None:
             latents = pipe.codec.sample(moments, np.zeros_like(moments[:, : moments.shape[1] // 2]))  # the mean
             save_png_frames(pipe.codec.decode(latents), home / "autoencoder" / name)
 
-    print("| | PSNR, dB | VMAF | flicker | FVD |\n| --- | ---: | ---: | ---: | ---: |")
+    print("| | PSNR, dB | SSIM | VMAF | flicker | FVD |\n| --- | ---: | ---: | ---: | ---: | ---: |")
     for name in ("clips", "autoencoder"):
-        print(row(name, home, "clips", clips, count, network))
-    for solver, calls in [REFERENCE, *((solver, calls) for calls in CALLS for solver in SOLVERS)]:
+        print(row(name, home, "clips", clips, count, network), flush=True)
+    for setting in (REFERENCE, *SETTINGS):
+        solver, steps, cache = setting
         for place in range(count):
-            target = home / f"{solver}-{calls}" / f"video-{place:04d}"
+            target = home / named(setting) / f"video-{place:04d}"
             if not target.exists():
                 made = pipe(
                     class_labels=place % len(CLASSES),
                     seed=place,
-                    num_inference_steps=calls,
+                    num_inference_steps=steps,
                     sampler=solver,
+                    cache=cache,
                     output_type="uint8",
                     progress=False,
                 )
                 save_png_frames(made.frames[0], target)
-        print(row(f"{solver}-{calls}", home, "-".join(map(str, REFERENCE)), real, count, network), flush=True)
+        print(row(named(setting), home, named(REFERENCE), real, count, network), flush=True)
+
+
+def named(setting: tuple[str, int, str | None]) -> str:
+    """Return the name of a folder of samples."""
+    return "-".join(str(part) for part in setting if part)
 
 
 def chosen(real: Path, count: int) -> list[Path]:
@@ -79,16 +96,17 @@ def frames_in(frames: np.ndarray) -> np.ndarray:
 
 def row(name: str, home: Path, reference: str, real: str | Path, count: int, network: evaluate.Network) -> str:
     """Return a row of a table: distances of the videos in a folder from those of the reference, and from real clips."""
-    psnr, vmaf = "", ""
+    figures = ["", "", ""]
     if name != reference:
         out = home / "compared" / name
         compare.run(CompareConfig(videos=[str(home / reference), str(home / name)], strips=0, output_path=str(out)))
         with (out / "compare.csv").open(newline="") as file:
             rows = [each for each in csv.DictReader(file) if each["video"] != "mean"]
-        psnr, vmaf = (f"{np.mean([float(each[key]) for each in rows]):.1f}" for key in ("psnr", "vmaf"))
+        digits = {"psnr": 1, "ssim": 4, "vmaf": 1}
+        figures = [f"{np.mean([float(each[key]) for each in rows]):.{digit}f}" for key, digit in digits.items()]
     options = {"fake": str(home / name), "metrics": [f"fvd{count}_{FRAMES}f"], "real_stride": 1, "bootstrap": 0}
     (found,) = evaluate.run(EvaluateConfig(real=str(real), output_path=str(home / "fvd"), **options), network)
-    return f"| {name} | {psnr} | {vmaf} | {found['fake']['flicker']:.2f} | {found['value']:.0f} |"
+    return f"| {name} | {' | '.join(figures)} | {found['fake']['flicker']:.2f} | {found['value']:.0f} |"
 
 
 if __name__ == "__main__":

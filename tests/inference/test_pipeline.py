@@ -151,13 +151,21 @@ def test_denoising_as_one_graph_gives_the_same(codec):
     assert error(together, alone) <= 1e-5
 
 
-def test_videos_do_not_depend_on_batches_or_ranks(tmp_path):
-    pipe = videos.build_pipeline(options(tmp_path))
-    videos.run(options(tmp_path / "one"), pipe)
-    videos.run(options(tmp_path / "two", batch_size=2), pipe)
+CACHES = ("every2-order2", "teacache:0.1", "fastercache:2", "threshold:0.5")
+
+
+@pytest.mark.parametrize(
+    "cache", [None, *(pytest.param(cache, marks=pytest.mark.slow) for cache in CACHES)], ids=lambda cache: str(cache)
+)
+def test_videos_do_not_depend_on_batches_or_ranks(cache, tmp_path):
+    given = {"cache": cache, "sampling_steps": 8 if cache else 3}
+    pipe = videos.build_pipeline(options(tmp_path, **given))
+    videos.run(options(tmp_path / "one", **given), pipe)
+    videos.run(options(tmp_path / "two", batch_size=2, **given), pipe)
     for rank in (0, 1):
         with device.use(rank=rank, world_size=2):
-            videos.run(options(tmp_path / "ranks"), pipe)
+            videos.run(options(tmp_path / "ranks", **given), pipe)
+    assert bool(pipe.latents.skipped) == bool(cache)
     names = sorted(p.name for p in (tmp_path / "one").iterdir() if p.is_dir())
     assert len(names) == 3
     for other in ("two", "ranks"):
