@@ -126,6 +126,9 @@ class OptimizerOptions(Options):
         True, "keep EMA weights, an exponential moving average of the weights; samples are made with them"
     )
     ema_decay: float = option(0.9999, "decay of the EMA weights per step")
+    loss_weighting: Literal["uniform", "min_snr", "v"] = option(
+        "uniform", "weight of the timesteps: uniform = predicted noise as the official code; min_snr; v = velocity"
+    )
     loss_scaler_type: Literal["dynamic", "static"] = option("dynamic", "scaling of the fp16 loss")
     init_loss_scale: float = option(65536.0, "first scale of the fp16 loss")
     loss_scale_window: int = option(2000, "dynamic: double the scale after this many steps without an overflow")

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from latte.diffusion.gaussian import GaussianTables, float32, make_tables, mean_flat, q_sample, variational_bound
 from latte.diffusion.schedule import Schedule, create_schedule
-from latte.runtime.tensors import split
+from latte.runtime.tensors import rows, split
+
+Weighting = Literal["uniform", "min_snr", "v"]
+GAMMA = 5.0  # the bound of min_snr that its paper recommends
+
+
+def weights_of(schedule: Schedule, weighting: Weighting) -> np.ndarray | None:
+    """Return the weight of the squared error of each timestep (steps,) float64; None if all are 1.
+
+    With the signal-to-noise ratio SNR = a / (1 - a), a = alphas_cumprod: min_snr is min(SNR, 5) / SNR, for predicted
+    noise (Hang et al. 2023, arXiv 2303.09556); v is 1 / a, with which it is the squared error of the velocity
+    v = sqrt(a) noise - sqrt(1 - a) x_0 (Salimans and Ho 2022, arXiv 2202.00512) that belongs to the predicted noise.
+    """
+    signal = schedule.alphas_cumprod
+    if weighting == "min_snr":
+        ratio = signal / (1 - signal)
+        return np.minimum(ratio, GAMMA) / ratio
+    return 1 / signal if weighting == "v" else None
 
 
 def loss_terms(
-    tables: GaussianTables, model_out: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
+    tables: GaussianTables,
+    model_out: Tensor,
+    x_start: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-video loss, mean squared error and VLB term (bits), each (B,) float32; loss = mse + VLB term.
+    """Per-video loss, mean squared error and VLB term (bits), each (B,) float32; loss = weight * mse + VLB term.
 
+    ``weights`` is (steps,) float32, see `weights_of`; None = 1 for all.
     ``model_out`` is (B, F, 2C, H, W): predicted noise, then variance values. The VLB term sees the prediction detached,
     so that it trains the variance only: "L_hybrid" of IDDPM eq. 16, here with the VLB term at weight 1 and in bits.
     """
@@ -21,7 +49,8 @@ def loss_terms(
     error = float32(noise) - eps
     mse = mean_flat(error * error)
     vb = variational_bound(tables, ops.stop_gradient(eps), values, x_start, x_t, t)
-    return mse + vb, mse, vb
+    weighted = mse if weights is None else rows(weights, t) * mse
+    return weighted + vb, mse, vb
 
 
 class DiffusionLoss(nn.Cell):
@@ -31,10 +60,12 @@ class DiffusionLoss(nn.Cell):
     defaults to the 1000 linear steps.
     """
 
-    def __init__(self, network: nn.Cell, schedule: Schedule | None = None) -> None:
+    def __init__(self, network: nn.Cell, schedule: Schedule | None = None, weighting: Weighting = "uniform") -> None:
         super().__init__()
         self.network = network
-        self.tables = make_tables(schedule or create_schedule())
+        schedule = schedule or create_schedule()
+        self.tables, weights = make_tables(schedule), weights_of(schedule, weighting)
+        self.weights = None if weights is None else Tensor(weights, ms.float32)  # (steps,)
 
     def construct(
         self, x_start: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None
@@ -42,4 +73,4 @@ class DiffusionLoss(nn.Cell):
         """Per-video (loss, mse, VLB term), each (B,), for x_start and noise (B, F, C, H, W) and t (B,) int32."""
         x_t = q_sample(self.tables, x_start, t, noise)  # (B, F, C, H, W)
         model_out = self.network(x_t, t) if condition is None else self.network(x_t, t, condition)  # (B, F, 2C, H, W)
-        return loss_terms(self.tables, model_out, x_start, x_t, t, noise)
+        return loss_terms(self.tables, model_out, x_start, x_t, t, noise, self.weights)

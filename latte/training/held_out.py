@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from latte.components.codec import Codec
     from latte.data.loader import TrainingSource
     from latte.diffusion.gaussian import GaussianTables
+    from latte.diffusion.loss import DiffusionLoss
     from latte.inference.latents import LatentSampler
 
 log = logging.getLogger("latte")
@@ -79,13 +80,13 @@ class Evaluation:
         source: TrainingSource,
         codec: Codec,
         network: LatentSampler,
-        tables: GaussianTables,
+        loss: DiffusionLoss,
         count: int,
         together: int,
     ):
         here = device.current()
         self.source, self.codec, self.network = source, codec, network
-        self._noised, self._terms = _compiled(tables)
+        self._noised, self._terms = _compiled(loss.tables, loss.weights)
         self.timesteps, self.together = timesteps(count), together
         self.positions = range(here.rank, count, here.world_size)
 
@@ -140,7 +141,7 @@ class Evaluation:
         return [list(row) for row in zip(*terms, strict=True)][: len(positions)]
 
 
-def _compiled(tables: GaussianTables) -> tuple[Callable, Callable]:
+def _compiled(tables: GaussianTables, weights: ms.Tensor | None) -> tuple[Callable, Callable]:
     """Return compiled `q_sample` and `loss_terms`: operation by operation a clip takes 0.1 s more on a CPU."""
 
     def noised(x: ms.Tensor, t: ms.Tensor, noise: ms.Tensor) -> ms.Tensor:
@@ -149,7 +150,7 @@ def _compiled(tables: GaussianTables) -> tuple[Callable, Callable]:
     def terms(
         out: ms.Tensor, x: ms.Tensor, x_t: ms.Tensor, t: ms.Tensor, noise: ms.Tensor
     ) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
-        return loss_terms(tables, out, x, x_t, t, noise)
+        return loss_terms(tables, out, x, x_t, t, noise, weights)
 
     return graphs.compile_training(noised), graphs.compile_training(terms)
 

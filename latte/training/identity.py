@@ -47,6 +47,7 @@ OPTIONS = (  # that may change on purpose, but make it another training, or othe
     "start_clip_step",
     "ema_decay",
     "dtype",
+    "loss_weighting",
     "loss_scaler_type",
     "loss_scale_window",
 )

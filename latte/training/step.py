@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from latte.components.codec import LOGVAR_RANGE
-from latte.diffusion.loss import DiffusionLoss
+from latte.diffusion.loss import DiffusionLoss, Weighting
 from latte.models.precision import set_trained_dtype
 from latte.runtime import device
 from latte.runtime.tensors import assign, mean, narrow, read, split, stack
@@ -44,6 +44,7 @@ class StepOptions:
     scale_factor: float = 0.18215
     images: int = 0  # single images after the frames of each video
     zero_stage: int = 0
+    loss_weighting: Weighting = "uniform"
 
 
 class TextToVideo(nn.Cell):
@@ -78,7 +79,7 @@ class TrainStep(nn.Cell):
         super().__init__()
         self.net, self.vae, self.options = net, vae, options
         takes_text = net.config.conditioning == "prompt"
-        self.loss = DiffusionLoss(TextToVideo(net) if takes_text else net)
+        self.loss = DiffusionLoss(TextToVideo(net) if takes_text else net, weighting=options.loss_weighting)
         self.takes_labels = net.config.conditioning == "class"
         self.names = [name for name, weight in net.parameters_and_names() if weight.requires_grad]
         by_name, ema_by_name = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}

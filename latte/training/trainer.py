@@ -296,8 +296,8 @@ class Trainer:
         assert training.held_out is not None
         # The number of videos for which the previews' graph is compiled.
         together = (cfg.sample_videos or cfg.train_batch_size) if device.current().batches_videos else 1
-        tables = training.step.loss.tables
-        return Evaluation(training.held_out, training.codec, self.previews.latents, tables, cfg.eval_clips, together)
+        loss = training.step.loss
+        return Evaluation(training.held_out, training.codec, self.previews.latents, loss, cfg.eval_clips, together)
 
     def _evaluate(self) -> None:
         """Measure the loss on held-out videos with the weights that are sampled from, if it is time to, once only.

@@ -9,13 +9,14 @@ import pytest
 from mindspore import Tensor, nn, ops
 
 from latte.diffusion import gaussian
-from latte.diffusion.loss import DiffusionLoss, loss_terms
+from latte.diffusion.loss import DiffusionLoss, loss_terms, weights_of
 from latte.diffusion.schedule import create_schedule
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 DATA = np.load(FIXTURES / "gaussian.npz")
 TRAINING = np.load(FIXTURES / "diffusion_training.npz")
 COUNT = len(DATA["t"])
+NAMES = ("model_out", "x_start", "x_t", "t", "noise")  # of what loss_terms takes
 FAR_TAIL = 2  # the sample at t = 0 so far off that float32 keeps a few bits of its likelihoods, here and there
 TABLES = gaussian.make_tables(create_schedule())
 
@@ -96,11 +97,35 @@ def test_the_256_likelihoods_sum_to_one():
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
 def test_loss_terms(mode):
     terms = loss_terms if mode == "eager" else ms.jit(loss_terms)
-    names = ("model_out", "x_start", "x_t", "t", "noise")
-    for actual, name in zip(terms(TABLES, *map(tensor, names)), ("loss", "mse", "vb"), strict=True):
+    for actual, name in zip(terms(TABLES, *map(tensor, NAMES)), ("loss", "mse", "vb"), strict=True):
         assert actual.shape == (COUNT,)
         for index in range(COUNT):  # each by itself: the terms of different timesteps are of different sizes
             assert_close(actual[index], DATA[name][index], 1e-4 if index == FAR_TAIL else 1e-5)
+
+
+def test_the_weight_of_v_makes_the_error_of_the_noise_that_of_the_velocity():
+    """v = sqrt(a) noise - sqrt(1 - a) x_0, where x_0 is what x_t and the predicted noise say."""
+    schedule = create_schedule()
+    a = schedule.alphas_cumprod[DATA["t"]].reshape(-1, 1, 1, 1, 1)
+    x_t, noise, eps = (DATA[name].astype(np.float64) for name in ("x_t", "noise", "model_out"))
+    eps = eps[:, :, : noise.shape[2]]
+    v, predicted = (
+        np.sqrt(a) * each - np.sqrt(1 - a) * (x_t - np.sqrt(1 - a) * each) / np.sqrt(a) for each in (noise, eps)
+    )
+    weights = Tensor(weights_of(schedule, "v"), ms.float32)
+    plain = loss_terms(TABLES, *map(tensor, NAMES))
+    loss, mse, vb = loss_terms(TABLES, *map(tensor, NAMES), weights)
+    assert_close(loss - vb, np.square(v - predicted).mean((1, 2, 3, 4)), 1e-4)
+    assert all((one.asnumpy() == other.asnumpy()).all() for one, other in ((mse, plain[1]), (vb, plain[2])))
+
+
+def test_the_weight_of_min_snr_is_bounded():
+    schedule = create_schedule()
+    ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
+    weights = weights_of(schedule, "min_snr")
+    assert (weights[ratio <= 5] == 1).all() and 0 < (ratio > 5).sum() < 1000
+    np.testing.assert_allclose(weights[ratio > 5] * ratio[ratio > 5], 5)
+    assert weights_of(schedule, "uniform") is None
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])

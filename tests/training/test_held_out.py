@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from mindspore import nn
 from PIL import Image
 from support.cache import TYPES, write_cache
 from support.runs import TRAIN, write_clips
@@ -17,7 +18,7 @@ from latte.data.cache import read_cache
 from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import Index, Record, list_records
 from latte.data.loader import TrainingSource
-from latte.diffusion.gaussian import make_tables
+from latte.diffusion.loss import DiffusionLoss, weights_of
 from latte.diffusion.schedule import create_schedule
 from latte.errors import UserError
 from latte.training import held_out
@@ -184,10 +185,11 @@ def test_single_images_of_held_out_videos_are_not_trained_on(clips):
         VideoDataset(Index(index.records, [], images[::2]), 4, PixelStore(16, "crop_resize"), cfg, 0, used)
 
 
-class Network:
+class Network(nn.Cell):
     """Predicts nothing, and remembers what it was asked."""
 
     def __init__(self):
+        super().__init__()
         self.asked = []
 
     def predict(self, x, t, conditions):
@@ -195,9 +197,9 @@ class Network:
         return np.concatenate((0 * x, x), axis=2)
 
 
-def evaluation(source, count=20, together=1):
+def evaluation(source, count=20, together=1, weighting="uniform"):
     codec = types.SimpleNamespace(sample=lambda moments, noise: moments[:, :4] + noise)
-    return Evaluation(source, codec, Network(), make_tables(create_schedule()), count, together)
+    return Evaluation(source, codec, Network(), DiffusionLoss(Network(), weighting=weighting), count, together)
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,14 @@ def test_clips_have_their_own_condition_and_noise_and_a_share_of_the_timesteps(c
     assert values["mse"] == pytest.approx(np.mean(errors), rel=1e-5)
     assert values[OF_BINS[3]] == pytest.approx(np.mean(errors[3::10]), rel=1e-5)
     assert measured.measure() == values == evaluation(source).measure()
+
+
+def test_the_loss_of_clips_has_the_weights_of_the_training(caches):
+    plain, weighted = (
+        evaluation(source_of(caches / "numpy"), 10, weighting=name).measure() for name in ("uniform", "v")
+    )
+    errors, weights = (np.array([plain[name] for name in OF_BINS]), weights_of(create_schedule(), "v")[timesteps(10)])
+    assert weighted == {**plain, "loss": pytest.approx((weights * errors).mean() + plain["bound"], rel=1e-5)}
 
 
 def test_every_kind_of_cache_call_and_number_of_ranks_measures_the_same(caches, monkeypatch):
