@@ -11,7 +11,6 @@ Running it again draws only the clips that are missing.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from latte.config.parser import OptionError, Options, in_range, option, parse_config
 from latte.data.demo import CLASSES, caption, clip_name, make_clip, write_frames
 from latte.errors import UserError
-from latte.io.atomic import atomic_path
+from latte.io.csv_files import write_csv
 from latte.io.video import read_frames, read_video, save_mp4
 
 if TYPE_CHECKING:
@@ -63,8 +62,7 @@ def make(settings: Settings) -> None:
                 where = f"videos/{kind}/{name}.mp4" if "mp4" in settings.formats else f"frames/{kind}/{name}"
                 rows.append((where, kind, caption(label, seed)))
                 bar.update()
-    with atomic_path(root / "demo.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([("video", "class", "caption"), *rows])
+    write_csv(root / "demo.csv", ("video", "class", "caption"), rows)
     side = settings.size
     print(f"{len(rows)} clips of {settings.num_frames} frames, {side} x {side} pixels, in {root}")
 

@@ -20,8 +20,12 @@ def to_pixels(frames: np.ndarray, size: int, transform: str, flip: bool = False)
         # 322 * (256 / 322) is just below 256: without the `max`, such frames would lose a row, and a batch its shape.
         scale = size / short
         x = centre(resize(frames, (max(int(height * scale), size), max(int(width * scale), size)), scale), size)
-    x = np.moveaxis(x[:, :, ::-1] if flip else x, -1, 1)
-    return np.ascontiguousarray(x, np.float32) / np.float32(127.5) - 1
+    return pixels_of(x[:, :, ::-1] if flip else x)
+
+
+def pixels_of(frames: np.ndarray) -> np.ndarray:
+    """Return frames (F, H, W, 3) from 0 to 255 as pixels (F, 3, H, W) float32 in [-1, 1]."""
+    return np.ascontiguousarray(np.moveaxis(frames, -1, 1), np.float32) / np.float32(127.5) - 1
 
 
 def centre(frames: np.ndarray, size: int) -> np.ndarray:

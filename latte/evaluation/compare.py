@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import re
@@ -21,6 +20,7 @@ from latte.errors import UserError
 from latte.evaluation import measures
 from latte.evaluation.measures import SMALLEST, Vmaf, ffmpeg_with_vmaf, flicker, measuring_vmaf, motion, psnr
 from latte.io.atomic import atomic_path, check_writable
+from latte.io.csv_files import write_csv
 from latte.io.images import kind_of
 from latte.io.listing import FRAME_SUFFIXES, GRID, VIDEO_SUFFIXES, walk
 from latte.io.video import frames_of, save_png
@@ -228,7 +228,8 @@ def run(cfg: CompareConfig) -> str:
                 for pair in pairs
             ]
     folder = Path(cfg.output_path)
-    written = [write_csv(rows, folder / "compare.csv")]
+    written = [folder / "compare.csv"]
+    write_csv(written[0], COLUMNS, rows)
     of_pair: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         of_pair[row["video"]].append(row)
@@ -290,15 +291,6 @@ def _aligned(head: str, rows: Sequence[Row]) -> list[str]:
         "  ".join([row[0].ljust(first), *(cell.rjust(width) for cell, width in zip(row[1:], others, strict=True))])
         for row in cells
     ]
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> Path:
-    """Write a line per pair, with COLUMNS, and return the path; what was not measured is empty."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def strip(pair: Pair, rows: Sequence[Row], cfg: CompareConfig) -> np.ndarray:

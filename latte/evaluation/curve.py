@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -22,6 +21,7 @@ from latte.evaluation.evaluate import Features, cuts, load_network, measure, sou
 from latte.inference import videos
 from latte.inference.inputs import latent_shape
 from latte.io.atomic import atomic_path
+from latte.io.csv_files import write_csv
 from latte.io.json_files import exists, read_json
 from latte.runtime import device, tensors
 
@@ -163,9 +163,7 @@ def run(
     Raises UserError if run, videos or weights cannot be used, the options contradict what is there, or a file cannot be
     written.
     """
-    checkpoints = runs.weights_by_step(_run_of(cfg))
-    if only is not None:
-        checkpoints = {step: path for step, path in checkpoints.items() if step == only}
+    checkpoints = runs.weights_by_step(_run_of(cfg)) if only is None else {only: checkpoint_of(cfg, only)}
     (real,) = sources(cfg, [cfg.real or ""])
     sampler = sampler or Sampler(cfg, next(iter(checkpoints.values())))
     _check_frames(cfg, sampler)
@@ -283,10 +281,7 @@ class _Table:
         )
         with atomic_path(self.file(".json")) as temporary:
             temporary.write_text(json.dumps({"protocol": self.protocol, "rows": self.rows}, indent=1), encoding="utf-8")
-        with atomic_path(self.file(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_csv(self.file(".csv"), COLUMNS, self.rows)
         self._plot()
 
     def _plot(self) -> None:

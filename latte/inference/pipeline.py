@@ -17,6 +17,7 @@ from latte.components.folders import Parts, read_scheduler
 from latte.components.loading import Source, load
 from latte.components.text_encoder import Prompts
 from latte.config.parser import nearest
+from latte.data.transforms import pixels_of
 from latte.errors import UserError
 from latte.inference import caches
 from latte.inference.inputs import (
@@ -338,8 +339,7 @@ class LattePipeline:
                 f"frame_indices {places} must be one different position from 0 to {shape[0] - 1} for each of the "
                 f"{len(frames)} frames, at least one"
             )
-        pixels = frames.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
-        mean = np.split(self.codec.moments(pixels), 2, axis=1)[0] * np.float32(self.codec.scale_factor)
+        mean = np.split(self.codec.moments(pixels_of(frames)), 2, axis=1)[0] * np.float32(self.codec.scale_factor)
         return {"held": np.repeat(mean[None], count, axis=0), "held_frames": places}
 
 

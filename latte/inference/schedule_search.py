@@ -11,7 +11,6 @@ evenly spread calls is refined: a call is moved to a neighbour where a sampling 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import logging
@@ -29,6 +28,7 @@ from latte.inference.caches.schedule import Schedule, computing, conditional, ev
 from latte.inference.inputs import check_interval, choose_inputs, guidance, latent_shape, make_conditions
 from latte.inference.latents import Request
 from latte.io.atomic import atomic_path, check_writable
+from latte.io.csv_files import write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -217,9 +217,13 @@ class Task:
     """What is to be searched, after all checks."""
 
     plan: Plan
-    calls: int  # of the network without a schedule
     blocks: tuple[int, int]
     counts: tuple[int, ...]  # computed calls of the schedules that are sampled to compare them
+
+    @property
+    def calls(self) -> int:
+        """The network calls without a schedule."""
+        return self.plan.walk.calls
 
     def cost(self, cfg: ScheduleConfig) -> int:
         """Return the network calls of the search."""
@@ -230,7 +234,7 @@ def check(cfg: ScheduleConfig) -> Task:
     """Check the options and files; raises UserError for everything that would stop the search."""
     plan = videos.check(cfg)
     config = plan.network.config
-    calls = plan.solver.calls(cfg.sampling_steps or config.default_steps)
+    calls = plan.walk.calls
     first, last = cfg.blocks or (0, config.depth)
     if last > config.depth:
         raise UserError(f"blocks are {first} to {last}, but {cfg.checkpoint} has {config.depth}; name a range of these")
@@ -246,14 +250,14 @@ def check(cfg: ScheduleConfig) -> Task:
     check_writable(str(Path(cfg.schedule_file).resolve().parent), "schedule_file")
     points = {round(share * calls) for share in MEASURED}
     counts = sorted({cfg.calls, *(point for point in points if fewest <= point < calls and point > 1)})
-    return Task(plan, calls, (first, last), tuple(counts))
+    return Task(plan, (first, last), tuple(counts))
 
 
 def dry_run(cfg: ScheduleConfig) -> str:
     """Check options and files and describe the search and its cost; raises UserError as `check` does."""
     task = check(cfg)
     return (
-        f"a schedule of {cfg.calls} of {task.calls} network calls of {task.plan.solver.name}, for blocks "
+        f"a schedule of {cfg.calls} of {task.calls} network calls of {task.plan.walk.solver}, for blocks "
         f"{task.blocks[0]} to {task.blocks[1] - 1}, found on {cfg.search_videos} videos by {task.cost(cfg):,} network "
         f"calls, which is {task.cost(cfg) / task.calls:.0f} times those of one video, in {cfg.schedule_file}"
     )
@@ -288,7 +292,7 @@ def find(cfg: ScheduleConfig) -> str:
         error, start = min(starts)
         computed, error = refined(start, error, measure, task.calls, cfg.refine)
     file = Path(cfg.schedule_file)
-    _write_table(file.with_suffix(".csv"), rows)
+    write_csv(file.with_suffix(".csv"), COLUMNS, rows)
     _plot(file.with_suffix(".png"), rows, cfg, task, error)
     schedule = dataclasses.replace(_schedule(cfg, task, computed), model=model_of(pipe.net))
     schedule.save(file, checkpoint=str(cfg.checkpoint), seeds=list(request.seeds), **told, refined=error)
@@ -301,8 +305,8 @@ def find(cfg: ScheduleConfig) -> str:
 
 
 def _schedule(cfg: ScheduleConfig, task: Task, computed: tuple[int, ...]) -> Schedule:
-    steps = len(task.plan.solver.steps(cfg.sampling_steps or task.plan.network.config.default_steps).timesteps)
-    return Schedule(computed, task.calls, task.blocks, cfg.order, task.plan.solver.name, steps)
+    walk = task.plan.walk
+    return Schedule(computed, walk.calls, task.blocks, cfg.order, walk.solver, walk.steps)
 
 
 def _measured(
@@ -322,12 +326,6 @@ def _measured(
     return float(np.mean(found))
 
 
-def _write_table(path: Path, rows: Sequence[tuple]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([COLUMNS, *rows])
-
-
 def _plot(path: Path, rows: Sequence[tuple], cfg: ScheduleConfig, task: Task, error: float) -> None:
     from matplotlib.figure import Figure  # takes a second to import; draws without a display
 
@@ -340,7 +338,7 @@ def _plot(path: Path, rows: Sequence[tuple], cfg: ScheduleConfig, task: Task, er
         panel.plot(columns["calls"][known], columns[name][known], marker="o", markersize=4, label=label)
     panel.plot([cfg.calls], [error], "k*", markersize=10, label="the schedule that was written")
     panel.set(
-        title=f"{task.plan.solver.name}, {task.calls} calls without a schedule",
+        title=f"{task.plan.walk.solver}, {task.calls} calls without a schedule",
         xlabel="computed network calls",
         ylabel="relative error of the last latents",
         ylim=(0, None),

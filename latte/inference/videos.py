@@ -60,6 +60,7 @@ class Plan:
     vae: Weights
     text_encoder: Weights | None  # for text to video only
     solver: Solver
+    walk: caches.Walk
     frames: np.ndarray | None  # of init_frames (F, H, W, 3) uint8
 
 
@@ -92,7 +93,7 @@ def check(cfg: SampleConfig) -> Plan:
         load_tokenizer(parts.prompts / "tokenizer")
         encoder = read(parts.prompts / "text_encoder", "t5")
     check_writable(cfg.output_path, "output_path")
-    return Plan(parts, network, vae, encoder, solver, frames)
+    return Plan(parts, network, vae, encoder, solver, walk, frames)
 
 
 def build_pipeline(cfg: SampleConfig, plan: Plan | None = None) -> LattePipeline:
@@ -173,7 +174,7 @@ def run(
     numbers = [target.number for target in targets if not target.done] if targets else video_numbers(cfg)
     side = pipe.codec.vae.config.downsampling
     shape = latent_shape(cfg, pipe.net.config, side)
-    given = given_frames(cfg, _init_frames(cfg), shape, side)
+    given = given_frames(cfg, _init_frames(cfg), shape, side) | {"cache": caches.opened(cfg.cache)}
     if shape[0] == 1 and cfg.output_format != ["png"]:
         log.info("videos of one frame are saved as .png, whatever output_format says")
     files: list[Path] = []
@@ -238,7 +239,7 @@ def _make(
 ) -> tuple[list[str], np.ndarray]:
     """Return the file names of these videos, without suffixes, and the videos (B, F, H, W, 3) uint8.
 
-    given: the arguments for conditioning frames, see `given_frames`.
+    given: the arguments that all batches share: those for conditioning frames, see `given_frames`, and the cache.
     """
     config, side = pipe.net.config, pipe.codec.vae.config.downsampling
     shape = latent_shape(cfg, config, side)
@@ -255,7 +256,6 @@ def _make(
         eta=cfg.eta,
         guidance_scale=cfg.guidance_scale,
         feature_cache=cfg.feature_cache,
-        cache=cfg.cache,
         guidance_interval=cfg.guidance_interval,
         output_type="uint8",
         progress=device.current().rank == 0,

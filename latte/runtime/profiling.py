@@ -13,7 +13,7 @@ from mindspore import profiler
 from mindspore.profiler import ProfilerActivity
 
 from latte.errors import UserError
-from latte.io.atomic import atomic_path
+from latte.io.csv_files import write_csv
 from latte.runtime import device
 
 if TYPE_CHECKING:
@@ -184,10 +184,8 @@ def read_operations(trace: Path) -> list[Operation]:
 
 def write_operations(operations: list[Operation], path: Path) -> None:
     """Write all operations as a CSV file; raises UserError if it cannot be written."""
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(Operation._fields)
-        rows.writerows((each.name, each.calls, f"{each.seconds:.6f}", f"{each.share:.4f}") for each in operations)
+    rows = [(each.name, each.calls, f"{each.seconds:.6f}", f"{each.share:.4f}") for each in operations]
+    write_csv(path, Operation._fields, rows)
 
 
 def describe(operations: list[Operation]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import time
 from collections import deque
@@ -17,8 +15,9 @@ from mindspore import nn, ops
 from tqdm import tqdm
 
 from latte.components.codec import LOGVAR_RANGE
+from latte.data.transforms import pixels_of
 from latte.errors import UserError
-from latte.io.atomic import atomic_path
+from latte.io.csv_files import write_csv
 from latte.io.images import read_image
 from latte.io.listing import FRAME_SUFFIXES, VIDEO_SUFFIXES, files_below
 from latte.io.video import read_any, save_png, to_uint8
@@ -140,11 +139,6 @@ def split(frames: np.ndarray, clips: np.ndarray, folder: str) -> tuple[np.ndarra
     return frames[~held_out], frames[chosen]
 
 
-def pixels_of(images: np.ndarray) -> np.ndarray:
-    """Return images (N, H, W, 3) uint8 as pixels (N, 3, H, W) float32 in [-1, 1]."""
-    return np.moveaxis(images.astype(np.float32) / 127.5 - 1, -1, 1)
-
-
 def crops(frames: np.ndarray, settings: VaeTrainConfig, rng: np.random.Generator) -> np.ndarray:
     """Return a batch of random crops, half of them mirrored, as pixels (N, 3, crop, crop) float32 in [-1, 1]."""
     size, chosen = settings.crop, []
@@ -189,10 +183,7 @@ def save(vae: AutoencoderKL, held_out: np.ndarray, settings: VaeTrainConfig) -> 
 
 def write_log(rows: list[list], settings: VaeTrainConfig) -> None:
     """Write the log as a CSV file beside the weights."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(COLUMNS), *rows])
-    with atomic_path(Path(settings.target).with_suffix(".csv")) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    write_csv(Path(settings.target).with_suffix(".csv"), COLUMNS, rows)
 
 
 def fit(

@@ -13,6 +13,7 @@ import numpy as np
 
 from latte.errors import UserError
 from latte.io.atomic import atomic_path
+from latte.io.csv_files import write_csv
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,10 +56,7 @@ class Table:
             log.warning("%s: %s; the rest of it is kept, and the file as it was is %s", self.file, damage, aside.name)
             with atomic_path(aside) as temporary:
                 temporary.write_bytes(self.file.read_bytes())
-        with atomic_path(self.file) as temporary, temporary.open("w", newline="", encoding="utf-8") as new:
-            writer = csv.DictWriter(new, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(self.file, columns, rows)
 
     @property
     def rows(self) -> list[dict[str, str]]:

@@ -304,8 +304,7 @@ class Trainer:
 
         Every rank must call this function. It changes nothing that the training depends on.
         """
-        every, total = self.cfg.eval_every, self.training.total_steps
-        if not self.training.held_out or (self.step % every and self.step < total):
+        if not self.training.held_out or not self._measures():
             return
         if any_rank(self.is_first and self.metrics.is_evaluated(self.step)):
             return
@@ -318,16 +317,20 @@ class Trainer:
 
     def _is_due(self) -> bool:
         """Return whether a checkpoint is to be saved after this step."""
-        measured = bool(self.training.quality) and self.step % self.cfg.eval_every == 0
+        measured = bool(self.training.quality) and self._measures()
         return measured or self.step % self.save_interval == 0
+
+    def _measures(self) -> bool:
+        """Return whether it is time for what eval_every is about: at its steps, and at the end."""
+        return self.step % self.cfg.eval_every == 0 or self.step == self.training.total_steps
 
     def _compare(self, saved: bool) -> None:
         """Compare samples of the checkpoint of this step with real videos, if it is saved and time to, once only.
 
         Every rank must call this function.
         """
-        quality, every, total = self.training.quality, self.cfg.eval_every, self.training.total_steps
-        if quality and saved and (self.step % every == 0 or self.step == total):
+        quality = self.training.quality
+        if quality and saved and self._measures():
             quality.measure(self.folder, self.step)
             self.seen = time.perf_counter(), self.step  # as in `_save`
 

@@ -25,10 +25,11 @@ from latte.components.text_encoder import load_t5
 from latte.config.train_vae import VaeTrainConfig
 from latte.diffusion.denoiser import make_denoiser
 from latte.inference.caches import Graphs, Step, Walk
+from latte.inference.caches.base import relative_change
 from latte.inference.caches.fastercache import FasterCache
 from latte.inference.caches.schedule import computing, conditional, extrapolated, reusing
 from latte.inference.caches.teacache import TeaCache
-from latte.inference.caches.threshold import change, compiled_parts
+from latte.inference.caches.threshold import compiled_parts
 from latte.models import AutoencoderKL
 from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.autoencoder import AutoencoderConfig
@@ -138,7 +139,7 @@ def feature_cache():
     begin, middle, end = compiled_parts(Graphs(_latte("fp16", depth=4, flash=True, hidden_size=32)))
     tokens, context = begin(*_inputs())
     last = middle(tokens, *context)
-    change(last, tokens)
+    relative_change([last], [tokens])
     end(tokens + (last - tokens), *context)
 
 

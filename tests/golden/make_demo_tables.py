@@ -20,6 +20,7 @@ from latte import LattePipeline
 from latte.config import EvaluateConfig
 from latte.config.compare import CompareConfig
 from latte.data.demo import CLASSES
+from latte.data.transforms import pixels_of
 from latte.evaluation import compare, evaluate
 from latte.io.video import read_frames, save_png_frames
 from latte.runtime import device
@@ -53,7 +54,7 @@ def main(real: str, folder: str, videos: str = "24") -> None:
         if not (clips / name).exists():
             save_png_frames(frames, clips / name)
         if not (home / "autoencoder" / name).exists():
-            moments = pipe.codec.moments(frames_in(frames))
+            moments = pipe.codec.moments(pixels_of(frames))
             latents = pipe.codec.sample(moments, np.zeros_like(moments[:, : moments.shape[1] // 2]))  # the mean
             save_png_frames(pipe.codec.decode(latents), home / "autoencoder" / name)
 
@@ -87,11 +88,6 @@ def chosen(real: Path, count: int) -> list[Path]:
     """Return folders of frames, as many of each class as of the others."""
     by_class = [sorted(folder.iterdir()) for folder in sorted(real.iterdir())]
     return [by_class[place % len(by_class)][place // len(by_class)] for place in range(count)]
-
-
-def frames_in(frames: np.ndarray) -> np.ndarray:
-    """Return frames (F, H, W, 3) uint8 as the autoencoder takes them, (F, 3, H, W) float32 in [-1, 1]."""
-    return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(127.5) - 1
 
 
 def row(name: str, home: Path, reference: str, real: str | Path, count: int, network: evaluate.Network) -> str:

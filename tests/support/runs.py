@@ -9,7 +9,10 @@ import numpy as np
 from PIL import Image
 from support.golden_values import FIXTURES, ROOT
 
+from latte.config import TrainConfig, parse_config
 from latte.io.video import read_frames
+from latte.training.build import build
+from latte.training.trainer import Trainer
 from latte.weights.safetensors_file import read_safetensors
 
 TRAIN = {"vae_checkpoint": FIXTURES / "vae.bin", "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 2}
@@ -40,6 +43,19 @@ def write_clips(root):
 def words(**options):
     """Return the words of a command line of a small run; `options` come over those of `TRAIN`."""
     return [f"--{key}={value}" for key, value in (TRAIN | options).items()]
+
+
+def options(**given):
+    """Return the options of `words`."""
+    return parse_config(TrainConfig, words(**given))
+
+
+def train(**given):
+    """Train in this process with the options of `words`, and return the folder of the run."""
+    cfg = options(**given)
+    trainer = Trainer(cfg, build(cfg))
+    trainer.fit()
+    return trainer.folder
 
 
 def metrics(folder):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from mindspore import nn
 from PIL import Image
+from support import runs
 from support.cache import TYPES, write_cache
 from support.runs import TRAIN, write_clips
 
 from latte.components.codec import Codec
-from latte.config import TrainConfig, parse_config
+from latte.config import TrainConfig
 from latte.config.parser import OptionError
 from latte.data.cache import read_cache
 from latte.data.dataset import PixelStore, VideoDataset
@@ -51,14 +52,11 @@ def quick():
 
 
 def options(**given):
-    return parse_config(TrainConfig, [f"--{key}={value}" for key, value in {**RUN, **given}.items()])
+    return runs.options(**RUN | given)
 
 
 def train(**given):
-    cfg = options(**given)
-    trainer = Trainer(cfg, build(cfg))
-    trainer.fit()
-    return trainer.folder
+    return runs.train(**RUN | given)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import runs
 from support.clips import NETWORK, make_folder
 from support.golden_values import ROOT
 from support.runs import TRAIN, words
 
 from latte.components.codec import Codec
-from latte.config import EvaluateConfig, TrainConfig, parse_config
+from latte.config import EvaluateConfig
 from latte.config.parser import OptionError
 from latte.errors import UserError
 from latte.evaluation import curve, features
@@ -22,7 +23,6 @@ from latte.runtime import device
 from latte.training import quality
 from latte.training.build import build, describe
 from latte.training.metrics import Metrics
-from latte.training.trainer import Trainer
 
 RUN = TRAIN | {"depth": 1, "num_frames": 9, "max_steps": 5, "ckpt_save_interval": 4, "train_batch_size": 2}
 RUN |= {"sample_videos": 0, "sample_steps": 2, "eval_every": 2}
@@ -61,14 +61,11 @@ def quick(monkeypatch, tmp_path):
 
 
 def options(**given):
-    return parse_config(TrainConfig, [f"--{key}={value}" for key, value in {**RUN, **given}.items()])
+    return runs.options(**RUN | given)
 
 
 def train(**given):
-    cfg = options(**given)
-    trainer = Trainer(cfg, build(cfg))
-    trainer.fit()
-    return trainer.folder
+    return runs.train(**RUN | given)
 
 
 def rows(run, metric="fvd4_9f"):

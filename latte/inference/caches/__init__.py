@@ -31,6 +31,7 @@ __all__ = [
     "choose",
     "facts",
     "is_name",
+    "opened",
 ]
 
 Cache = str | Path | Method | None  # what users give: a name, a file of latte schedule, or a method
@@ -70,6 +71,14 @@ def choose(cache: Cache, feature_cache: float, walk: Walk) -> Method:
         known = ", ".join(("every2", "calls20", *METHODS))
         raise UserError(f"cache {str(cache)!r} is neither a file nor a method; name a file, or one such as {known}")
     return read_schedule(cache).check(walk)
+
+
+def opened(cache: str | None) -> str | Schedule | None:
+    """Return the option `cache`, or the schedule in the file that it names, so that many batches read it once.
+
+    Raises UserError if the file is missing or damaged.
+    """
+    return cache if cache is None or is_name(cache) else read_schedule(cache)
 
 
 def facts(cache: str | None) -> str | None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from mindspore import ops
+
 from latte.diffusion.denoiser import make_denoiser
 from latte.runtime import device, graphs
+from latte.runtime.tensors import mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     import mindspore as ms
     from mindspore import nn
@@ -57,6 +60,16 @@ class Denoiser(Protocol):
 
     def __call__(self, step: Step, x: ms.Tensor, t: ms.Tensor, scale: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Return the output (B, F, C or 2C, H, W) float32 for x (B, F, C, H, W), t (B,); see `make_denoiser`."""
+
+
+def relative_change(new: Sequence[ms.Tensor], old: Sequence[ms.Tensor]) -> float:
+    """Return mean |new - old| / mean |old|, each summed over the pairs of tensors; it waits for the device."""
+    pairs = list(zip(new, old, strict=False))
+    moved, size = (
+        sum(parts[1:], parts[0])
+        for parts in ([mean(ops.abs(a - b)) for a, b in pairs], [mean(ops.abs(b)) for _, b in pairs])
+    )
+    return float((moved / size).asnumpy())
 
 
 class Method(Protocol):

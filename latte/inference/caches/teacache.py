@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import mindspore as ms
 import numpy as np
-from mindspore import ops
 
+from latte.inference.caches.base import relative_change
 from latte.inference.caches.schedule import Schedule, Scheduled
-from latte.runtime.tensors import mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from latte.inference.caches.base import Graphs, Step, Walk
 
 LATTE_1 = np.poly1d([-2.46434137e03, 3.08044764e02, 8.07447667e01, -4.11385132e00, 1.11001402e-01])
@@ -56,25 +53,15 @@ class Measured(Scheduled):
             return net.first_norm(*net.embed(x, t, *conditions))
 
         graph = self.made.get("the first norm", lambda: normed)
-        inputs = [graph(x, t, *conditions[:half])]
+        inputs = [graph(x, t, *conditions[:half]).astype(ms.float32)]
         if step.guided:
-            inputs.append(graph(x, t, *conditions[half:]))
+            inputs.append(graph(x, t, *conditions[half:]).astype(ms.float32))
         before, self.inputs = self.inputs, inputs
         if step.number in (0, step.count - 1):
             self.sum = 0.0
             return True
-        self.sum += float(LATTE_1(change(inputs, before)))
+        self.sum += float(LATTE_1(relative_change(inputs, before)))  # over the halves that both calls have
         if self.sum < self.threshold:
             return False
         self.sum = 0.0
         return True
-
-
-def change(new: Sequence[ms.Tensor], old: Sequence[ms.Tensor]) -> float:
-    """Return mean |new - old| / mean |old| over the halves of guidance that both have; it waits for the device."""
-    pairs = [(a.astype(ms.float32), b.astype(ms.float32)) for a, b in zip(new, old, strict=False)]
-    moved, size = (
-        sum(parts[1:], parts[0])
-        for parts in ([mean(ops.abs(a - b)) for a, b in pairs], [mean(ops.abs(b)) for _, b in pairs])
-    )
-    return float((moved / size).asnumpy())

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import mindspore as ms
-from mindspore import ops
-
 from latte.diffusion.denoiser import guide
 from latte.diffusion.gaussian import float32
+from latte.inference.caches.base import relative_change
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import mindspore as ms
 
     from latte.inference.caches.base import Graphs, Step, Walk
 
@@ -67,17 +67,12 @@ class ReusingDenoiser:
     def _run(self, memory: Memory, *inputs: ms.Tensor) -> ms.Tensor:
         tokens, context = self.begin(*inputs)
         self.passes += 1
-        if memory.tokens is not None and change(tokens, memory.tokens) < self.threshold:
+        if memory.tokens is not None and relative_change([tokens], [memory.tokens]) < self.threshold:
             self.skipped += 1
             return self.end(tokens + memory.added, *context)
         last = self.middle(tokens, *context)
         memory.tokens, memory.added = tokens, last - tokens
         return self.end(last, *context)
-
-
-def change(new: ms.Tensor, old: ms.Tensor) -> float:
-    """Return mean |new - old| / mean |old| of two tensors of one shape."""
-    return float((ops.abs(new - old).mean() / ops.abs(old).mean()).asnumpy())
 
 
 def compiled_parts(made: Graphs) -> tuple[Callable, Callable, Callable]:
