@@ -17,6 +17,7 @@ REMEDY = "download the whole folder again"
 LATTE = "maxin-cn/Latte (unconditional and with classes)"  # where huggingface.co has the official weights
 LATTE_1 = "maxin-cn/Latte-1 (text to video)"
 AUTOENCODER = "stabilityai/sd-vae-ft-mse"
+CLIP = "openai/clip-vit-large-patch14"
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB = re.compile(
     r"(\w+://)?(www\.)?((huggingface|hf)\.co/)?([^/@]+/[^/@]+)(@.*|/(tree|blob|resolve)/.*|/*)"
@@ -26,12 +27,13 @@ BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a file of a hub's cache is ca
 
 @dataclass(frozen=True)
 class Parts:
-    """The files or folders of a pipeline; prompts and scheduler are of text to video only."""
+    """The files or folders of a pipeline; prompts and scheduler are of text to video only, clip of a condition text."""
 
     network: Path
     vae: Path
     prompts: Path | None = None  # the folder with tokenizer and text_encoder
     scheduler: Path | None = None
+    clip: Path | None = None  # a folder with CLIP's tokenizer and text encoder
     scale_factor: float | None = None  # of the latents, where a run's options name another one than the autoencoder's
 
 

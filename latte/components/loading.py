@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import mindspore as ms
 from mindspore import nn
 
-from latte.components.folders import AUTOENCODER, LATTE, LATTE_1, check_there
+from latte.components.folders import AUTOENCODER, CLIP, LATTE, LATTE_1, check_there
 from latte.components.quantize import check_int8, check_kind, is_quantized, load_int8
 from latte.errors import UserError
-from latte.models import autoencoder, latte, latte_t2v, t5
+from latte.models import autoencoder, clip, latte, latte_t2v, t5
 from latte.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from latte.models.clip import ClipConfig, ClipTextEncoder
 from latte.models.latte import Latte, LatteConfig
 from latte.models.latte_t2v import LatteT2V, LatteT2VConfig
 from latte.models.precision import pad_heads, prepare
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-Config = LatteConfig | LatteT2VConfig | AutoencoderConfig | T5Config
+Config = LatteConfig | LatteT2VConfig | AutoencoderConfig | T5Config | ClipConfig
 Net = TypeVar("Net", Latte, LatteT2V)
 
 
@@ -131,6 +132,19 @@ KINDS: dict[str, Kind] = {
             instead="tools/t2v_converter.py converts its folder",
             official=LATTE_1,
             own_names=t5.own_names,
+            folder="text_encoder",
+            stems=("model", "pytorch_model"),
+            takes=("dtype",),
+        ),
+        Kind(
+            name="clip",
+            description="a CLIP text encoder",
+            sign="text_model.encoder.layers.*",
+            config=ClipConfig,
+            network=ClipTextEncoder,
+            instead="name its folder as text_encoder_path",
+            official=CLIP,
+            own_names=clip.own_names,
             folder="text_encoder",
             stems=("model", "pytorch_model"),
             takes=("dtype",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from latte.components.folders import Parts, find_parts
@@ -27,17 +28,22 @@ def run_of(path: str | Path) -> Path | None:
     return run if (run / CHECKPOINTS).is_dir() and (run / CONFIG_FILE).is_file() else None
 
 
-def find(path: str | Path, vae: str | Path | None = None, temporal_decoder: bool = False) -> Parts:
+def find(
+    path: str | Path, vae: str | Path | None = None, temporal_decoder: bool = False, clip: str | Path | None = None
+) -> Parts:
     """Return the parts of a pipeline, those of a run's folder too; raises UserError if a part is missing."""
     parts = None if temporal_decoder else parts_of_run(path, vae)
-    return parts or find_parts(path, vae, temporal_decoder)
+    parts = parts or find_parts(path, vae, temporal_decoder)
+    if clip and parts.prompts:
+        raise UserError(f"text_encoder_path is for networks with condition text; {path} has its own text encoder")
+    return replace(parts, clip=Path(clip)) if clip else parts
 
 
 def parts_of_run(path: str | Path, vae: str | Path | None = None) -> Parts | None:
     """Return the parts of a pipeline that the run of a path has, or None if the path is not of a run.
 
     The network is the newest one, unless the path names a file; its EMA weights are taken where there are some. The
-    autoencoder is that of the run's options, unless `vae` names another one.
+    autoencoder is that of the run's options, unless `vae` names another one; so is CLIP's folder, where it is there.
     Raises UserError if the run has no weights yet, no autoencoder, or is of text to video.
     """
     run, path = run_of(path), Path(path)
@@ -60,7 +66,10 @@ def parts_of_run(path: str | Path, vae: str | Path | None = None) -> Parts | Non
         said = f"names the autoencoder {stored}, which does not exist" if stored else "names no autoencoder"
         raise UserError(f"{options} {said} here; name it (--vae_checkpoint, or vae of from_pretrained)")
     factor = fit(values.get("sd_scale_factor", Plain("null")), float | None)
-    return Parts(network, found, scale_factor=None if vae else factor)
+    clip = fit(values.get("text_encoder_path", Plain("null")), str | None)
+    return Parts(
+        network, found, clip=Path(clip) if clip and exists(clip) else None, scale_factor=None if vae else factor
+    )
 
 
 def options_of(run: Path) -> Path:

@@ -1,30 +1,58 @@
-"""From prompts to what Latte-1 is conditioned on: a T5 tokenizer and encoder out of local folders."""
+"""From prompts to what networks are conditioned on: a tokenizer and encoder, T5's or CLIP's, out of local folders."""
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import logging
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
 
-from latte.components.loading import Source, Weights, load, read
+from latte.components.loading import KINDS, Source, Weights, load, read
 from latte.components.quantize import check_kind, empty_int8, holds_int8, is_quantized
 from latte.errors import UserError
 from latte.io.json_files import check_numbers, check_regular, read_json
-from latte.models.t5 import T5Config, T5Encoder
+from latte.models.latte import CLIP_TEXT
 from latte.runtime import device
 
+if TYPE_CHECKING:
+    from latte.models.clip import ClipTextEncoder
+    from latte.models.t5 import T5Config, T5Encoder
+
 log = logging.getLogger("latte")
-MAX_LENGTH = 120  # tokens of a prompt that Latte-1 was trained with
 KEPT = 64  # embeddings of prompts, of 2 MB each
 LARGEST = 32 << 20  # bytes of a file of a tokenizer; T5's have one or two MiB
-VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is a whole tokenizer
+VOCABULARIES = {  # groups of files, each a whole tokenizer
+    "t5": (("tokenizer.json",), ("spiece.model",)),
+    "clip": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+}
+
+
+def places(folder: str | Path, kind: str) -> tuple[Path, Path]:
+    """Return where the tokenizer and the weights of a text encoder lie: in folders of a pipeline, or CLIP's in one.
+
+    Raises UserError if the folder holds neither.
+    """
+    root = Path(folder)
+    tokenizer, encoder = root / "tokenizer", root / KINDS[kind].folder
+    if kind == "clip" and not encoder.is_dir():
+        tokenizer = encoder = root
+    if not encoder.is_dir() or not holds_tokenizer(tokenizer, kind):
+        alone = f", or is no folder of {KINDS[kind].official} itself" if kind == "clip" else ""
+        raise UserError(
+            f"text_encoder_path {root} does not hold the folders tokenizer and {KINDS[kind].folder}{alone}; "
+            "name one that does"
+        )
+    return tokenizer, encoder
+
+
+def holds_tokenizer(folder: Path, kind: str) -> bool:
+    """Return whether a folder holds a whole tokenizer."""
+    return any(all((folder / name).is_file() for name in names) for names in VOCABULARIES[kind])
 
 
 def load_t5(source: Source, dtype: str = "fp32", quantize: str | None = None) -> T5Encoder:
@@ -37,6 +65,13 @@ def load_t5(source: Source, dtype: str = "fp32", quantize: str | None = None) ->
     as_int8 = as_int8 or is_quantized(found.tensors)
     _warn_of_memory(t5_bytes(found.config, device.compute_dtype(dtype), as_int8))
     return load(found, "t5", dtype=dtype, quantize=quantize)
+
+
+def encoder_bytes(weights: Weights, compute: ms.Type, quantize: str | None) -> int:
+    """Return about how much memory the weights of a text encoder take; CLIP's are float32 whatever it computes in."""
+    if weights.kind.name == "clip":
+        return weights.config.parameter_count * 4
+    return t5_bytes(weights.config, compute, bool(quantize) or is_quantized(weights.tensors))
 
 
 def t5_bytes(config: T5Config, compute: ms.Type, as_int8: bool) -> int:
@@ -55,21 +90,23 @@ def _warn_of_memory(needed: int) -> None:
         )
 
 
-def load_tokenizer(folder: str | Path) -> Any:
-    """Return the T5 tokenizer in a folder that holds tokenizer.json or spiece.model.
+def load_tokenizer(folder: str | Path, kind: str = "t5") -> Any:
+    """Return the tokenizer, of kind "t5" or "clip", in a folder that holds its vocabulary.
 
-    Raises UserError if there is neither, or they are broken.
+    Raises UserError if there is none, or it is broken.
     """
     folder = Path(folder)
-    # Without either, transformers makes a tokenizer that knows no words.
-    if not any((folder / name).is_file() for name in VOCABULARIES):
-        raise UserError(f"{folder} holds no tokenizer ({' or '.join(VOCABULARIES)}); name a tokenizer folder")
+    # Without one, transformers makes a tokenizer that knows no words.
+    if not holds_tokenizer(folder, kind):
+        names = " or ".join(" and ".join(group) for group in VOCABULARIES[kind])
+        raise UserError(f"{folder} holds no tokenizer ({names}); name a tokenizer folder")
     _check_tokenizer(folder)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would ask for torch, which nothing here needs
-    from transformers import T5Tokenizer  # imported late: it takes seconds, which only prompts are worth
+    from transformers import CLIPTokenizer, T5Tokenizer  # imported late: it takes seconds, which only prompts are worth
 
+    tokenizer: Any = CLIPTokenizer if kind == "clip" else T5Tokenizer
     try:
-        return T5Tokenizer.from_pretrained(str(folder), local_files_only=True)
+        return tokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the Rust parser raises bare Exception, protobuf classes of its own
         reason = str(error).strip().splitlines()[:1]
         raise UserError(
@@ -89,36 +126,68 @@ def _check_tokenizer(folder: Path) -> None:
         check_numbers(read_json(settings, LARGEST, remedy=remedy), {"extra_ids": (0, 1000)}, str(settings))
 
 
+def read_encoder(folder: str | Path, kind: str, width: int) -> Weights:
+    """Read the weights of a text encoder, "t5" or "clip", beside a tokenizer, without loading them into memory.
+
+    Raises UserError unless the folder holds both, and the encoder is complete and has this width.
+    """
+    _, encoder = places(folder, kind)
+    found = read(encoder, kind)
+    if found.config.width != width:
+        raise UserError(
+            f"the text encoder in {folder} is {found.config.width} wide, but the network takes {width}; name its own"
+        )
+    if kind == "clip" and found.config.max_length != CLIP_TEXT[0]:
+        raise UserError(
+            f"the text encoder in {folder} takes {found.config.max_length} tokens, but the network {CLIP_TEXT[0]}; "
+            "name that of openai/clip-vit-large-patch14"
+        )
+    return found
+
+
 def load_text_encoder(
-    folder: str | Path, dtype: str = "fp32", quantize: str | None = None, weights: Weights | None = None
+    folder: str | Path,
+    dtype: str = "fp32",
+    quantize: str | None = None,
+    weights: Weights | None = None,
+    kind: str = "t5",
 ) -> TextEncoder:
-    """Return the text encoder of a Latte-1 folder, which holds the folders tokenizer and text_encoder.
+    """Return the text encoder of a folder that `places` knows, such as that of Latte-1.
 
     `dtype` and `quantize` are those of `load_t5`; `weights` are those of text_encoder, if they were read before.
     Raises UserError if either is missing or broken; the tokenizer is read first, as it is small.
     """
-    tokenizer = load_tokenizer(Path(folder) / "tokenizer")
-    return TextEncoder(tokenizer, load_t5(weights or Path(folder) / "text_encoder", dtype, quantize))
+    tokenizer, encoder = places(folder, kind)
+    loaded = load_tokenizer(tokenizer, kind)
+    return TextEncoder(loaded, _load(weights or encoder, kind, dtype, quantize))
+
+
+def _load(source: Source, kind: str, dtype: str, quantize: str | None) -> T5Encoder | ClipTextEncoder:
+    """Return a text encoder; that of CLIP is small, and never int8."""
+    return load(source, "clip", dtype=dtype) if kind == "clip" else load_t5(source, dtype, quantize)
 
 
 class TextEncoder:
     """Turns prompts into embeddings; `release` frees the memory of the weights."""
 
-    def __init__(self, tokenizer: Any, network: T5Encoder):
+    def __init__(self, tokenizer: Any, network: T5Encoder | ClipTextEncoder):
         self.tokenizer = tokenizer
-        self.network: T5Encoder | None = network
+        self.network: T5Encoder | ClipTextEncoder | None = network
+        self.max_length: int = network.config.max_length  # tokens of a prompt
         self._shapes: set[tuple[int, int]] = set()  # of the calls so far
 
-    def encode(self, prompts: list[str], max_length: int = MAX_LENGTH) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, prompts: list[str], max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return embeddings (B, L, D) float32 and masks (B, L) int32, 1 for tokens and 0 for padding; L is max_length.
 
-        Prompts are stripped and set in lower case, as Latte-1 was trained, and cut to `max_length` tokens with a
-        warning. Equal prompts are encoded once. On CPU they go through the network one by one.
+        Prompts are cut to `max_length` tokens, by default as many as the network was trained with, with a warning; for
+        T5 they are stripped and set in lower case, as Latte-1 was trained, which CLIP's tokenizer does by itself.
+        Equal prompts are encoded once. On CPU they go through the network one by one.
         Raises UserError if the tokenizer is another network's, RuntimeError after `release`.
         """
         if self.network is None:
             raise RuntimeError("the text encoder was released; load it again to encode more prompts")
-        texts = [prompt.lower().strip() for prompt in prompts]
+        max_length = max_length or self.max_length
+        texts = [prompt.lower().strip() for prompt in prompts] if self.network.config.lowers else prompts
         unique = list(dict.fromkeys(texts))
         ids, mask = self.tokenize(unique, max_length)
         size = len(unique) if device.current().batches_videos else 1
@@ -130,11 +199,12 @@ class TextEncoder:
         rows = [unique.index(text) for text in texts]
         return np.concatenate(parts)[rows], mask[rows]
 
-    def tokenize(self, texts: list[str], max_length: int = MAX_LENGTH) -> tuple[np.ndarray, np.ndarray]:
+    def tokenize(self, texts: list[str], max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids and masks of texts as they are, both (B, max_length) int32.
 
         Raises UserError if there are tokens that the network does not know.
         """
+        max_length = max_length or self.max_length
         ids = np.full((len(texts), max_length), self.tokenizer.pad_token_id, np.int32)
         mask = np.zeros((len(texts), max_length), np.int32)
         for row, text in enumerate(texts):
@@ -156,14 +226,15 @@ class TextEncoder:
         """Give back the memory of the network's weights; `tokenize` still works."""
         if self.network is None:
             return
-        config, dtype, as_int8 = self.network.config, self.network.dtype, holds_int8(self.network)
+        network: Any = self.network
+        as_int8 = holds_int8(network)
         self.network = None
         gc.collect()  # cells hold each other in circles
         if device.current().compile_scope != "block":
             return
         # A compiled graph keeps the tensors of its last call, the weights of a block; in a call of a network that was
         # never filled, others take their place that occupy no memory.
-        stand_in = T5Encoder(dataclasses.replace(config, num_layers=1, vocab_size=1), dtype)
+        stand_in = type(network)(network.config.smallest(), network.dtype)
         if as_int8:
             empty_int8(stand_in)
         for shape in self._shapes:
@@ -171,19 +242,27 @@ class TextEncoder:
 
 
 class Prompts:
-    """The tokenizer and the text encoder of a folder; the embeddings of the last prompts are kept.
+    """The tokenizer and the text encoder, "t5" or "clip", of a folder; the embeddings of the last prompts are kept.
 
     keep: also keep the encoder in memory, so that new prompts need not load it again.
     """
 
-    def __init__(self, folder: str | Path, dtype: str = "fp32", quantize: str | None = None, keep: bool = False):
-        self.tokenizer = load_tokenizer(Path(folder) / "tokenizer")  # a folder without one is refused at once
-        self.folder, self.dtype, self.quantize, self.keep = Path(folder), dtype, quantize, keep
+    def __init__(
+        self,
+        folder: str | Path,
+        dtype: str = "fp32",
+        quantize: str | None = None,
+        keep: bool = False,
+        kind: str = "t5",
+    ):
+        tokenizer, self.encoder = places(folder, kind)
+        self.tokenizer = load_tokenizer(tokenizer, kind)  # a folder without one is refused at once
+        self.kind, self.dtype, self.quantize, self.keep = kind, dtype, quantize, keep
         self._encoder: TextEncoder | None = None  # what is kept
         self._known: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
     def encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return embeddings (B, 120, D) float32 and masks (B, 120) int32 of prompts.
+        """Return embeddings (B, L, D) float32 and masks (B, L) int32 of prompts: 120 tokens for T5, 77 for CLIP.
 
         The encoder is loaded if there is a prompt that was not encoded before, and released again unless it is kept.
         Raises UserError if it cannot be loaded.
@@ -200,4 +279,4 @@ class Prompts:
         return np.stack(embeds), np.stack(masks)
 
     def _load(self) -> TextEncoder:
-        return TextEncoder(self.tokenizer, load_t5(self.folder / "text_encoder", self.dtype, self.quantize))
+        return TextEncoder(self.tokenizer, _load(self.encoder, self.kind, self.dtype, self.quantize))

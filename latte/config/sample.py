@@ -47,6 +47,11 @@ class SamplingOptions(Options):
     text_embeddings: str | None = option(
         None, "CLIP embeddings, an .npz of `text` (N, 77, 768) and, for guidance, `null` (77, 768)"
     )
+    text_encoder_path: str | None = option(
+        None,
+        "folder of CLIP's text encoder and tokenizer, for the prompts of a network with condition text; null = that of "
+        "its training run",
+    )
     seed: int = option(42, "random seed of the first video; the next videos count up from it")
     num_samples: int = option(1, "videos to sample; with prompts, videos per prompt")
     batch_size: int = option(1, "videos sampled at once")
@@ -74,7 +79,7 @@ class SamplingOptions(Options):
 
 @dataclasses.dataclass(kw_only=True)
 class TextToVideoOptions(Options):
-    """Text to video, where checkpoint is a diffusers folder and vae_checkpoint is null"""
+    """Text to video, where checkpoint is a diffusers folder and vae_checkpoint is null; prompts also with CLIP"""
 
     prompts: list[str] | None = option(None, "descriptions of the videos to make")
     negative_prompt: str = option("", "what guidance leads away from")

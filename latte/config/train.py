@@ -72,7 +72,9 @@ class ConditionOptions(Options):
         None, "CLIP embeddings, an .npz of `text` (N, 77, 768), `captions` (N,) and `null` (77, 768)"
     )
     text_encoder_path: str | None = option(
-        None, "LatteT2V: folder with tokenizer and text_encoder; null = the folder of pretrained_model_path"
+        None,
+        "folder with tokenizer and text_encoder: T5's for LatteT2V, null = the folder of pretrained_model_path; CLIP's "
+        "for condition text, in place of text_embeddings",
     )
 
     def __post_init__(self) -> None:

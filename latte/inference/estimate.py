@@ -228,7 +228,7 @@ def stored(cfg: SampleConfig) -> tuple[Config, AutoencoderConfig, str]:
         found: Any = kind.config.from_weights(state.tensors, state.metadata, state.path, **asked)
         return found, vae, ""
     vae = AutoencoderConfig()
-    if cfg.prompts:
+    if cfg.prompts and cfg.condition != "text":
         config: Config = LatteT2VConfig()
     else:
         asked = {key: value for key, value in model_options(cfg, vae).items() if value is not None}

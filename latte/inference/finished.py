@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latte.components.text_encoder import places
 from latte.config import SampleConfig
 from latte.config.parser import version
 from latte.errors import UserError
@@ -24,6 +25,7 @@ from latte.io.checksums import sha256_of
 from latte.io.json_files import exists, read_json
 from latte.io.video import comment_of
 from latte.runtime import device
+from latte.weights.files import SUFFIXES
 from latte.weights.fingerprint import checksum
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ FILE = "samples.json"  # beside the videos: what the newest of them were made fr
 LOOSE = (
     *("output_path", "output_format", "existing", "dry_run", "profile", "num_samples", "batch_size", "vae_slice"),
     *("device_target", "device_id", "use_parallel", "seed", "class_labels", "prompts"),
-    *("checkpoint", "vae_checkpoint", "text_embeddings", "init_frames", "cache"),
+    *("checkpoint", "vae_checkpoint", "text_embeddings", "text_encoder_path", "init_frames", "cache"),
 )
 VIDEO = re.compile(r"((?:video|image)-\d{4,}-seed\d+.*?)(?:\.(?:png|mp4|gif))?")  # the name of a file or folder
 ROOMS = ("components", "diffusion", "inference", "io", "models", "ops", "runtime", "weights")  # whose code makes videos
@@ -65,8 +67,13 @@ def facts(cfg: SampleConfig, plan: Plan) -> dict[str, Any]:
     code = sorted(file for room in ROOMS for file in (package / room).rglob("*.py"))
     weights = {"network": plan.network, "autoencoder": plan.vae, "text encoder": plan.text_encoder}
     parts = plan.parts
-    small = [folder for folder in (parts.scheduler, parts.prompts and parts.prompts / "tokenizer") if folder]
-    named = sorted(file for folder in small for file in folder.iterdir() if file.is_file())
+    tokenizer = parts.prompts and parts.prompts / "tokenizer"
+    if cfg.prompts and parts.clip:
+        tokenizer = places(parts.clip, "clip")[0]
+    small = [folder for folder in (parts.scheduler, tokenizer) if folder]
+    named = sorted(
+        file for folder in small for file in folder.iterdir() if file.is_file() and file.suffix not in SUFFIXES
+    )
     held = None if plan.frames is None else hashlib.sha256(plan.frames.tobytes()).hexdigest()[:16]
     return {
         **{name: value for name, value in dataclasses.asdict(cfg).items() if name not in LOOSE},

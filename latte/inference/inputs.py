@@ -176,7 +176,7 @@ def check_options(cfg: SampleConfig, text: bool) -> None:
     checkpoint = Path(cfg.require_checkpoint())
     if not text:
         check_there(checkpoint, LATTE, LATTE_1)
-        for name in ("prompts", "height", "width", "quantize", "enable_vae_temporal_decoder", "negative_prompt"):
+        for name in ("height", "width", "quantize", "enable_vae_temporal_decoder"):
             if getattr(cfg, name):
                 hint = "" if checkpoint.is_dir() else "; tools/t2v_export.py makes a folder of a checkpoint of train.py"
                 raise UserError(f"{name} is for text-to-video folders; {cfg.checkpoint} has no {INDEX}{hint}")
@@ -197,6 +197,9 @@ def check_inputs(cfg: SampleConfig, config: Config) -> None:
     kind, guided = config.conditioning, guidance(cfg, config) != 1
     if cfg.prompts is not None:
         _list([*cfg.prompts, cfg.negative_prompt], "prompts")
+    if kind in ("none", "class") and (cfg.prompts or cfg.negative_prompt):
+        shown = "nothing" if kind == "none" else "classes"
+        raise UserError(f"prompts are for networks conditioned on text; {cfg.checkpoint} is conditioned on {shown}")
     if cfg.class_labels and kind != "class":
         raise UserError(f"class_labels are given, but {cfg.checkpoint} is not a class-conditional model")
     if cfg.class_labels and max(cfg.class_labels) >= _classes(config):
@@ -206,10 +209,10 @@ def check_inputs(cfg: SampleConfig, config: Config) -> None:
         )
     if guided and kind == "none":
         raise UserError(f"guidance_scale {cfg.guidance_scale:g} needs a conditional model; {cfg.checkpoint} is not one")
-    if (kind == "text") != bool(cfg.text_embeddings):
-        need = "name its CLIP embeddings with" if kind == "text" else "leave out"
-        what = "is" if kind == "text" else "is not"
-        raise UserError(f"{cfg.checkpoint} {what} conditioned on text; {need} --text_embeddings")
+    if kind != "text" and cfg.text_embeddings:
+        raise UserError(f"{cfg.checkpoint} is not conditioned on text; leave out --text_embeddings")
+    if kind == "text" and bool(cfg.prompts) == bool(cfg.text_embeddings):
+        raise UserError(f"{cfg.checkpoint} is conditioned on text; give either --prompts or --text_embeddings")
     if cfg.text_embeddings and read_text_embeddings(Path(cfg.text_embeddings))[1] is None and guided:
         raise UserError(f"text_embeddings {cfg.text_embeddings} has no 'null', which guidance needs")
 
@@ -229,6 +232,11 @@ def choose_inputs(cfg: SampleConfig, config: Config, numbers: list[int]) -> dict
         labels = cfg.class_labels
         drawn = [random_label(cfg.seed + k, _classes(config)) for k in numbers]
         return {"class_labels": [labels[k % len(labels)] for k in numbers] if labels else drawn}
+    if config.conditioning == "text" and cfg.prompts:
+        return {
+            "prompt": [cfg.prompts[k // cfg.num_samples] for k in numbers],
+            "negative_prompt": cfg.negative_prompt,
+        }
     if config.conditioning == "text":
         text, null = read_text_embeddings(Path(cfg.text_embeddings or ""))  # `check_inputs` asks for it
         return {"prompt_embeds": text[[k % len(text) for k in numbers]], "negative_prompt_embeds": null}
@@ -293,9 +301,21 @@ def make_conditions(
         if labels is not None:
             raise UserError("class_labels are given, but this network is conditioned on text; give a prompt")
         return text_conditions(config, prompts, texts, embeds, guided, mask_feature)
-    if texts[0] is not None:
-        raise UserError("a prompt is given, but this network has no text encoder")
+    if texts[0] is not None and config.conditioning != "text":
+        raise UserError("a prompt is given, but this network is not conditioned on text")
+    if texts[0] is not None and embeds[0] is None:
+        embeds = _clip_embeds(prompts, texts, embeds[1], guided)
     return label_conditions(config, labels, embeds, guided)
+
+
+def _clip_embeds(prompts: Prompts | None, texts: tuple[Prompt, Prompt], negative: Any, guided: bool) -> Embeds:
+    """Return CLIP's embeddings (B, 77, 768) of prompts, and with guidance of the negative prompts, unless given."""
+    if prompts is None:
+        raise UserError("this pipeline has no text encoder; name CLIP's folder as text_encoder_path")
+    follow = _list(texts[0], "prompt")
+    against = _list(texts[1], "negative_prompt", len(follow)) if guided and negative is None else []
+    encoded, _ = prompts.encode([*follow, *against])
+    return encoded[: len(follow)], encoded[len(follow) :] if against else negative
 
 
 def text_conditions(

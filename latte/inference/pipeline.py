@@ -146,6 +146,7 @@ class LattePipeline:
         vae_dtype: str = "fp32",
         sd_scale_factor: float | None = None,
         keep_text_encoder: bool = False,
+        text_encoder_path: str | Path | None = None,
         **model: Any,
     ) -> LattePipeline:
         """Load a pipeline from a folder or from checkpoints.
@@ -165,6 +166,8 @@ class LattePipeline:
         - sd_scale_factor: factor that gives latents unit variance; None = the autoencoder's own.
         - keep_text_encoder: keep the text encoder in memory; otherwise it is loaded each time there are new prompts,
           and freed after that.
+        - text_encoder_path: folder of CLIP's text encoder and tokenizer, for prompts of a network with condition text;
+          None = that of its training run.
         - model: options of the network such as num_frames, for checkpoints that are not text-to-video folders.
 
         Raises UserError if a file is missing or damaged, or does not fit the options.
@@ -173,7 +176,7 @@ class LattePipeline:
             raise unknown_argument("from_pretrained", unknown[0], {*FROM_PRETRAINED, *MODEL_OPTIONS})
         name = dtype_name(dtype, torch_dtype)
         device.choose_device(device_target)
-        parts = runs.find(path, vae, enable_vae_temporal_decoder)
+        parts = runs.find(path, vae, enable_vae_temporal_decoder, text_encoder_path)
         if parts.prompts is None and quantize:
             raise UserError(f"quantize {quantize} is for text-to-video folders, and {path} is not one; leave it out")
         if parts.prompts is not None and model:
@@ -204,9 +207,12 @@ class LattePipeline:
         """Load a pipeline from parts that were found or read before; the options are those of `from_pretrained`."""
         factor = sd_scale_factor or parts.scale_factor
         codec = Codec(load(vae, "autoencoder"), factor, vae_slice, vae_tile, vae_dtype)
-        prompts = Prompts(parts.prompts, dtype, quantize, keep_text_encoder) if parts.prompts else None
+        prompts = None
+        if home := parts.prompts or parts.clip:
+            kind = "t5" if parts.prompts else "clip"
+            prompts = Prompts(home, dtype, quantize, keep_text_encoder, kind)
         options = {"dtype": dtype, "quantize": quantize, "flash": enable_flash_attention, **model}
-        net = load(network, "latte_t2v" if prompts else "latte", **options)
+        net = load(network, "latte_t2v" if parts.prompts else "latte", **options)
         return cls(net, codec, prompts, read_scheduler(parts.scheduler))
 
     def __call__(

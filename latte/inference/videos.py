@@ -16,8 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from latte.components import runs
 from latte.components.folders import Parts, is_t2v_folder, read_scheduler
 from latte.components.loading import Weights, read
-from latte.components.quantize import is_quantized
-from latte.components.text_encoder import load_tokenizer, t5_bytes
+from latte.components.text_encoder import encoder_bytes, load_tokenizer, places, read_encoder
 from latte.errors import UserError
 from latte.inference import caches, estimate, finished
 from latte.inference.inputs import (
@@ -58,7 +57,7 @@ class Plan:
     parts: Parts
     network: Weights
     vae: Weights
-    text_encoder: Weights | None  # for text to video only
+    text_encoder: Weights | None  # for prompts only
     solver: Solver
     walk: caches.Walk
     frames: np.ndarray | None  # of init_frames (F, H, W, 3) uint8
@@ -71,7 +70,7 @@ def check(cfg: SampleConfig) -> Plan:
     check_options(cfg, text)
     device.autoencoder_dtype(cfg.vae_dtype)
     frames = _init_frames(cfg)  # before the weights, which take longer
-    parts = runs.find(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder)
+    parts = runs.find(checkpoint, cfg.vae_checkpoint, cfg.enable_vae_temporal_decoder, cfg.text_encoder_path)
     vae = read(parts.vae, "autoencoder")
     network = read_network(cfg, parts, vae.config)
     config, encoder = network.config, None
@@ -92,6 +91,13 @@ def check(cfg: SampleConfig) -> Plan:
     if parts.prompts:
         load_tokenizer(parts.prompts / "tokenizer")
         encoder = read(parts.prompts / "text_encoder", "t5")
+    elif cfg.prompts:
+        if parts.clip is None:
+            raise UserError(
+                f"prompts need CLIP's text encoder, and {cfg.checkpoint} names none; give text_encoder_path"
+            )
+        load_tokenizer(places(parts.clip, "clip")[0], "clip")
+        encoder = read_encoder(parts.clip, "clip", config.text_width)
     check_writable(cfg.output_path, "output_path")
     return Plan(parts, network, vae, encoder, solver, walk, frames)
 
@@ -282,8 +288,7 @@ def dry_run(cfg: SampleConfig) -> str:
     plan = check(cfg)
     config, vae, encoder = plan.network.config, plan.vae.config, 0
     if plan.text_encoder:
-        as_int8 = bool(cfg.quantize) or is_quantized(plan.text_encoder.tensors)
-        encoder = t5_bytes(plan.text_encoder.config, device.compute_dtype(cfg.dtype), as_int8)
+        encoder = encoder_bytes(plan.text_encoder, device.compute_dtype(cfg.dtype), cfg.quantize)
     frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
     work = estimate.sampling(cfg, config, vae, plan.solver, encoder)
     lines = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import mindspore as ms
 import numpy as np
@@ -46,6 +46,9 @@ REQUIRED = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "vocab_size")
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """What fixes the shape of a T5 encoder, under the names of transformers' config.json; the sizes are v1.1 XXL's."""
+
+    max_length: ClassVar[int] = 120  # tokens of a prompt that Latte-1 was trained with
+    lowers: ClassVar[bool] = True  # whether prompts are stripped and set in lower case before
 
     d_model: int = 4096
     d_kv: int = 64  # width of a head
@@ -92,6 +95,15 @@ class T5Config:
         check_elements(config.parameter_count, config.num_layers, tensors, source)
         check_asked(vars(config), asked, source)
         return config
+
+    def smallest(self) -> T5Config:
+        """Return the configuration of one block of these sizes, with a table of one token."""
+        return dataclasses.replace(self, num_layers=1, vocab_size=1)
+
+    @property
+    def width(self) -> int:
+        """Width of the embeddings."""
+        return self.d_model
 
     @property
     def parameter_count(self) -> int:

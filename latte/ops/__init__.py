@@ -1,6 +1,6 @@
 """Attention, convolution, norms and activations: one function each, the fastest form for the device in use."""
 
-from latte.ops.activation import gelu, silu
+from latte.ops.activation import gelu, quick_gelu, silu
 from latte.ops.attention import attention, self_attention
 from latte.ops.conv import (
     conv2d,
@@ -14,7 +14,7 @@ from latte.ops.conv import (
 )
 from latte.ops.conv3d import conv3d, max_pool3d
 from latte.ops.linear import linear, lookup, sum_of_squares
-from latte.ops.norm import chunk6, gated_residual, group_norm, modulated_norm, rms_norm
+from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
 from latte.ops.target import CustomGrad
 
@@ -31,6 +31,7 @@ __all__ = [
     "gated_residual",
     "gelu",
     "group_norm",
+    "layer_norm",
     "linear",
     "lookup",
     "max_pool3d",
@@ -38,6 +39,7 @@ __all__ = [
     "move_towards",
     "norm_conv",
     "patch_projection",
+    "quick_gelu",
     "rms_norm",
     "self_attention",
     "silu",

@@ -17,6 +17,11 @@ def silu(x: ms.Tensor) -> ms.Tensor:
     return ops.silu(x)
 
 
+def quick_gelu(x: ms.Tensor) -> ms.Tensor:
+    """Return x * sigmoid(1.702 x), the other form of GELU (Hendrycks and Gimpel, 2016), which CLIP has."""
+    return x * ops.sigmoid(1.702 * x)
+
+
 def gelu(x: ms.Tensor) -> ms.Tensor:
     """Return the tanh form of GELU (Hendrycks and Gimpel, 2016), 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
 

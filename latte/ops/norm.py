@@ -79,6 +79,17 @@ def rms_norm(x: ms.Tensor, weight: ms.Tensor, eps: float) -> ms.Tensor:
     return (y * weight.astype(ms.float32)).astype(x.dtype)
 
 
+def layer_norm(x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, eps: float) -> ms.Tensor:
+    """Return weight * (x - mean) / sqrt(variance + eps) + bias over the last axis (Ba et al., 2016).
+
+    x (..., D) of any float dtype, weight and bias (D,). Computed in float32, returned in the dtype of `x`.
+    """
+    y = x.astype(ms.float32)
+    y = y - mean(y, -1, True)
+    y = y * ops.rsqrt(mean(ops.square(y), -1, True) + eps)
+    return (y * weight.astype(ms.float32) + bias.astype(ms.float32)).astype(x.dtype)
+
+
 def group_norm(
     x: ms.Tensor, weight: ms.Tensor, bias: ms.Tensor, groups: int, eps: float, joint: bool = False
 ) -> ms.Tensor:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latte.components.codec import Codec
 from latte.components.loading import load
-from latte.data.cache import TEXT, Cache, read_cache
+from latte.data.cache import Cache, read_cache
 from latte.data.check import check_files
 from latte.data.dataset import PixelStore, Store, VideoDataset
 from latte.data.index import Index, list_records, nested
-from latte.data.loader import TrainingSource, read_text
+from latte.data.loader import TrainingSource
 from latte.errors import UserError
 from latte.inference import estimate
 from latte.inference.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, trained_config
 from latte.runtime import device
 from latte.runtime.profiling import check_span
-from latte.training.captions import captions_for
+from latte.training.captions import captions_for, clip_captions
 from latte.training.held_out import of_source, split
 from latte.training.optim import learning_rates
 from latte.training.quality import Quality
@@ -166,10 +165,7 @@ def _source(
         if classes and found > classes:
             raise UserError(f"num_classes is {classes}, but data_folder {cfg.data_folder} has classes 0 to {found - 1}")
     if kind == "text":
-        path = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
-        if not path:
-            raise UserError("condition is text, but text_embeddings is not set; see docs/train.md")
-        text = read_text(path, [record.caption for record in records])
+        text = clip_captions(cfg, [record.caption for record in records])
     if kind == "prompt":
         captions = captions_for(cfg, [record.caption for record in records], config.text_width)
     shape = (shape[0] + cfg.images_per_video, *shape[1:])

@@ -19,12 +19,11 @@ from tqdm import tqdm
 
 from latte.components.codec import Codec
 from latte.components.loading import load
-from latte.data.cache import DTYPES, MANIFEST, TEXT, Cache, Entry, file_hash, file_parts, read_cache
+from latte.data.cache import DTYPES, MANIFEST, Cache, Entry, file_hash, file_parts, read_cache
 from latte.data.check import check_files
 from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.demo import draw_if_missing, draws
 from latte.data.index import Index, Record, list_records
-from latte.data.loader import read_text
 from latte.data.records import checksums, structure_hash, write_records
 from latte.errors import UserError
 from latte.inference.inputs import DEFAULT_SIZE
@@ -32,7 +31,7 @@ from latte.io.atomic import atomic_path
 from latte.io.video_file import READER
 from latte.runtime import device, ranks
 from latte.training import reconstruction
-from latte.training.captions import store_captions
+from latte.training.captions import store_captions, store_clip_captions
 from latte.training.run_folder import lock
 from latte.training.start import read_start
 
@@ -316,7 +315,8 @@ def make_cache(cfg: CacheConfig) -> Report:
             captions, width = [record.caption for record in index.records], start.config.text_width
             store_captions(cfg, captions, width, DTYPES[settings["cache_dtype"]])
         elif cfg.condition == "text":
-            store_text(cfg, index)
+            captions = [record.caption for record in index.records]
+            store_clip_captions(cfg, captions, DTYPES[settings["cache_dtype"]])
     ranks.wait_for_all(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_path), codec)
     if rank == 0:
@@ -379,16 +379,6 @@ def _report(cfg: CacheConfig, index: Index, codec: Codec) -> None:
             frames.append(store.open(record).read(np.zeros(1, int), False)[0])
     if frames:
         reconstruction.report(codec, frames, cfg.cache_path, cfg.vae_checkpoint)
-
-
-def store_text(cfg: CacheConfig, index: Index) -> None:
-    """Copy the embeddings of all captions into the cache; raises UserError if embeddings are missing."""
-    if not cfg.text_embeddings:
-        raise UserError("condition is text, but text_embeddings is not set; see docs/train.md")
-    captions = sorted({record.caption for record in index.records})
-    text, places, null = read_text(cfg.text_embeddings, captions)
-    with atomic_path(cfg.cache_path / TEXT) as temporary:
-        np.savez(temporary, captions=np.array(captions), text=text[places], null=null)
 
 
 def verify_cache(folder: str | Path) -> None:

@@ -28,7 +28,10 @@ def next_command(cfg: TrainConfig, run: Path) -> str:
         return shlex.join([*_program("tools/t2v_export.py", "merge_lora"), *map(str, words)])
     words = ["--checkpoint", run]
     if cfg.condition == "text":
-        words += ["--text_embeddings", cfg.text_embeddings or Path(cfg.cache_folder or "") / TEXT]
+        if cfg.text_encoder_path:
+            words += ["--prompts", "A PROMPT"]
+        else:
+            words += ["--text_embeddings", cfg.text_embeddings or Path(cfg.cache_folder or "") / TEXT]
     if cfg.device_target:
         words += ["--device_target", cfg.device_target]
     return shlex.join([*_program("sample.py", "sample"), *map(str, words)])

@@ -308,7 +308,7 @@ def test_a_cache_for_text_brings_its_embeddings(videos, tmp_path):
         "caption_column": "caption",
         "condition": "text",
     }
-    with pytest.raises(UserError, match="text_embeddings is not set"):
+    with pytest.raises(UserError, match="neither text_encoder_path nor text_embeddings is set"):
         make_cache(options(videos, tmp_path / "c", **table))
     make_cache(options(videos, tmp_path / "c", **table, text_embeddings=str(tmp_path / "t.npz")))
     assert (tmp_path / "c" / TEXT).exists()

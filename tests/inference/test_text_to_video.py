@@ -410,7 +410,10 @@ def test_a_video_goes_on(tmp_path, monkeypatch):
         (("--checkpoint", FOLDER), "give prompts"),
         (("--checkpoint", FOLDER, "--prompts", "x", "--class_labels", "[1]"), "class_labels is for other"),
         (("--checkpoint", FOLDER, "--prompts", "x", "--image_size", 16, "--width", 16), "give either"),
-        (("--checkpoint", FIXTURES / "latte_class.pt", "--prompts", "x", "--vae_checkpoint", "v"), "prompts is for"),
+        (
+            ("--checkpoint", FIXTURES / "latte_class.pt", "--prompts", "x", "--vae_checkpoint", FIXTURES / "vae.bin"),
+            "prompts are for networks conditioned on text; .* is conditioned on classes",
+        ),
         (("--checkpoint", FOLDER, "--prompts", "x", "--init_frames", "nowhere.png"), "nowhere.png"),
         (("--checkpoint", FOLDER, "--prompts", "x\udce9", "--dry_run"), "no valid Unicode: .*; type it in UTF-8"),
     ],

@@ -261,8 +261,10 @@ def test_an_old_configuration_says_its_activation_once(tmp_path):
 
 
 def test_folders_that_are_missing_or_broken(tmp_path, encoder):
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="does not hold the folders tokenizer and text_encoder; name"):
         load_text_encoder(tmp_path)
+    with pytest.raises(UserError, match=r"holds no tokenizer \(tokenizer.json or spiece.model\)"):
+        load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="nowhere"):
         load_t5(tmp_path / "nowhere")
     tokenizer = copied(tmp_path, "tokenizer")

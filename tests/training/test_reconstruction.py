@@ -52,6 +52,11 @@ def test_a_poor_autoencoder_is_named_and_shown(noise, level, tmp_path, caplog):
         ),
         (
             "train.py",
+            {"condition": "text", "text_encoder_path": "models/clip"},
+            "python sample.py --checkpoint '{run}' --prompts 'A PROMPT'",
+        ),
+        (
+            "train.py",
             {"model_name": "LatteT2V", "pretrained_model_path": "models/Latte-1/transformer"},
             "python tools/t2v_export.py --source '{run}/ckpt/ema-00000002.ckpt' --base models/Latte-1 "
             "--target '{run}/text-to-video'",
