@@ -19,7 +19,7 @@ import numpy as np
 from support.golden_values import FIXTURES, ROOT
 from support.train_step import SMALL
 
-from latte.components.loading import load_t2v, load_vae
+from latte.components.loading import load, load_t2v, load_vae
 from latte.components.quantize import quantize
 from latte.components.text_encoder import load_t5
 from latte.config.train_vae import VaeTrainConfig
@@ -127,6 +127,10 @@ def t5(dtype="fp32", quantize=None):
     load_t5(FIXTURES / "t5", dtype, quantize)(_tensor(2, 7, dtype=np.int32), _tensor(2, 7, dtype=np.int32))
 
 
+def clip(dtype="fp32"):
+    load(FIXTURES / "clip", "clip", dtype=dtype)(_tensor(2, 7, dtype=np.int32), _tensor(2, 7, dtype=np.int32))
+
+
 def autoencoder():
     vae, temporal = load_vae(FIXTURES / "vae.bin"), load_vae(T2V / "vae_temporal_decoder")
     graphs.compile_step(vae.encode)(_tensor(2, 3, 16, 16))
@@ -230,6 +234,8 @@ GRAPHS = {
     "t5 fp32": (t5, {}),
     "t5 fp16": (t5, {"dtype": "fp16"}),
     "t5 bf16 int8": (t5, {"dtype": "bf16", "quantize": "int8"}),
+    "clip fp32": (clip, {}),
+    "clip fp16": (clip, {"dtype": "fp16"}),
     "autoencoder": (autoencoder, {}),
     "feature cache": (feature_cache, {}),
     "caches": (caches, {}),

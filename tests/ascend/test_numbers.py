@@ -14,6 +14,7 @@ from latte.components.loading import read
 FLOAT32 = {
     "latte": ("latte uncond", "latte class"),
     "text_to_video": ("t2v", "t5"),
+    "clip": ("clip",),
     "autoencoder": ("vae encode", "vae decode", "temporal decode"),
     "i3d": ("i3d",),
     "training": ("loss", "gradients"),
@@ -22,7 +23,9 @@ FLOAT32 = {
     "ten_steps": ("ten losses", "ten steps", "ten steps, EMA"),
 }
 HALF = {"latte": FLOAT32["latte"], "text_to_video": FLOAT32["text_to_video"], "flash": ("latte flash",)}
-FOLLOWS = {part: FLOAT32[part] for part in ("training", "int8", "sampling")} | {"vae_dtype": FLOAT32["autoencoder"]}
+FOLLOWS = {part: FLOAT32[part] for part in ("training", "int8", "sampling", "clip")} | {
+    "vae_dtype": FLOAT32["autoencoder"]
+}
 LOOSE = {"fp16": 1e-2, "bf16": 8e-2}  # for what is not emulated, relative to the largest element
 CASES = [(part, name) for part, names in FLOAT32.items() for name in names]
 

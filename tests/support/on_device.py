@@ -12,7 +12,7 @@ from mindspore import ops
 from support.golden_values import FIXTURES, recorded, tiny
 from support.train_step import batch, build, small
 
-from latte.components.loading import load_t2v, load_vae
+from latte.components.loading import load, load_t2v, load_vae
 from latte.components.text_encoder import load_t5
 from latte.diffusion.solvers import Solver
 from latte.inference.latents import LatentSampler, Request
@@ -42,6 +42,12 @@ def text_to_video(dtype):
     step = graphs.compile_step(load_t2v(FOLDER / "transformer", dtype=dtype).construct)
     yield "t2v", step(latents, *tensors(data, "timestep", "text_hidden"), ms.Tensor(mask))
     yield "t5", load_t5(FIXTURES / "t5", dtype)(*tensors(recorded("t5/recorded"), "input_ids", "attention_mask"))
+
+
+def clip(dtype):
+    """The text encoder of a network with condition text."""
+    ids = ms.Tensor(recorded("clip/recorded")["input_ids"].astype(np.int32))
+    yield "clip", load(FIXTURES / "clip", "clip", dtype=dtype)(ids, ids)
 
 
 def autoencoder(dtype, inside="fp32"):
@@ -145,7 +151,7 @@ def blocks(dtype):
 
 
 PARTS = (latte, text_to_video, autoencoder, training)
-MORE = (i3d, flash, int8, sampling, ten_steps, blocks, vae_dtype)
+MORE = (clip, i3d, flash, int8, sampling, ten_steps, blocks, vae_dtype)
 
 
 def main(target, dtype, path, *names):
