@@ -381,6 +381,8 @@ class LabelEmbedder(nn.Cell):
 class Latte(Network):
     """The network: noisy latents, timesteps and a condition to the noise and the interpolation of its variance."""
 
+    reads_text = False  # whether blocks over patches attend to a text
+
     def __init__(
         self,
         config: LatteConfig,
@@ -440,10 +442,22 @@ class Latte(Network):
         over_frames = self.temporal and not image
         for i in range(first, last):
             if i == 1 and over_frames:
-                x = x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
+                x = self.with_frames(x)
             if i % 2 == 0 or over_frames:
                 x = self.blocks[i](x, c[0])  # over T, then over F, and so on
         return x
+
+    def with_frames(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the tokens (B, F, T, D) with the embedding of their frames."""
+        return x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
+
+    def parts_of(self, i: int, c: tuple[ms.Tensor, ms.Tensor]) -> tuple:
+        """Return the modulation (B, 6D) of a block, and the weights of its parts; see `latte.models.parts`.
+
+        They are those of self-attention, of attention to the text (none here) and of the MLP; then what that reads.
+        """
+        qkv, proj, fc1, fc2, ada = self.blocks[i].weights()
+        return linear(silu(c[0]).astype(self.dtype), *ada), (qkv, proj), None, (fc1, fc2), ()
 
     def first_norm(self, x: ms.Tensor, c: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
         """Return the normed and modulated tokens (B, F, T, D) that the first block attends with; x, c are `embed`'s."""

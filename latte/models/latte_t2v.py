@@ -348,6 +348,8 @@ class CaptionProjection(nn.Cell):
 class LatteT2V(Network):
     """The network: noisy latents, timesteps and text to the noise and the interpolation of its variance."""
 
+    reads_text = True  # whether blocks over patches attend to a text
+
     def __init__(
         self,
         config: LatteT2VConfig,
@@ -411,12 +413,24 @@ class LatteT2V(Network):
         over_frames = self.temporal and x.shape[1] > 1
         for i in range(first, last):
             if i == 1 and over_frames:
-                x = x + _frames(self.config.hidden_size, x.shape[1]).astype(x.dtype)  # (1, F, 1, D)
+                x = self.with_frames(x)
             if i % 2 == 0:
                 x = self.blocks[i](x, time, text, bias)  # over T, and to the text
             elif over_frames:
                 x = self.blocks[i](x, time, None, None)  # over F
         return x
+
+    def with_frames(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the tokens (B, F, T, D) with the embedding of their frames."""
+        return x + _frames(self.config.hidden_size, x.shape[1]).astype(x.dtype)  # (1, F, 1, D)
+
+    def parts_of(self, i: int, c: tuple) -> tuple:
+        """Return the modulation (B, 6D) of a block, and the weights of its parts; see `latte.models.parts`.
+
+        They are those of self-attention, of attention to the text and of the MLP; then what that reads.
+        """
+        table, attn, cross, ff = self.blocks[i].weights()
+        return table.reshape(1, -1) + c[0], (attn[:3], attn[3]), cross, ff, (c[2], c[3])
 
     def first_norm(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
         """Return the normed and modulated tokens (B, F, T, D) that the first block attends with; x, c are `embed`'s."""

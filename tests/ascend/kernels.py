@@ -27,6 +27,7 @@ from latte.diffusion.denoiser import make_denoiser
 from latte.inference.caches import Graphs, Step, Walk
 from latte.inference.caches.base import relative_change
 from latte.inference.caches.fastercache import FasterCache
+from latte.inference.caches.pab import PAB
 from latte.inference.caches.schedule import computing, conditional, extrapolated, reusing
 from latte.inference.caches.teacache import TeaCache
 from latte.inference.caches.threshold import compiled_parts
@@ -148,7 +149,7 @@ def feature_cache():
 
 
 def caches():
-    """The graphs of a schedule, of TeaCache and of FasterCache, and what is computed between them."""
+    """The graphs of a schedule, of TeaCache, of FasterCache and of PAB, and what is computed between them."""
     made, (x, t, y) = Graphs(_latte("fp16", depth=4, flash=True, hidden_size=32)), _inputs()
     scale = ms.Tensor(4.0, ms.float32)
     _, kept = computing(made, (1, 3), True)(x, t, scale, y, y)
@@ -160,6 +161,9 @@ def caches():
         denoise = method.start(made, walk)
         for number in range(3):
             denoise(Step(number, 3, 900.0 - number, True), x, t, scale, y, y)
+    denoise = PAB(235).start(made, walk)
+    for number, guided in enumerate((True, True, True, False)):
+        denoise(Step(number, 4, 500.0 - number, guided), x, t, scale, *((y, y) if guided else (y,)))
 
 
 def _train(net, ema, inputs, vae=None, recompute=False, **options):

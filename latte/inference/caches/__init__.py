@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from latte.errors import UserError
 from latte.inference.caches.base import Denoiser, Graphs, Method, Nothing, Step, Walk
 from latte.inference.caches.fastercache import FasterCache
+from latte.inference.caches.pab import PAB
 from latte.inference.caches.schedule import NAMED, Schedule, named, read_schedule
 from latte.inference.caches.teacache import TeaCache
 from latte.inference.caches.threshold import Threshold
@@ -40,6 +41,7 @@ METHODS: dict[str, tuple[Callable[[Any], Method], float, tuple[float, float]]] =
     "threshold": (Threshold, 0.05, (0.0, 1.0)),
     "teacache": (TeaCache, 0.1, (0.0, 100.0)),
     "fastercache": (FasterCache, 5, (1, 1000)),
+    "pab": (PAB, 235, (111, 999)),
 }
 NAME = re.compile(r"([a-z]+)(?::([0-9.eE+-]+))?")
 
