@@ -5,9 +5,9 @@
                 --data_url obs://BUCKET/sky --train_url obs://BUCKET/runs
 
 ModelArts adds --data_url and --train_url itself if the job has inputs and outputs of these names: they stand for
-data_folder and output_path. Any other option may have an obs:// path too. What is there is copied to this machine before
-the command starts, by moxing, which ModelArts has; what the command writes is copied back every ten minutes and at its
-end, also if it fails. Of several ranks on a machine the first one copies.
+data_folder and output_path. Any other option may have an obs:// path too. What is there is copied to this machine
+before the command starts, by moxing, which ModelArts has; what the command writes is copied back every ten minutes and
+at its end, also if it fails. Of several ranks on a machine the first one copies.
 """
 
 from __future__ import annotations
