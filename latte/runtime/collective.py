@@ -12,95 +12,103 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 import numpy as np
 from mindspore import mint, ops
+from mindspore.communication import GlobalComm
 from mindspore.ops.primitive import constexpr
 
 from latte.runtime import device, layout
-from latte.runtime.tensors import in_graph, narrow, on_ascend, on_cpu
+from latte.runtime.tensors import in_graph, on_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latte.runtime.layout import Kind
 
-WORLD = ""  # the name of the group of all ranks, here
+_take = ops.Gather()
+_fresh = constexpr(reuse_result=False)  # as a rank may compute alone meanwhile, see `device.alone`
 
 
-@constexpr(reuse_result=False)  # a rank may compute alone meanwhile, see `device.alone`
+@_fresh
 def size(kind: Kind) -> int:
     """Return the number of ranks in this rank's group of a kind."""
     return len(layout.members(device.current(), kind))
 
 
-@constexpr(reuse_result=False)
+@_fresh
 def place(kind: Kind) -> int:
     """Return the place of this rank in its group of a kind."""
     here = device.current()
     return layout.members(here, kind).index(here.rank)
 
 
-@constexpr(reuse_result=False)
+@_fresh
+def group_in_graph(kind: Kind) -> str:
+    """Return the name of the group in which graphs gather for a group of a kind, which may be a larger one."""
+    return GlobalComm.WORLD_COMM_GROUP if _gathers_all() else _group(kind)
+
+
+@_fresh
+def members_in_graph(kind: Kind) -> ms.Tensor:
+    """Return the places (n,) int32 of the ranks of a group of a kind in the group in which graphs gather."""
+    return ms.Tensor(_places(kind))
+
+
+@_fresh
+def rows_in_graph(kind: Kind) -> ms.Tensor:
+    """Return where the rows for this rank are, (n,) int32, if all gather one row for each rank of their groups."""
+    here = device.current()
+    ranks = layout.members(here, kind)
+    return ms.Tensor((_places(kind) * len(ranks) + ranks.index(here.rank)).astype(np.int32))
+
+
+@_fresh
+def own_place(kind: Kind) -> ms.Tensor:
+    """Return the place of this rank in its group of a kind as a tensor (1,) int32."""
+    here = device.current()
+    return ms.Tensor(np.array([layout.members(here, kind).index(here.rank)], np.int32))
+
+
+def _gathers_all() -> bool:
+    return device.current().target == "CPU"
+
+
+def _places(kind: Kind) -> np.ndarray:
+    ranks = layout.members(device.current(), kind)
+    return np.array(ranks if _gathers_all() else range(len(ranks)), np.int32)
+
+
 def _group(kind: Kind) -> str:
     here = device.current()
-    return layout.name(layout.members(here, kind), here.world_size) or WORLD
-
-
-@constexpr(reuse_result=False)
-def _members(kind: Kind) -> tuple[int, ...]:
-    return tuple(layout.members(device.current(), kind))
+    return layout.name(layout.members(here, kind), here.world_size) or GlobalComm.WORLD_COMM_GROUP
 
 
 def gather(x: ms.Tensor, kind: Kind) -> ms.Tensor:
-    """Return the tensors (...) of all ranks of a group, of one shape, as (ranks, ...)."""
+    """Return the tensors (...) of all ranks of a group, of one shape, as (ranks, ...); it has no gradient."""
     if size(kind) == 1:
         return x.expand_dims(0)
-    collect = _gather_of(on_cpu(), in_graph(), _group(kind) == WORLD)
-    return collect(x, kind).reshape(size(kind), *x.shape)
-
-
-def all_to_all(x: ms.Tensor, kind: Kind) -> ms.Tensor:
-    """Return for x (ranks, ...), of which row r is for rank r, what is for this rank, one row from each rank."""
-    exchange = _swap_of(on_ascend())
-    return exchange(x, kind)
+    collect = _gather_of(on_cpu(), in_graph())
+    return collect(x, kind)
 
 
 # What chooses a function does not call it: `latte.ops.recompute` says why.
-def _swap_of(ascend: bool) -> Callable:
-    return _all_to_all if ascend else _gathered_rows
+def _gather_of(cpu: bool, compiled: bool) -> Callable:
+    if not cpu:
+        return _own_group
+    return _within_all if compiled else gather_outside
 
 
-def _gather_of(cpu: bool, compiled: bool, world: bool) -> Callable:
-    if cpu and not compiled:
-        return _outside
-    return _within_world if cpu and not world else _inside
+def _own_group(x: ms.Tensor, kind: Kind) -> ms.Tensor:
+    return ops.AllGather(group_in_graph(kind))(x.reshape(1, -1)).reshape(-1, *x.shape)
 
 
-def _gathered_rows(x: ms.Tensor, kind: Kind) -> ms.Tensor:
-    everything = gather(x, kind)  # (ranks, ranks, ...): from rank, for rank
-    return narrow(everything, 1, place(kind), place(kind) + 1).reshape(x.shape)
+def _within_all(x: ms.Tensor, kind: Kind) -> ms.Tensor:
+    rows = ops.AllGather(group_in_graph(kind))(x.reshape(1, -1))
+    return _take(rows, members_in_graph(kind), 0).reshape(-1, *x.shape)
 
 
-def _all_to_all(x: ms.Tensor, kind: Kind) -> ms.Tensor:
-    if _group(kind) == WORLD:
-        return ops.AlltoAll(size(kind), 0, 0)(x)
-    return ops.AlltoAll(size(kind), 0, 0, _group(kind))(x)
-
-
-def _inside(x: ms.Tensor, kind: Kind) -> ms.Tensor:
-    flat = x.reshape(1, -1)
-    if _group(kind) == WORLD:
-        return ops.AllGather()(flat)
-    return ops.AllGather(_group(kind))(flat)
-
-
-def _within_world(x: ms.Tensor, kind: Kind) -> ms.Tensor:
-    everything = ops.AllGather()(x.reshape(1, -1))
-    rows = [narrow(everything, 0, rank, rank + 1) for rank in _members(kind)]
-    return ops.concat(rows, 0)
-
-
-def _outside(x: ms.Tensor, kind: Kind) -> ms.Tensor:
+def gather_outside(x: ms.Tensor, kind: Kind) -> ms.Tensor:
+    """Return what `gather` does, on CPU and outside graphs."""
     found = [ops.zeros_like(x) for _ in range(size(kind))]
-    mint.distributed.all_gather(found, x.contiguous(), group=_group(kind) or None)
+    mint.distributed.all_gather(found, x.contiguous(), group=_group(kind))
     return ops.stack(found)
 
 
