@@ -35,6 +35,9 @@ class EstimateOptions(Options):
     card: str | None = option(None, "card to predict for: 910B, 910B3, 910A, A3, H100, H200, or cpu, this machine")
     cards: int = option(1, "cards, each with a process of its own")
     hosts: int = option(1, "machines that the cards are in")
+    scaling: bool = option(
+        False, "predict one video, or one batch, on 1 to 64 cards, by sequence_parallel and cfg_parallel, and stop"
+    )
     residuals: bool = option(False, "compare the model with published speeds, and stop")
 
     def __post_init__(self) -> None:
@@ -68,8 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not cfg.card:
         raise UserError("--card is not given; it is the card to predict for, such as 910B3, H100 or cpu")
 
-    from latte.inference import estimate  # after the options: MindSpore takes seconds to import
+    from latte.inference import estimate, scaling  # after the options: MindSpore takes seconds to import
 
+    if cfg.scaling:
+        print(scaling.report(cfg, cfg.card))
+        return
     if isinstance(cfg, OfSampling):
         config, vae, assumed = estimate.stored(cfg)
         if assumed:

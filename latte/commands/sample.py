@@ -29,8 +29,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from latte.inference import videos  # after the options: MindSpore takes seconds to import
     from latte.runtime import device
+    from latte.runtime.layout import table
 
-    device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
+    here = device.init_device(
+        *(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel),
+        sequence=cfg.sequence_parallel,
+        guidance=2 if cfg.cfg_parallel else 1,
+    )
+    if here.rank == 0 and here.data_ranks < here.world_size:
+        print(table(here))
     if cfg.dry_run:
         print(videos.dry_run(cfg))
         return
@@ -39,16 +46,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     plan = videos.check(cfg)
     targets = videos.find_targets(cfg, plan)
-    keep_config(cfg)
+    if here.leads:
+        keep_config(cfg)
     made = [target for target in targets if target.done]
     files: list[Path] = []
     kept: dict[int, np.ndarray] = {}
-    if made:
+    if made and here.leads:
         what = f"{len(made)} of {len(targets)} videos are in {cfg.output_path} already, of the same options and weights"
         print(f"{what}, and are kept; --existing replace makes them again")
     if len(made) < len(targets):
         pipe = videos.build_pipeline(cfg, plan)
         files, kept = videos.run(cfg, pipe, targets)
+    if not here.leads:
+        return
+    if len(made) < len(targets):
         print(videos.summary(pipe))
     files += videos.save_grid(cfg, plan, targets, kept)
     for file in files[:LISTED]:

@@ -22,14 +22,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = parse_config(TrainConfig, argv, __doc__)
 
     from latte.runtime import device  # after the options: MindSpore takes seconds to import
+    from latte.runtime.layout import table
     from latte.training.agreement import check_options, check_training
     from latte.training.build import build, describe, predict
 
-    here = device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel, connect=True)
+    here = device.init_device(
+        *(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel),
+        connect=True,
+        sequence=cfg.sequence_parallel,
+    )
     check_options(cfg)
     training = build(cfg)
     check_training(training)
     if here.rank == 0:
+        if here.sequence > 1:
+            print(table(here))
         print(describe(cfg, training))
     if cfg.dry_run:
         if here.rank == 0:

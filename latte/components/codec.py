@@ -10,7 +10,7 @@ import numpy as np
 
 from latte.io.video import to_uint8
 from latte.models.temporal_decoder import FRAMES_AT_ONCE
-from latte.runtime import device, graphs
+from latte.runtime import collective, device, graphs
 from latte.weights.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -61,6 +61,24 @@ class Codec:
         """Return scaled latents (N, L, h, w) of the posterior with `moments` (N, 2 L, h, w) and standard `noise`."""
         mean, logvar = np.split(moments, 2, axis=1)
         return (mean + np.exp(0.5 * np.clip(logvar, *LOGVAR_RANGE)) * noise) * np.float32(self.scale_factor)
+
+    def decode_together(
+        self,
+        latents: np.ndarray,
+        progress: Callable[[int], object] | None = None,
+        frames_per_slice: int | None = None,
+        as_bytes: bool = True,
+    ) -> np.ndarray:
+        """Return what `decode` does, to every rank of those with the same video, each of which decodes some frames.
+
+        Frames that a temporal decoder sees at once stay together.
+        """
+        unit = (frames_per_slice or FRAMES_AT_ONCE) if self.vae.config.temporal_decoder else 1
+        start, stop, each = collective.share_rows(len(latents), "video", unit)
+        if each >= len(latents):  # a rank has them all
+            return self.decode(latents, progress, frames_per_slice, as_bytes)
+        own = self.decode(latents[start : max(stop, start + 1)], progress, frames_per_slice, as_bytes)
+        return collective.join_rows(own[: stop - start], len(latents), each, "video")
 
     def decode(
         self,

@@ -33,6 +33,19 @@ class DeviceOptions(Options):
 
 
 @dataclasses.dataclass(kw_only=True)
+class LayoutOptions(DeviceOptions):
+    """Layout of ranks"""
+
+    sequence_parallel: int = option(
+        1, "ranks that share the frames of each video, with use_parallel; it must divide the number of ranks"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "sequence_parallel", 1)
+
+
+@dataclasses.dataclass(kw_only=True)
 class ProfileOptions(Options):
     """Profile"""
 

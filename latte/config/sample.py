@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from latte.config.common import CheckpointOptions, CodecOptions, DeviceOptions, ModelOptions, ProfileOptions
+from latte.config.common import CheckpointOptions, CodecOptions, LayoutOptions, ModelOptions, ProfileOptions
 from latte.config.parser import OptionError, Options, in_range, option, save_config
 from latte.config.values import fit
 from latte.config.yaml_file import read_yaml
@@ -137,6 +137,15 @@ class OutputOptions(Options):
             raise OptionError("output_format", self.output_format, "a list of different formats, at least one")
 
 
+@dataclasses.dataclass(kw_only=True)
+class GuidanceLayoutOptions(LayoutOptions):
+    """Layout of ranks"""
+
+    cfg_parallel: bool = option(
+        False, "with use_parallel, half of the ranks compute the conditional half of guidance, the others the other"
+    )
+
+
 # Python collects the fields from the last base class to the first, so --help goes from the device to the output.
 @dataclasses.dataclass(kw_only=True)
 class SampleConfig(
@@ -148,7 +157,7 @@ class SampleConfig(
     CodecOptions,
     CheckpointOptions,
     ModelOptions,
-    DeviceOptions,
+    GuidanceLayoutOptions,
 ):
     """Options of sample.py."""
 

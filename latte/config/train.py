@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from latte.config.common import CodecOptions, DeviceOptions, ModelOptions, ProfileOptions
+from latte.config.common import CodecOptions, LayoutOptions, ModelOptions, ProfileOptions
 from latte.config.evaluate import metrics_of
 from latte.config.parser import OptionError, Options, in_range, option
 
@@ -251,7 +251,7 @@ class TrainConfig(
     DataOptions,
     CodecOptions,
     ModelOptions,
-    DeviceOptions,
+    LayoutOptions,
 ):
     """Options of train.py."""
 

@@ -8,6 +8,8 @@ from typing import Any
 from mindspore import Tensor, ops
 
 from latte.diffusion.gaussian import float32
+from latte.runtime import device
+from latte.runtime.collective import gather
 from latte.runtime.tensors import narrow, split
 
 # denoise(x, t, scale, *conditions) -> predicted noise, and variance values if the network has them
@@ -45,8 +47,10 @@ def in_passes(
 
     ``run(x, t, kept, conditions)`` -> (output, tensors to keep) is a pass through the network; in a later step each
     pass gets ``kept`` tensors, with a row for each of its videos. Where a guided step has two passes, those of the
-    conditional one come first, in what goes in and in what comes out; as one batch of 2B there is one pass.
+    conditional one come first, in what goes in and in what comes out; as one batch of 2B there is one pass. Where two
+    groups of ranks share guidance, each has a pass, and what it keeps, of one half.
     """
+    here = device.current()
 
     def plain(x: Tensor, t: Tensor, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple]:
         out, rest = run(x, t, inputs[:kept], inputs[kept:])
@@ -68,8 +72,18 @@ def in_passes(
         cond, uncond = split(both, x.shape[0], 0)  # 2 x (B, F, 2C, H, W)
         return guide(cond, uncond, scale, x.shape[2]), rest
 
+    def own_half(x: Tensor, t: Tensor, scale: Tensor, *inputs: Tensor) -> tuple[Tensor, tuple]:
+        conditions = inputs[kept:]
+        half = _half(conditions)
+        out, rest = run(x, t, inputs[:kept], conditions[here.half * half : (here.half + 1) * half])
+        both = gather(float32(out), "guidance")  # (2, B, F, 2C, H, W)
+        cond, uncond = [half.reshape(out.shape) for half in split(both, 1, 0)]
+        return guide(cond, uncond, scale, x.shape[2]), rest
+
     if not guided:
         return plain
+    if here.guidance > 1:
+        return own_half
     return one_batch if batched else two_calls
 
 

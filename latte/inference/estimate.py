@@ -35,7 +35,7 @@ from latte.models.autoencoder import AutoencoderConfig
 from latte.models.latte import LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
 from latte.models.t5 import T5Config
-from latte.runtime import device, graphs, roofline
+from latte.runtime import device, graphs, layout, roofline
 from latte.runtime.roofline import Card, Sizes, Times
 
 if TYPE_CHECKING:
@@ -84,6 +84,29 @@ class Work:
     videos: int = 1  # to sample
     int8: bool = False
     text_encoder: float = 0  # bytes of one that is there before the first step only
+    halves: int = 1  # groups of ranks that share guidance
+
+    @property
+    def together(self) -> int:
+        """The number of ranks that have the same videos."""
+        return self.sizes.ranks * self.halves
+
+    @property
+    def streams(self) -> float:
+        """The number of videos in a pass: with guidance in one batch, twice those that are made."""
+        return self.sizes.batch * (2 if "guided" in self.kind else 1)
+
+    @property
+    def exchanges(self) -> float:
+        """The number of exchanges between ranks that share frames, in a pass and, in a training, back."""
+        return 0 if self.sizes.ranks == 1 else 2 * self.sizes.pairs * (2 if self.trains else 1)
+
+    @property
+    def exchanged(self) -> float:
+        """The bytes of tokens that a rank has in one of these exchanges, of which it keeps its own part."""
+        sizes = self.sizes
+        patches = math.ceil(sizes.grid**2 / sizes.ranks)  # of a rank, where it has all frames
+        return self.streams * sizes.filled * patches * sizes.width * _itemsize(self.dtype)
 
     @property
     def table(self) -> str:
@@ -137,7 +160,8 @@ def training(
     frames, _, h, w = shape
     frames += cfg.images_per_video
     text, fused = config.conditioning == "prompt", cfg.enable_flash_attention and cfg.dtype != "fp32"
-    sizes = _sizes(config, cfg.train_batch_size, frames, h, w, fused)
+    parts = cfg.sequence_parallel
+    sizes = _sizes(config, cfg.train_batch_size, frames, h, w, fused, parts)
     return Work(
         kind=("t2v train" if text else "train") + (" recomputed" if cfg.use_recompute else ""),
         config=config,
@@ -147,7 +171,7 @@ def training(
         fused=fused,
         vae=vae,
         vae_dtype=cfg.vae_dtype,
-        encoded=0 if cfg.cache_folder else cfg.train_batch_size * frames,
+        encoded=0 if cfg.cache_folder else cfg.train_batch_size * frames / parts,
         vae_slice=cfg.vae_slice,
         accumulation=cfg.gradient_accumulation_steps,
         trained=_trained(cfg, config, sizes) if trained is None else trained,
@@ -180,18 +204,20 @@ def sampling(
     fused = cfg.enable_flash_attention and cfg.dtype != "fp32"
     if text_encoder is None:
         text_encoder = T5Config().parameter_count * _itemsize(cfg.dtype, bool(cfg.quantize)) if text else 0
+    both = guided and not cfg.cfg_parallel  # halves of guidance in a pass
     # Texts are planned with guidance only; without it there is half of it.
-    halves = 0.5 if text and not guided else 1.0
+    halves, parts = 0.5 if text and not both else 1.0, cfg.sequence_parallel
     return Work(
-        kind="t2v sample guided" if text else "sample guided" if guided else "sample",
+        kind="t2v sample guided" if text else "sample guided" if both else "sample",
         config=config,
-        sizes=_sizes(config, batch * halves, frames, h, w, fused),
+        sizes=_sizes(config, batch * halves, frames, h, w, fused, parts),
         grid=_vae_grid(h, w, vae),
         dtype=cfg.dtype,
         fused=fused,
         vae=vae,
         vae_dtype=cfg.vae_dtype,
-        decoded=batch * frames,
+        decoded=batch * math.ceil(frames / (parts * (2 if cfg.cfg_parallel else 1))),
+        halves=2 if cfg.cfg_parallel else 1,
         vae_slice=cfg.vae_slice,
         vae_tile=cfg.vae_tile,
         calls=solver.calls(steps),
@@ -239,13 +265,14 @@ def stored(cfg: SampleConfig) -> tuple[Config, AutoencoderConfig, str]:
     return config, vae, f"{missing} is not here: the sizes of the official files are assumed, {config.describe()}"
 
 
-def _sizes(config: Config, batch: float, frames: float, h: int, w: int, pads: bool) -> Sizes:
+def _sizes(config: Config, batch: float, frames: float, h: int, w: int, pads: bool, ranks: int = 1) -> Sizes:
     width, heads, pairs = config.hidden_size, config.num_heads, config.depth / 2
     text, inner = config.conditioning == "prompt", roofline.padded(config.hidden_size, config.num_heads)
     extra = roofline.pair_weights(width, inner, text) - roofline.pair_weights(width, width, text)
     return Sizes(
         batch=batch,
         frames=frames,
+        ranks=ranks,
         grid=math.sqrt(h * w) / config.patch_size,
         width=width,
         heads=heads,
@@ -277,7 +304,7 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
     if work.trains and ranks > 1:
         exchange = roofline.all_reduce(4 * work.trained, on, ranks, hosts)
         exchange += roofline.all_gather(4 * work.trained, on, ranks) if work.shared else 0.0
-    once = roofline.seconds(found, on, exchange)
+    once = roofline.seconds(found, on, exchange + exchanging(work, on, ranks // hosts))
     table = roofline.tables()[work.table]
     return Prediction(
         flops=work.accumulation * sum(each.number * each.flops for each in found),
@@ -290,6 +317,12 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
     )
 
 
+def exchanging(work: Work, on: Card, inside: int) -> float:
+    """Return the seconds of exchanges between ranks that share frames; inside: ranks of a host."""
+    each = on.collective + roofline.all_gather(work.exchanged, on, work.sizes.ranks, inside)
+    return work.exchanges * each if work.exchanges else 0.0
+
+
 def steps(work: Work, on: Card) -> list[roofline.Launch]:
     """Return the launches of one call of the step: of a batch, or of a denoising step."""
     fused = work.fused and on.fused_attention
@@ -299,6 +332,9 @@ def steps(work: Work, on: Card) -> list[roofline.Launch]:
         others = roofline.launches(_kept(work.table), sizes, work.dtype, fused)
         found, others = roofline.shared(found, work.recomputed), roofline.shared(others, 1 - work.recomputed)
         found += others
+    if work.exchanges:  # rows for each rank are laid together, and with several videos laid apart again
+        copies = work.exchanges * (2 if work.streams > 1 else 1)
+        found = [*found, roofline.Launch("Transpose", "copy", work.dtype, copies, 0, 2 * work.exchanged)]
     return found + (autoencoder(work, "encode", work.encoded) if work.encoded else [])
 
 
@@ -348,7 +384,7 @@ def memory_of_cpu(work: Work) -> Memory:
     itemsize = 2 if work.dtype == "fp16" else 4
     pixels = (16 * work.grid_at_once) ** 2
     if not work.trains:
-        tokens = sizes.frames * sizes.grid**2
+        tokens = sizes.filled * sizes.grid**2 / sizes.ranks
         at_once = min(tokens, max(graphs.TOKENS_PER_CALL, sizes.grid**2))
         scores = sizes.heads * at_once * max(sizes.grid**2, sizes.frames)
         activations = at_once * sizes.width * BYTES_TOKEN + scores * BYTES_SCORE
@@ -406,7 +442,8 @@ def card(name: str, dtype: str = "fp32", width: int = 1152) -> Card:
     return roofline.card(name)
 
 
-NO_LAUNCHES = {"traffic": 1.0, "launch": 0.0, "shortest": 0.0}  # a CPU's are in the share that is not in products
+# What launching costs a CPU is in the share that is not in products.
+NO_LAUNCHES = {"traffic": 1.0, "launch": 0.0, "shortest": 0.0, "collective": 0.0}
 
 
 def product_speed(dtype: str, width: int) -> float:
@@ -425,6 +462,7 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
     """Return the lines on some work on `ranks` cards of a name, on `hosts`; every figure is called predicted."""
     on = card(name, work.dtype, work.config.hidden_size)
     cpu = name == CPU_CARD
+    layout.check(ranks, work.sizes.ranks, work.halves)
     found = predict(work, on, ranks, hosts)
     memory, step = found.memory, found.times.total
     available = on.memory if cpu else FITS * on.memory
@@ -432,6 +470,9 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
     counts = f"{found.flops / 1e12:.3g} TFLOP"
     if not cpu:
         counts += f", {found.bytes / 1e9:,.0f} GB read and written, {found.launches:,.0f} launches"
+    if work.exchanges:
+        sent = work.accumulation * work.exchanges * work.exchanged * (work.sizes.ranks - 1) / work.sizes.ranks
+        counts += f", {sent / 1e9:,.3g} GB of tokens sent in {work.accumulation * work.exchanges:,.0f} exchanges"
     parts = [f"weights {_gib(memory.weights)}"]
     parts += [f"optimizer {_gib(memory.optimizer)}"] if work.trains else []
     parts += [f"activations {_gib(memory.activations)}", f"autoencoder {_gib(memory.autoencoder)}"]
@@ -448,7 +489,7 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
         f"predicted time per {what}: {times}",
     ]
     if work.trains:
-        images = work.sizes.batch * work.sizes.frames * work.accumulation * ranks / step
+        images = work.sizes.batch * work.sizes.frames * work.accumulation * ranks / work.together / step
         own = f"; {_short(step * work.total_steps)} for {work.total_steps:,} steps" if work.total_steps else ""
         hours = step * MILLION / 3600
         lines.append(
@@ -456,10 +497,10 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
         )
     else:
         batch_seconds = work.calls * step + found.after
-        per_video = batch_seconds / max(1, work.sizes.batch)
+        per_video, shares = batch_seconds / max(1, work.sizes.batch), ranks // work.together
         lines.append(
             f"predicted speed: {_short(per_video)} per video, {work.calls} network calls and decoding "
-            f"({_short(found.after)}); {_short(math.ceil(work.videos / ranks) * per_video)} for {work.videos} videos"
+            f"({_short(found.after)}); {_short(math.ceil(work.videos / shares) * per_video)} for {work.videos} videos"
         )
     if not cpu:
         lines.append(f"predicted time to compile: {_short(found.compiling)} of one core, once per shape")

@@ -37,7 +37,16 @@ FILE = "samples.json"  # beside the videos: what the newest of them were made fr
 # Options that a video does not depend on, or only through its own seed, label and prompt, or through what they name.
 LOOSE = (
     *("output_path", "output_format", "existing", "dry_run", "profile", "num_samples", "batch_size", "vae_slice"),
-    *("device_target", "device_id", "use_parallel", "seed", "class_labels", "prompts"),
+    *(
+        "device_target",
+        "device_id",
+        "use_parallel",
+        "sequence_parallel",
+        "cfg_parallel",
+        "seed",
+        "class_labels",
+        "prompts",
+    ),
     *("checkpoint", "vae_checkpoint", "text_embeddings", "text_encoder_path", "init_frames", "cache"),
 )
 VIDEO = re.compile(r"((?:video|image)-\d{4,}-seed\d+.*?)(?:\.(?:png|mp4|gif))?")  # the name of a file or folder

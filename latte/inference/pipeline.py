@@ -315,7 +315,7 @@ class LattePipeline:
         """Return the videos of scaled latents (B, F, C, h, w) as "pil", "np" or "uint8"; see `LatteOutput`."""
         as_bytes = output_type != "np"
         with _bar(progress, latents.shape[0] * latents.shape[1], "decoding", "frame") as bar:
-            videos = [self.codec.decode(video, bar.update, decode_chunk_size, as_bytes) for video in latents]
+            videos = [self.codec.decode_together(video, bar.update, decode_chunk_size, as_bytes) for video in latents]
         if output_type == "pil":
             return [[Image.fromarray(frame) for frame in video] for video in videos]
         return np.stack(videos)

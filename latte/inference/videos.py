@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from latte.inference.pipeline import LattePipeline
 from latte.io.atomic import check_writable
 from latte.io.listing import GRID
 from latte.io.video import fit, grid, read_any, save_png, save_video
-from latte.runtime import device
+from latte.runtime import collective, device
 from latte.runtime.profiling import Profile, check_span
 
 if TYPE_CHECKING:
@@ -81,6 +81,10 @@ def check(cfg: SampleConfig) -> Plan:
     check_span(cfg.profile_span, walk.steps)
     caches.choose(cfg.cache, cfg.feature_cache, walk)
     check_interval(cfg.guidance_interval, scale)
+    if cfg.cfg_parallel and scale == 1:
+        raise UserError(
+            "cfg_parallel shares the halves of guidance, and there is none: set guidance_scale, or leave it out"
+        )
     if vae.config.latent_channels != config.in_channels:
         raise UserError(
             f"{parts.vae} has {vae.config.latent_channels} latent channels, but {cfg.checkpoint} "
@@ -121,9 +125,12 @@ def build_pipeline(cfg: SampleConfig, plan: Plan | None = None) -> LattePipeline
 
 
 def video_numbers(cfg: SampleConfig) -> list[int]:
-    """Return the numbers of the videos that this rank makes, counted from 0; video k has the seed `seed` + k."""
+    """Return the numbers of the videos that this rank makes, counted from 0; video k has the seed `seed` + k.
+
+    Ranks that share frames or guidance make the same ones together.
+    """
     here = device.current()
-    return list(range(here.rank, cfg.num_samples * len(cfg.prompts or [None]), here.world_size))
+    return list(range(here.data_rank, cfg.num_samples * len(cfg.prompts or [None]), here.data_ranks))
 
 
 def _init_frames(cfg: SampleConfig) -> np.ndarray | None:
@@ -158,13 +165,19 @@ def find_targets(cfg: SampleConfig, plan: Plan) -> list[Target]:
     Raises UserError if files of something else are in the way and `existing` is refuse.
     """
     made_from = finished.facts(cfg, plan)
-    targets = finished.targets(cfg, plan, video_numbers(cfg), made_from)
+    targets = _agreed(finished.targets(cfg, plan, video_numbers(cfg), made_from))
     said = finished.check_others(cfg, plan, targets, made_from)
     if device.current().rank == 0 and not cfg.dry_run:
         for sentence in said:
             log.info(sentence)
         finished.keep(cfg, made_from)
     return targets
+
+
+def _agreed(targets: list[Target]) -> list[Target]:
+    """Return the videos with those marked as done that the first of the ranks with the same videos has found."""
+    done = collective.gather_arrays(np.array([target.done for target in targets], np.float32), "video")[0]
+    return [replace(target, done=bool(there)) for target, there in zip(targets, done, strict=True)]
 
 
 def run(
@@ -187,7 +200,7 @@ def run(
     first = [target.number for target in targets[:IN_GRID]]
     kept: dict[int, np.ndarray] = {}
     bar = tqdm(
-        desc=f"videos of rank 0 of {here.world_size}" if here.world_size > 1 else "videos",
+        desc=f"videos of rank 0 of {here.data_ranks}" if here.data_ranks > 1 else "videos",
         initial=len(targets) - len(numbers) if targets else 0,
         total=len(targets) or len(numbers),
         unit="video",
@@ -199,7 +212,7 @@ def run(
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
             names, made = _make(cfg, pipe, batch, given, profile)
-            for k, name, video in zip(batch, names, made, strict=True):
+            for k, name, video in zip(batch, names, made, strict=True) if here.leads else ():
                 files += _save(video, folder / name, cfg.output_format, cfg.fps, marks.get(k, ""))
                 kept |= {k: video} if k in first else {}
                 done.update()
@@ -214,7 +227,7 @@ def save_grid(cfg: SampleConfig, plan: Plan, targets: Sequence[Target], kept: Ma
     first, folder = targets[:IN_GRID], Path(cfg.output_path)
     if len(first) < 2:
         return []
-    rank = f"-rank{device.current().rank}" if device.current().world_size > 1 else ""
+    rank = f"-rank{device.current().data_rank}" if device.current().data_ranks > 1 else ""
     name = f"{GRID}{cfg.seed + first[0].number}-{cfg.seed + first[-1].number}{rank}"
     formats = [form for form in cfg.output_format if form != "png"] or ["mp4"]
     if not kept and any(folder.glob(f"{name}.*")):

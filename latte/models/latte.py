@@ -20,7 +20,20 @@ from latte.models import embeddings
 from latte.models.block import Block, Network, Pair
 from latte.models.layers import Embedding, Initializers, Linear, PatchEmbed, SiLU, parameter, tokens_to_latents, zeros
 from latte.models.precision import prepare
-from latte.ops import chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
+from latte.ops import (
+    chunk6,
+    gated_residual,
+    gelu,
+    join_videos,
+    linear,
+    modulated_norm,
+    own_part,
+    self_attention,
+    share_videos,
+    silu,
+    to_frames,
+    to_patches,
+)
 from latte.runtime import device
 from latte.runtime.tensors import split
 from latte.weights.match import check_asked, check_elements, count_of, shapes_of, sizes_beside
@@ -423,35 +436,47 @@ class Latte(Network):
         """
         x, c = self.embed(x, t, *conditions)  # (B, F, T, D), (B, D) of the blocks and of the final layer
         x = self.run_blocks(x, c, 0, len(self.blocks))  # (B, F, T, D)
-        return self.final_layer(x, self.final_condition(c))  # (B, F, 2C, H, W)
+        return self.finish(x, c)  # (B, F, 2C, H, W)
 
-    def embed(self, x: ms.Tensor, t: ms.Tensor, y: Any = None) -> tuple[ms.Tensor, tuple[ms.Tensor, ms.Tensor]]:
-        """Return the tokens (B, F, T, D), and the conditions (B, D) of the blocks and of the final layer."""
+    def embed(self, x: ms.Tensor, t: ms.Tensor, y: Any = None) -> tuple[ms.Tensor, tuple]:
+        """Return this rank's part of the tokens (B, F, T, D), and what blocks and final layer are conditioned on.
+
+        Those are the condition (B, D) of the blocks, that of the final layer, and the shape (B, F) of the whole.
+        """
         self._check(x, t, y)
+        whole = x.shape[:2]
+        x, t, y = share_videos(x, t, y)
         x = (self.x_embedder(x) + self.pos_embed).astype(self.dtype)  # (B, F, T, D)
         c = final = self.t_embedder(t)  # (B, D), and so all that is added to it
         if self.config.condition == "class":
             c = final = c + self.y_embedder(y)
         if self.config.condition == "text":  # the official final layer does not see the text
             c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
-        return x, (c, final)
+        return x, (c, final, whole)
 
-    def run_blocks(self, x: ms.Tensor, c: tuple[ms.Tensor, ms.Tensor], first: int, last: int) -> ms.Tensor:
+    def run_blocks(self, x: ms.Tensor, c: tuple, first: int, last: int) -> ms.Tensor:
         """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
-        image = x.shape[1] == 1 and self.shape[0] > 1
+        frames = c[2][1]
+        image = frames == 1 and self.shape[0] > 1
         over_frames = self.temporal and not image
         for i in range(first, last):
             if i == 1 and over_frames:
-                x = self.with_frames(x)
-            if i % 2 == 0 or over_frames:
-                x = self.blocks[i](x, c[0])  # over T, then over F, and so on
+                x = self.with_frames(x, frames)
+            if i % 2 == 0:
+                x = self.blocks[i](x, c[0])  # over T
+            elif over_frames:
+                x = to_frames(self.blocks[i](to_patches(x, frames), c[0]), x.shape[2])  # over F
         return x
 
-    def with_frames(self, x: ms.Tensor) -> ms.Tensor:
-        """Return the tokens (B, F, T, D) with the embedding of their frames."""
-        return x + self.temp_embed.astype(x.dtype).expand_dims(2)  # (1, F, 1, D)
+    def finish(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
+        """Return the output (B, F, 2C, H, W) of the last tokens; c is `embed`'s."""
+        return join_videos(self.final_layer(x, self.final_condition(c)), c[2])
 
-    def parts_of(self, i: int, c: tuple[ms.Tensor, ms.Tensor]) -> tuple:
+    def with_frames(self, x: ms.Tensor, frames: int) -> ms.Tensor:
+        """Return this rank's part of the tokens (B, F, T, D) with the embedding of their F frames."""
+        return x + own_part(self.temp_embed.astype(x.dtype).expand_dims(2), 1)  # (1, F, 1, D)
+
+    def parts_of(self, i: int, c: tuple) -> tuple:
         """Return the modulation (B, 6D) of a block, and the weights of its parts; see `latte.models.parts`.
 
         They are those of self-attention, of attention to the text (none here) and of the MLP; then what that reads.
@@ -459,13 +484,13 @@ class Latte(Network):
         qkv, proj, fc1, fc2, ada = self.blocks[i].weights()
         return linear(silu(c[0]).astype(self.dtype), *ada), (qkv, proj), None, (fc1, fc2), ()
 
-    def first_norm(self, x: ms.Tensor, c: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
+    def first_norm(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
         """Return the normed and modulated tokens (B, F, T, D) that the first block attends with; x, c are `embed`'s."""
         modulation = linear(silu(c[0]).astype(x.dtype), *self.blocks[0].adaLN_modulation[1].weights())  # (B, 6D)
         parts = chunk6(modulation, x.dtype)  # (B, D)
         return modulated_norm(x, parts[0], parts[1])
 
-    def final_condition(self, c: tuple[ms.Tensor, ms.Tensor]) -> ms.Tensor:
+    def final_condition(self, c: tuple) -> ms.Tensor:
         """Return what the final layer takes beside the tokens, (B, D)."""
         return c[1]
 

@@ -20,7 +20,21 @@ from latte.models import embeddings
 from latte.models.block import Block, Network
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
-from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention, silu
+from latte.ops import (
+    attention,
+    chunk6,
+    gated_residual,
+    gelu,
+    join_videos,
+    linear,
+    modulated_norm,
+    own_part,
+    self_attention,
+    share_videos,
+    silu,
+    to_frames,
+    to_patches,
+)
 from latte.runtime.tensors import largest, split
 from latte.weights.match import check_asked, check_elements, read_config
 
@@ -391,38 +405,45 @@ class LatteT2V(Network):
         """
         x, c = self.embed(x, t, *conditions)  # (B, F, T, D), what `embed` says
         x = self.run_blocks(x, c, 0, len(self.blocks))  # (B, F, T, D)
-        return self.final_layer(x, self.final_condition(c))  # (B, F, out_channels, H, W)
+        return self.finish(x, c)  # (B, F, out_channels, H, W)
 
     def embed(self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor) -> tuple[ms.Tensor, tuple]:
-        """Return the tokens (B, F, T, D), and what blocks and final layer are conditioned on.
+        """Return this rank's part of the tokens (B, F, T, D), and what blocks and final layer are conditioned on.
 
         That is the modulation (B, 6D), the embedding of the time (B, D), the text (B, S, D), its mask as what is added
-        to the scores (B, 1, 1, S), and the grid of patches (h, w).
+        to the scores (B, 1, 1, S), the grid of patches (h, w), and the shape (B, F) of the whole.
         """
         self._check(x, t, text, mask)
+        whole = x.shape[:2]
+        x, t, text, mask = share_videos(x, t, text, mask)
         config = self.config
         grid = (x.shape[3] // config.patch_size, x.shape[4] // config.patch_size)
         x = self.pos_embed(x) + _positions(config.hidden_size, grid, (config.sample_size, config.patch_size))
         time, c = self.adaln_single(t)  # (B, 6D), (B, D)
         text = self.caption_projection(text).astype(self.dtype)  # (B, S, D)
-        return x.astype(self.dtype), (time, c, text, _mask_bias(mask), grid)  # (B, F, T, D)
+        return x.astype(self.dtype), (time, c, text, _mask_bias(mask), grid, whole)  # (B, F, T, D)
 
     def run_blocks(self, x: ms.Tensor, c: tuple, first: int, last: int) -> ms.Tensor:
         """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
-        time, _, text, bias, _ = c
-        over_frames = self.temporal and x.shape[1] > 1
+        time, _, text, bias, _, whole = c
+        frames = whole[1]
+        over_frames = self.temporal and frames > 1
         for i in range(first, last):
             if i == 1 and over_frames:
-                x = self.with_frames(x)
+                x = self.with_frames(x, frames)
             if i % 2 == 0:
                 x = self.blocks[i](x, time, text, bias)  # over T, and to the text
             elif over_frames:
-                x = self.blocks[i](x, time, None, None)  # over F
+                x = to_frames(self.blocks[i](to_patches(x, frames), time, None, None), x.shape[2])  # over F
         return x
 
-    def with_frames(self, x: ms.Tensor) -> ms.Tensor:
-        """Return the tokens (B, F, T, D) with the embedding of their frames."""
-        return x + _frames(self.config.hidden_size, x.shape[1]).astype(x.dtype)  # (1, F, 1, D)
+    def finish(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
+        """Return the output (B, F, out_channels, H, W) of the last tokens; c is `embed`'s."""
+        return join_videos(self.final_layer(x, self.final_condition(c)), c[5])
+
+    def with_frames(self, x: ms.Tensor, frames: int) -> ms.Tensor:
+        """Return this rank's part of the tokens (B, F, T, D) with the embedding of their F frames."""
+        return x + own_part(_frames(self.config.hidden_size, frames).astype(x.dtype), 1)  # (1, F, 1, D)
 
     def parts_of(self, i: int, c: tuple) -> tuple:
         """Return the modulation (B, 6D) of a block, and the weights of its parts; see `latte.models.parts`.

@@ -1,14 +1,24 @@
 """The blocks of a denoiser in parts, for samplings that compute an attention in some steps and use it again in others.
 
-What is kept of an attention is its output before the gate, (B, F, T, D). With nothing kept, the parts compute what the
-blocks themselves do.
+What is kept of an attention is its output before the gate, (B, F, T, D), or this rank's part of it. With nothing kept,
+the parts compute what the blocks themselves do.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from latte.ops import attention, chunk6, gated_residual, gelu, linear, modulated_norm, self_attention
+from latte.ops import (
+    attention,
+    chunk6,
+    gated_residual,
+    gelu,
+    linear,
+    modulated_norm,
+    self_attention,
+    to_frames,
+    to_patches,
+)
 from latte.runtime import device, graphs
 
 if TYPE_CHECKING:
@@ -77,13 +87,15 @@ def run_in_parts(
     x, c: what `embed` returns. kept: what an earlier step returned; attentions whose kind is not in `computed` are
     taken from it. call: `caller()`, asked for outside of what is compiled.
     """
-    images = not net.temporal or x.shape[1] == 1
+    frames, patches = c[-1][1], x.shape[2]
+    images = not net.temporal or frames == 1
     new: tuple = ()  # plain tuples and numbers: MindSpore compiles this function too
     for i in range(len(net.blocks)):
         block, temporal = net.blocks[i], i % 2 == 1
         if not (temporal and images):
             if i == 1:
-                x = net.with_frames(x)
+                x = net.with_frames(x, frames)
+            x = to_patches(x, frames) if temporal else x
             modulation, weights, cross, mlp, text = net.parts_of(i, c)
             heads, _, flash, _ = block.settings()
             y = kept[len(new)] if len(kept) > 0 else None
@@ -97,6 +109,7 @@ def run_in_parts(
                     z = call(text_attended, (x, y, modulation, *text), (cross,), (heads, flash), None)
                 new = (*new, z)
             x = call(joined, (x, y, z, modulation), mlp, (), None)
+            x = to_frames(x, patches) if temporal else x
     return x, new
 
 

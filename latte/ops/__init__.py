@@ -13,6 +13,7 @@ from latte.ops.conv import (
     upsample_nearest,
 )
 from latte.ops.conv3d import conv3d, max_pool3d
+from latte.ops.exchange import exchange, join_parts, join_videos, own_part, share_videos, to_frames, to_patches
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
@@ -27,10 +28,13 @@ __all__ = [
     "conv2d",
     "conv3d",
     "conv_frames",
+    "exchange",
     "from_nchw",
     "gated_residual",
     "gelu",
     "group_norm",
+    "join_parts",
+    "join_videos",
     "layer_norm",
     "linear",
     "lookup",
@@ -38,13 +42,17 @@ __all__ = [
     "modulated_norm",
     "move_towards",
     "norm_conv",
+    "own_part",
     "patch_projection",
     "quick_gelu",
     "rms_norm",
     "self_attention",
+    "share_videos",
     "silu",
     "sum_of_squares",
+    "to_frames",
     "to_nchw",
+    "to_patches",
     "upsample_conv",
     "upsample_nearest",
 ]

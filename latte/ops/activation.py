@@ -6,8 +6,7 @@ import mindspore as ms
 from mindspore import ops
 
 from latte.ops import ascend, cpu
-from latte.ops.target import on_cpu
-from latte.runtime.tensors import on_ascend
+from latte.runtime.tensors import on_ascend, on_cpu
 
 _gelu = ops.GeLU()
 

@@ -10,8 +10,8 @@ from mindspore import ops
 from latte.ops import ascend, cpu
 from latte.ops.blockwise import UNLIMITED, blockwise_attention
 from latte.ops.linear import linear
-from latte.ops.target import attends_in_blocks, on_cpu, only_infers
-from latte.runtime.tensors import on_ascend, split
+from latte.ops.target import attends_in_blocks, only_infers
+from latte.runtime.tensors import on_ascend, on_cpu, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

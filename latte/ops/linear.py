@@ -8,8 +8,8 @@ import mindspore as ms
 from mindspore import ops
 
 from latte.ops import ascend, cpu
-from latte.ops.target import in_graph, multiplies_int8, on_cpu
-from latte.runtime.tensors import on_ascend
+from latte.ops.target import multiplies_int8
+from latte.runtime.tensors import in_graph, on_ascend, on_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable

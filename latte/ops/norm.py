@@ -8,8 +8,8 @@ import mindspore as ms
 from mindspore import ops
 
 from latte.ops import ascend, cpu, cpu_images
-from latte.ops.target import channels_last, on_cpu
-from latte.runtime.tensors import mean, on_ascend, split
+from latte.ops.target import channels_last
+from latte.runtime.tensors import mean, on_ascend, on_cpu, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

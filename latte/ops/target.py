@@ -1,23 +1,12 @@
-"""Compile-time questions about the device, usable inside graphs; `on_ascend` is in `latte.runtime.tensors`."""
+"""Compile-time questions about the device, usable inside graphs; more of them are in `latte.runtime.tensors`."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import mindspore as ms
 from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
 from latte.runtime import device
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-@constexpr
-def on_cpu() -> bool:
-    """Return whether the graph being compiled is for a CPU."""
-    return device.current().target == "CPU"
 
 
 @constexpr
@@ -42,20 +31,6 @@ def only_infers() -> bool:
 def channels_last() -> bool:
     """Return whether images are (N, H, W, C) in the graph being compiled."""
     return device.current().channels_last
-
-
-@constexpr(check=False)
-def _is_none(function: Callable) -> bool:
-    return function is None
-
-
-def in_graph() -> bool:
-    """Return whether a graph is being compiled: there, no function reaches what is computed meanwhile."""
-    return _is_none(silent)
-
-
-def silent() -> None:
-    """Do nothing."""
 
 
 class CustomGrad(nn.Cell):

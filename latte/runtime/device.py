@@ -18,10 +18,11 @@ import numpy as np
 import psutil
 
 from latte.errors import UserError, first_line
-from latte.runtime import cuda, ranks
+from latte.runtime import cuda, layout, ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 log = logging.getLogger("latte")
 
@@ -50,6 +51,33 @@ class Device:
     jit_level: str | None = None  # how far the compiler fuses; None is MindSpore's own choice
     graph_mode: bool = True  # False: PyNative everywhere, for debugging
     chip: str | None = None  # an Ascend's name, Ascend910B2; None where there is none: graphs are for one that trains
+    sequence: int = 1  # ranks that share the frames of their videos; see `latte.runtime.layout`
+    guidance: int = 1  # 2: one group of ranks has the conditional half of guidance, another the unconditional one
+
+    @property
+    def part(self) -> int:
+        """Which part of the frames this rank has."""
+        return self.rank % self.sequence
+
+    @property
+    def half(self) -> int:
+        """Which half of guidance this rank has, if they are shared: 0 is the conditional one."""
+        return self.rank // self.sequence % self.guidance
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of all videos this rank has, together with the ranks that share frames or guidance with it."""
+        return self.rank // (self.sequence * self.guidance)
+
+    @property
+    def data_ranks(self) -> int:
+        """Into how many shares all videos go."""
+        return self.world_size // (self.sequence * self.guidance)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank speaks and writes for those that have the same videos."""
+        return self.rank % (self.sequence * self.guidance) == 0
 
     @property
     def compile_scope(self) -> str:
@@ -142,6 +170,11 @@ def current() -> Device:
     return _current
 
 
+def alone() -> AbstractContextManager[Device]:
+    """Let this rank compute whole videos by itself inside, as where other ranks do something else meanwhile."""
+    return use(sequence=1, guidance=1)
+
+
 @contextmanager
 def use(target: str | None = None, **fields: Any) -> Iterator[Device]:
     """Pretend another device: the one in use, with the given fields of `Device` in place of its own.
@@ -186,18 +219,23 @@ def init_device(
     jit_level: str | None = None,
     use_parallel: bool = False,
     connect: bool = False,
+    sequence: int = 1,
+    guidance: int = 1,
 ) -> Device:
     """Choose the device and how graphs are compiled, once at the start of a program.
 
     With `use_parallel` the rank and the number of ranks are read from the launcher (mpirun, msrun or a rank table), and
-    with `connect` the ranks join into a group, as training needs it.
-    Raises UserError if the device is not there or a parallel launch is not.
+    with `connect` the ranks join into a group, as training needs it. `sequence` ranks share the frames of a video, and
+    `guidance` groups of them, 1 or 2, its halves; they are connected too.
+    Raises UserError if the device is not there, a parallel launch is not, or the ranks cannot be laid out like this.
     """
     global _current
     target = device_target or best_target()
+    connect = connect or sequence * guidance > 1
     if use_parallel:
         ranks.serve_if_scheduler(connect, target)
     rank, world_size, local_rank = ranks.read_ranks() if use_parallel else (0, 1, 0)
+    layout.check(world_size, sequence, guidance)
     chip = None
     if target != "CPU":
         if reason := why_unavailable(target):
@@ -212,7 +250,9 @@ def init_device(
         ranks.connect(target)
     # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    _current = Device(target, rank, world_size, jit_level, graph_mode=mode == 0, chip=chip)
+    _current = Device(target, rank, world_size, jit_level, mode == 0, chip, sequence, guidance)
+    if sequence * guidance > 1:
+        layout.make_groups(_current)
     return _current
 
 

@@ -56,6 +56,7 @@ class Sizes:
     text: int = 0  # tokens
     weights: float = 0  # elements, with padded heads
     pads: bool = True  # whether heads are padded, for the fused attention kernel
+    ranks: int = 1  # that share the tokens, by frames or, where frames see each other, by patches
 
     @property
     def padded(self) -> int:
@@ -64,17 +65,23 @@ class Sizes:
 
     @property
     def tokens(self) -> float:
-        """The elements of all tokens' positions, without their width."""
-        return self.batch * self.frames * self.grid**2
+        """The number of a rank's tokens."""
+        return self.batch * self.filled * self.grid**2 / self.ranks
+
+    @property
+    def filled(self) -> float:
+        """The frames, filled up so that the ranks divide them."""
+        return math.ceil(self.frames / self.ranks) * self.ranks if self.ranks > 1 else self.frames
 
     def product(self, names: str) -> float:
-        """Return a product of sizes by their letters, as the tables have them."""
-        return math.prod(getattr(self, LETTERS[letter]) for letter in names.split())
+        """Return a product of sizes by their letters, as the tables have them; of what has frames, a rank's share."""
+        letters = names.split()
+        return math.prod(getattr(self, LETTERS[letter]) for letter in letters) / (self.ranks if "F" in letters else 1)
 
 
 LETTERS = {
     "B": "batch",
-    "F": "frames",
+    "F": "filled",
     "P": "grid",
     "D": "width",
     "A": "padded",
@@ -101,6 +108,7 @@ class Card:
     traffic: float  # share of the bandwidth
     launch: float  # seconds of the host per launch
     shortest: float  # seconds of a launch on the device, however little it does
+    collective: float  # seconds to start an exchange between cards
 
 
 class Times(NamedTuple):
@@ -232,9 +240,13 @@ def all_reduce(count: float, on: Card, ranks: int, hosts: int = 1) -> float:
     return seconds_inside + (2 * (hosts - 1) / hosts * count / inside / on.network if hosts > 1 else 0)
 
 
-def all_gather(count: float, on: Card, ranks: int) -> float:
-    """Return the seconds of AllGather or AllToAll: each rank gets or sends all of `count` bytes but its own part."""
-    return (ranks - 1) / ranks * count / on.link
+def all_gather(count: float, on: Card, ranks: int, inside: int | None = None) -> float:
+    """Return the seconds of AllGather or AllToAll: each rank gets or sends all of `count` bytes but its own part.
+
+    inside: how many of the ranks are in one host; what is for the others goes over the network, after the rest.
+    """
+    inside = min(inside or ranks, ranks)
+    return (inside - 1) / ranks * count / on.link + (ranks - inside) / ranks * count / on.network
 
 
 def vae_scale(channels: tuple[int, ...]) -> float:

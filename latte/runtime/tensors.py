@@ -16,7 +16,7 @@ from mindspore.ops.primitive import constexpr
 from latte.runtime import device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mindspore import Parameter, Tensor
 
@@ -34,6 +34,26 @@ _slice, _split, _clone, _copy, _add, _zero = (
 def on_ascend() -> bool:
     """Return whether the graph being compiled is for an Ascend."""
     return device.current().target == "Ascend"
+
+
+@constexpr
+def on_cpu() -> bool:
+    """Return whether the graph being compiled is for a CPU."""
+    return device.current().target == "CPU"
+
+
+@constexpr(check=False)
+def _is_none(function: Callable) -> bool:
+    return function is None
+
+
+def in_graph() -> bool:
+    """Return whether a graph is being compiled: there, no function reaches what is computed meanwhile."""
+    return _is_none(silent)
+
+
+def silent() -> None:
+    """Do nothing."""
 
 
 def narrow(x: Tensor, axis: int, start: int, stop: int) -> Tensor:

@@ -17,7 +17,7 @@ from latte.data.loader import TrainingSource
 from latte.errors import UserError
 from latte.inference import estimate
 from latte.inference.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, trained_config
-from latte.runtime import device
+from latte.runtime import collective, device
 from latte.runtime.profiling import check_span
 from latte.training.captions import captions_for, clip_captions
 from latte.training.held_out import of_source, split
@@ -58,7 +58,10 @@ class Training:
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Return the moments (B, F, 2 L, h, w) of pixels (B, F, 3, H, W)."""
-        moments = self.codec.moments(pixels.reshape(-1, *pixels.shape[2:]))
+        frames = pixels.reshape(-1, *pixels.shape[2:])
+        start, stop, each = collective.share_rows(len(frames), "sequence")
+        own = self.codec.moments(frames[start : max(stop, start + 1)])[: stop - start]
+        moments = collective.join_rows(own, len(frames), each, "sequence")
         return moments.reshape(*pixels.shape[:2], *moments.shape[1:])
 
 
@@ -79,7 +82,7 @@ def build(cfg: TrainConfig) -> Training:
     if cfg.dry_run and not cfg.cache_folder and device.current().rank == 0:
         listed_by = f"csv_path {cfg.csv_path}" if cfg.data_layout == "csv" else "its files"
         check_files(dataset, cfg.max_bad_fraction, f"data_folder {cfg.data_folder} and {listed_by}")
-    batch = cfg.train_batch_size * cfg.gradient_accumulation_steps * device.current().world_size
+    batch = cfg.train_batch_size * cfg.gradient_accumulation_steps * device.current().data_ranks
     total = cfg.max_steps or cfg.epochs * len(dataset) // batch
     if total < 1:
         raise UserError(f"{len(dataset)} videos are fewer than the {batch} per step; make train_batch_size smaller")

@@ -27,6 +27,7 @@ FIXED, NAMED = "training", "training_options"  # keys of a state's metadata, eac
 OPTIONS = (  # that may change on purpose, but make it another training, or other measurements, from there on
     "seed",
     "train_batch_size",
+    "sequence_parallel",  # ranks times its videos are fewer
     "gradient_accumulation_steps",
     "images_per_video",
     "sample_stride",

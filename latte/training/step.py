@@ -16,6 +16,7 @@ from mindspore import nn, ops
 from latte.components.codec import LOGVAR_RANGE
 from latte.diffusion.loss import DiffusionLoss, Weighting
 from latte.models.precision import set_trained_dtype
+from latte.ops import join_parts, own_part
 from latte.runtime import device
 from latte.runtime.tensors import assign, mean, narrow, read, split, stack
 from latte.training.collective import own_rows, sum_over_ranks
@@ -177,7 +178,8 @@ class TrainStep(nn.Cell):
         """Return scaled latents drawn from the posterior of pixels or moments (Kingma and Welling, 2014, eq. 10)."""
         if self.vae is not None:
             b, f = x.shape[:2]
-            moments = self.vae.encode(x.reshape(b * f, *x.shape[2:]))  # (B F, 2 L, h, w)
+            own = self.vae.encode(own_part(x.reshape(b * f, *x.shape[2:]), 0))  # (B F, 2 L, h, w), or some of them
+            moments = join_parts(own, 0, b * f)
             x = ops.stop_gradient(moments.reshape(b, f, *moments.shape[1:]))
         centre, logvar = split(x, x.shape[2] // 2, 2)  # (B, F, L, h, w)
         std = ops.exp(0.5 * ops.clamp(logvar, *LOGVAR_RANGE))

@@ -113,7 +113,7 @@ class Trainer:
         first, last = (n * cfg.gradient_accumulation_steps for n in (self.step, training.total_steps))
         here = device.current()
         loader = make_loader(
-            training.source, cfg.train_batch_size, first, last, here.rank, here.world_size, cfg.num_workers
+            training.source, cfg.train_batch_size, first, last, here.data_rank, here.data_ranks, cfg.num_workers
         )
         bar = tqdm(
             total=training.total_steps, initial=self.step, unit="step", disable=not self.is_first, smoothing=0.05
@@ -283,7 +283,7 @@ class Trainer:
             "videos_per_second": rate,
             "images_per_second": rate * frames,
             "memory_gib": device.peak_memory() / GIB,
-            "bad_videos": len(self.bad) or sums["skipped_videos"],
+            "bad_videos": len(self.bad) or sums["skipped_videos"] / device.current().sequence,
         }
         if not between:
             self.metrics.write(values, others)
@@ -308,7 +308,7 @@ class Trainer:
             return
         if any_rank(self.is_first and self.metrics.is_evaluated(self.step)):
             return
-        with net_to_sample(self.training.step):
+        with net_to_sample(self.training.step), device.alone():
             values = self.evaluation.measure()
         if self.is_first:
             self.metrics.write_evaluation({"step": self.step, **values})
@@ -331,7 +331,8 @@ class Trainer:
         """
         quality = self.training.quality
         if quality and saved and self._measures():
-            quality.measure(self.folder, self.step)
+            with device.alone():
+                quality.measure(self.folder, self.step)
             self.seen = time.perf_counter(), self.step  # as in `_save`
 
     def _save(self, samples: bool = True, prune: bool = True) -> None:
@@ -385,7 +386,7 @@ class Trainer:
         if not (self.is_first and count):
             return
         bar = tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False)
-        with bar, net_to_sample(self.training.step):
+        with bar, net_to_sample(self.training.step), device.alone():
             videos = self.previews.make(bar.update)
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
         save_video(board, self._samples_file().with_suffix(""), ["gif"])

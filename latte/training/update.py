@@ -60,7 +60,7 @@ class CompiledStep:
     def _decide(self, rows: list[np.ndarray], norm: np.float32, gradients: list[ms.Tensor]) -> None:
         """Update the weights by these gradients of all ranks, unless an element is not finite, and count."""
         step, options = self.step, self.step.options
-        count = options.accumulation * device.current().world_size
+        count = options.accumulation * device.current().data_ranks  # those that share frames have parts of one loss
         scale = np.float32(step.loss_scale.asnumpy()) * np.float32(count)
         norm = norm * (np.float32(1) / scale)
         taken, skipped = int(step.step.asnumpy()), int(step.skipped.asnumpy())

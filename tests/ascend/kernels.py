@@ -144,7 +144,7 @@ def feature_cache():
     begin, middle, end = compiled_parts(Graphs(_latte("fp16", depth=4, flash=True, hidden_size=32)))
     tokens, context = begin(*_inputs())
     last = middle(tokens, *context)
-    relative_change([last], [tokens])
+    relative_change([last], [tokens], last.shape[:2])
     end(tokens + (last - tokens), *context)
 
 

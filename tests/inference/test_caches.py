@@ -37,7 +37,7 @@ class Toy(nn.Cell):
 
     def construct(self, x, t, y):
         tokens, c = self.embed(x, t, y)
-        return self.final_layer(self.run_blocks(tokens, c, 0, DEPTH), self.final_condition(c))
+        return self.finish(self.run_blocks(tokens, c, 0, DEPTH), c)
 
     def embed(self, x, t, y):
         level, label = ((each / size).reshape((-1, 1, 1, 1, 1)) for each, size in ((t, 1000), (y, 5)))
@@ -48,11 +48,8 @@ class Toy(nn.Cell):
             x = x + self.blocks[i] * ops.tanh(x + (i + 1) * c[0] - c[1])
         return x
 
-    def final_condition(self, c):
-        return c[0]
-
-    def final_layer(self, x, level):
-        return ops.concat((0.9 * x, x * level), axis=2)
+    def finish(self, x, c):
+        return ops.concat((0.9 * x, x * c[0]), axis=2)
 
     def first_norm(self, x, c):
         return x * (1 + c[0]) + c[1]
@@ -152,7 +149,7 @@ def test_a_schedule_by_hand(samplers):
             (t0, r0), (t1, r1) = history[-2:] if len(history) > 1 else 2 * history[-1:]
             slope = (r1 - r0) / (t1 - t0) if t1 != t0 else 0.0
             inner = tokens + ms.Tensor((r1 + (t - t1) * slope).astype(np.float32))
-        return net.final_layer(net.run_blocks(inner, c, 2, DEPTH), net.final_condition(c)).asnumpy()
+        return net.finish(net.run_blocks(inner, c, 2, DEPTH), c).asnumpy()
 
     numbers = itertools.count()
 

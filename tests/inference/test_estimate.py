@@ -337,3 +337,50 @@ def test_a_dry_run_of_a_training_prints_the_same_lines(data, monkeypatch):
     assert "this does not fit: take a smaller train_batch_size" in predict(cfg, training)
     with device.use("GPU"):
         assert "latte estimate --card H100" in predict(cfg, training)
+
+
+LATTE_1 = {"prompts": ["a dog"], "sampling_steps": 50}
+
+
+def test_ranks_that_share_frames_exchange_tokens_twice_per_block_over_frames():
+    """Counted by hand for Latte-1 at 512 px on 8 cards: 28 blocks, both halves, 16 x 1024 tokens of 1152 halves."""
+    work = sampled(**LATTE_1, sequence_parallel=8)
+    assert work.exchanges == 2 * 28
+    assert work.exchanged == 2 * 16 * 1024 * 1152 * 2 / 8
+    assert work.exchanges * work.exchanged * 7 / 8 == pytest.approx(0.46e9, rel=0.01)
+    training = trained(num_frames=16, image_size=256, sequence_parallel=4, train_batch_size=1)
+    assert (training.exchanges, training.exchanged) == (4 * 14, 16 * 256 * 1152 * 2 / 4)
+
+
+def test_a_rank_has_its_share_of_the_operations_and_the_memory():
+    work = sampled(**LATTE_1)
+    one = estimate.predict(work, on())
+    for given in ({"sequence_parallel": 8}, {"sequence_parallel": 4, "cfg_parallel": True}):
+        found = estimate.predict(sampled(**LATTE_1, **given), on(), 8)
+        assert found.flops * 8 == pytest.approx(one.flops, rel=0.02), given  # texts and modulation are not shared
+        assert found.memory.activations * 8 == pytest.approx(one.memory.activations, rel=1e-6), given
+        assert found.after * 8 == pytest.approx(one.after, rel=0.05), given
+        assert one.times.total / 8 < found.times.total < one.times.total / 5
+
+
+def test_what_does_not_divide_is_filled_up():
+    of_five, of_six = (sampled(num_frames=frames, sequence_parallel=2) for frames in (5, 6))
+    assert of_five.sizes.tokens == of_six.sizes.tokens and of_five.exchanged == of_six.exchanged
+
+
+def test_the_scaling_table_has_a_line_for_each_number_of_cards(capsys):
+    words = ["-c", str(ROOT / "configs/inference/t2v.yaml"), "--card", "910B3", "--scaling", "--prompts", "a dog"]
+    command.main(words)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| 1",
+        "| 2",
+        "| 4",
+        "| 8",
+        "| 16",
+    ]  # 64 cards have no 64 frames
+
+
+def test_cards_that_do_not_divide_are_refused():
+    with pytest.raises(UserError, match="take sequence_parallel 2 or 4, or start 6 or 9 ranks"):
+        estimate.report(sampled(**LATTE_1, sequence_parallel=3), "910B3", 8)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
 from mindspore import ops
 
 from latte.diffusion.denoiser import make_denoiser
-from latte.runtime import device, graphs
-from latte.runtime.tensors import mean
+from latte.runtime import collective, device, graphs
+from latte.runtime.tensors import mean, narrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from latte.diffusion.solvers import Solver
     from latte.diffusion.timesteps import StepCount
+    from latte.runtime.layout import Kind
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,34 @@ class Denoiser(Protocol):
         """Return the output (B, F, C or 2C, H, W) float32 for x (B, F, C, H, W), t (B,); see `make_denoiser`."""
 
 
-def relative_change(new: Sequence[ms.Tensor], old: Sequence[ms.Tensor]) -> float:
-    """Return mean |new - old| / mean |old|, each summed over the pairs of tensors; it waits for the device."""
+def relative_change(
+    new: Sequence[ms.Tensor], old: Sequence[ms.Tensor], whole: tuple[int, int], kind: Kind = "sequence"
+) -> float:
+    """Return mean |new - old| / mean |old|, each summed over the pairs of tensors; it waits for the device.
+
+    The tensors are tokens (B, F, T, D) of videos (B, F) = whole, or this rank's part of them; the ranks of a group of
+    that kind find the same.
+    """
     pairs = list(zip(new, old, strict=False))
+    if collective.size(kind) > 1:
+        return _change_over_ranks(pairs, whole, kind)
     moved, size = (
         sum(parts[1:], parts[0])
         for parts in ([mean(ops.abs(a - b)) for a, b in pairs], [mean(ops.abs(b)) for _, b in pairs])
     )
     return float((moved / size).asnumpy())
+
+
+def _change_over_ranks(pairs: Sequence[tuple[ms.Tensor, ms.Tensor]], whole: tuple[int, int], kind: Kind) -> float:
+    sums, axis = np.zeros(2), 1 if whole[1] > 1 else 0
+    start, stop, _ = collective.share_rows(whole[axis], "sequence")
+    for a, b in pairs if stop > start else ():
+        a, b = (narrow(each, axis, 0, stop - start) for each in (a, b))  # without what fills it up
+        count = whole[0] * whole[1] * a.shape[2] * a.shape[3]
+        share = a.size / count
+        sums += [float(mean(ops.abs(each)).asnumpy()) * share for each in (a - b, b)]
+    moved, size = collective.gather_arrays(sums.astype(np.float32), kind).astype(np.float64).sum(0)
+    return float(moved / size)
 
 
 class Method(Protocol):

@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 
 from latte.diffusion.denoiser import guide, in_passes
+from latte.errors import UserError
 from latte.runtime import device
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class FasterCache:
 
     every: int
     together: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if device.current().guidance > 1:
+            raise UserError("cache fastercache leaves halves of guidance out, which cfg_parallel shares; choose one")
 
     def start(self, made: Graphs, walk: Walk) -> HalfGuided:
         """Return what denoises a batch of videos."""

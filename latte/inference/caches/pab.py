@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from latte.diffusion.denoiser import in_passes
 from latte.errors import UserError
+from latte.inference.caches.schedule import conditional
 from latte.models.parts import CROSS, SPATIAL, TEMPORAL, caller, count_kept, run_in_parts
 from latte.runtime import device
-from latte.runtime.tensors import narrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ class Broadcast:
         net = self.made.net
         count = count_kept(net, not net.temporal or x.shape[1] == 1)
         if step.guided != self.guided:
-            self.kept = () if step.guided else _conditional(self.kept, count, x.shape[0])
+            self.kept = () if step.guided else conditional(self.kept, x.shape[0], count)
             self.guided = step.guided
         computed = self.method.computed(step) if self.kept else KINDS
         if net.reads_text is False and CROSS not in computed:
@@ -77,13 +77,6 @@ class Broadcast:
             x, t, scale, *kept, *conditions
         )
         return out
-
-
-def _conditional(kept: Sequence[ms.Tensor], count: int, rows: int) -> tuple[ms.Tensor, ...]:
-    """Return what was kept of the conditional half: of the first of two passes, or of the first rows of one."""
-    if len(kept) > count:
-        return tuple(kept[:count])
-    return tuple(narrow(each, 0, 0, rows) for each in kept)
 
 
 def broadcasting(made: Graphs, computed: tuple[str, ...], count: int, guided: bool) -> Callable:
@@ -98,7 +91,7 @@ def broadcasting(made: Graphs, computed: tuple[str, ...], count: int, guided: bo
         def run(x: ms.Tensor, t: ms.Tensor, kept: Sequence[ms.Tensor], conditions: Sequence[ms.Tensor]) -> tuple:
             tokens, context = net.embed(x, t, *conditions)  # (B, F, T, D)
             tokens, new = run_in_parts(net, tokens, context, kept, computed, call)
-            return net.final_layer(tokens, net.final_condition(context)), new
+            return net.finish(tokens, context), new
 
         return in_passes(run, guided, device.current().batches_videos, kept=count)
 

@@ -22,7 +22,8 @@ from latte.errors import UserError, quoted
 from latte.io.atomic import atomic_path
 from latte.io.json_files import check_numbers, read_json
 from latte.runtime import device
-from latte.runtime.tensors import narrow
+from latte.runtime.collective import gather
+from latte.runtime.tensors import narrow, split
 from latte.weights.fingerprint import base_fingerprint
 
 if TYPE_CHECKING:
@@ -179,9 +180,16 @@ class Scheduled:
         return step.number in self.computed
 
 
-def conditional(kept: Sequence[ms.Tensor], rows: int) -> tuple[ms.Tensor, ...]:
-    """Return what was kept of the conditional half: of the first of two passes, or of the first rows of one."""
-    return (kept[0],) if len(kept) > 1 else (narrow(kept[0], 0, 0, rows),)
+def conditional(kept: Sequence[ms.Tensor], rows: int, count: int = 1) -> tuple[ms.Tensor, ...]:
+    """Return what was kept of the conditional half: of the first of two passes, or of the first rows of one.
+
+    count: how many tensors each pass keeps.
+
+    Of two groups of ranks that share guidance the first one sends it to the other.
+    """
+    if device.current().guidance > 1:
+        return tuple(split(gather(each, "guidance"), 1, 0)[0].reshape(each.shape) for each in kept)
+    return tuple(kept[:count]) if len(kept) > count else tuple(narrow(each, 0, 0, rows) for each in kept)
 
 
 def weights_at(positions: Sequence[float], at: float) -> list[float]:
@@ -226,7 +234,7 @@ def all_blocks(net: nn.Cell, blocks: tuple[int, int], guided: bool) -> Callable:
         tokens = net.run_blocks(tokens, context, 0, first)
         inner = net.run_blocks(tokens, context, first, last)
         out = net.run_blocks(inner, context, last, len(net.blocks))
-        return net.final_layer(out, net.final_condition(context)), (inner - tokens,)
+        return net.finish(out, context), (inner - tokens,)
 
     return in_passes(run, guided, device.current().batches_videos)
 
@@ -239,7 +247,7 @@ def other_blocks(net: nn.Cell, blocks: tuple[int, int], guided: bool) -> Callabl
         tokens, context = net.embed(x, t, *conditions)  # (B, F, T, D)
         tokens = net.run_blocks(tokens, context, 0, first) + kept[0]
         out = net.run_blocks(tokens, context, last, len(net.blocks))
-        return net.final_layer(out, net.final_condition(context)), ()
+        return net.finish(out, context), ()
 
     passes = in_passes(run, guided, device.current().batches_videos, kept=1)
 

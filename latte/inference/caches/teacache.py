@@ -15,6 +15,7 @@ import numpy as np
 
 from latte.inference.caches.base import relative_change
 from latte.inference.caches.schedule import Schedule, Scheduled
+from latte.runtime import device
 
 if TYPE_CHECKING:
     from latte.inference.caches.base import Graphs, Step, Walk
@@ -44,6 +45,7 @@ class Measured(Scheduled):
         super().__init__(schedule, made)
         self.threshold, self.sum = threshold, 0.0
         self.inputs: list[ms.Tensor] = []  # of the first block in the last call, one per half of guidance
+        self.shared = False  # whether another group of ranks had the other half then
 
     def computes(self, step: Step, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> bool:
         """Return whether a network call computes all blocks: the first, the last, and where the sum is large enough."""
@@ -53,14 +55,19 @@ class Measured(Scheduled):
             return net.first_norm(*net.embed(x, t, *conditions))
 
         graph = self.made.get("the first norm", lambda: normed)
-        inputs = [graph(x, t, *conditions[:half]).astype(ms.float32)]
-        if step.guided:
-            inputs.append(graph(x, t, *conditions[half:]).astype(ms.float32))
-        before, self.inputs = self.inputs, inputs
+        halves = [conditions[:half], *([conditions[half:]] if step.guided else [])]
+        shared = step.guided and device.current().guidance > 1  # then this rank has one of them
+        if shared:
+            halves = halves[device.current().half :][:1]
+        inputs = [graph(x, t, *each).astype(ms.float32) for each in halves]
+        before, self.inputs = self.inputs, inputs  # compared over the halves that both calls have
+        if shared and not self.shared and device.current().half:
+            before = []
+        self.shared = shared
         if step.number in (0, step.count - 1):
             self.sum = 0.0
             return True
-        self.sum += float(LATTE_1(relative_change(inputs, before)))  # over the halves that both calls have
+        self.sum += float(LATTE_1(relative_change(inputs, before, x.shape[:2], "video" if shared else "sequence")))
         if self.sum < self.threshold:
             return False
         self.sum = 0.0

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from latte.diffusion.denoiser import guide
 from latte.diffusion.gaussian import float32
 from latte.inference.caches.base import relative_change
+from latte.runtime import device
+from latte.runtime.collective import gather
+from latte.runtime.tensors import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +63,11 @@ class ReusingDenoiser:
         if not step.guided:
             return float32(self._run(self.memories[0], x, t, *conditions))
         half = len(conditions) // 2
+        if (here := device.current()).guidance > 1:
+            own = conditions[here.half * half : (here.half + 1) * half]
+            out = float32(self._run(self.memories[here.half], x, t, *own))
+            cond, uncond = [each.reshape(out.shape) for each in split(gather(out, "guidance"), 1, 0)]
+            return guide(cond, uncond, scale, x.shape[2])
         cond = self._run(self.memories[0], x, t, *conditions[:half])
         uncond = self._run(self.memories[1], x, t, *conditions[half:])
         return guide(cond, uncond, scale, x.shape[2])
@@ -67,7 +75,10 @@ class ReusingDenoiser:
     def _run(self, memory: Memory, *inputs: ms.Tensor) -> ms.Tensor:
         tokens, context = self.begin(*inputs)
         self.passes += 1
-        if memory.tokens is not None and relative_change([tokens], [memory.tokens]) < self.threshold:
+        if (
+            memory.tokens is not None
+            and relative_change([tokens], [memory.tokens], inputs[0].shape[:2]) < self.threshold
+        ):
             self.skipped += 1
             return self.end(tokens + memory.added, *context)
         last = self.middle(tokens, *context)
@@ -88,7 +99,7 @@ def compiled_parts(made: Graphs) -> tuple[Callable, Callable, Callable]:
         return net.run_blocks(tokens, context, first, last)
 
     def end(tokens: ms.Tensor, *context: Any) -> ms.Tensor:
-        return net.final_layer(tokens, net.final_condition(context))
+        return net.finish(tokens, context)
 
     return (
         made.get("the first blocks", lambda: begin),
