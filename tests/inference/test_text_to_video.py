@@ -211,7 +211,10 @@ def test_the_temporal_decoder_and_tiles(pipe):
         ({"prompt": "x", "feature_cache": -1}, "feature_cache must be a number from 0 to 1, but is -1"),
         ({"prompt": "x", "guidance_scale": "7.5"}, "guidance_scale is '7.5', but must be a finite number"),
         ({"prompt": "x", "sampler": 3}, "sampler is 3, but must be the name of a solver"),
-        ({"prompt": "x", "latents": np.full((1, 4, 4, 8, 8), np.nan)}, "latents hold values that are not finite"),
+        (
+            {"prompt": "x", "latents_layout": "BFCHW", "latents": np.full((1, 4, 4, 8, 8), np.nan)},
+            "latents hold values that are not finite",
+        ),
         ({"prompt": "x", "class_labels": [1]}, "give a prompt"),
         ({"prompt": "x", "sampler": "eulr"}, "the nearest is 'euler'"),
         ({"prompt": "x", "eta": 0.5, "sampler": "heun"}, "eta = 0.5 has no meaning"),
