@@ -20,6 +20,7 @@ __version__ = "0.1.0"  # the only place: the package and the commands read it he
 
 __all__ = [
     "LattePipeline",
+    "Solver",
     "create_model",
     "export_to_gif",
     "export_to_video",
@@ -33,6 +34,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from latte.components.loading import load, load_model, load_t2v, load_vae, load_weights
+    from latte.diffusion.solvers import Solver
     from latte.inference.pipeline import LattePipeline
     from latte.io.video import export_to_gif, export_to_video
     from latte.models import create_model
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 # The same names, imported on first use, so that `latte --help` and the file tools do not wait for MindSpore.
 _HOMES = {
     "LattePipeline": "latte.inference.pipeline",
+    "Solver": "latte.diffusion.solvers",
     "create_model": "latte.models",
     "export_to_gif": "latte.io.video",
     "export_to_video": "latte.io.video",

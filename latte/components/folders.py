@@ -13,6 +13,7 @@ from latte.io.json_files import exists, read_json
 from latte.weights.files import SUFFIXES
 
 INDEX = "model_index.json"
+SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
 REMEDY = "download the whole folder again"
 LATTE = "maxin-cn/Latte (unconditional and with classes)"  # where huggingface.co has the official weights
 LATTE_1 = "maxin-cn/Latte-1 (text to video)"
@@ -99,7 +100,7 @@ def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder
         for name in ("transformer", "scheduler", "tokenizer", "text_encoder", *([] if vae else [decoder])):
             if not (path / name).is_dir():
                 raise UserError(f"{path} has no folder {name}; {REMEDY}")
-        return Parts(path / "transformer", Path(vae or path / decoder), path, path / "scheduler")
+        return Parts(path / "transformer", Path(vae or path / decoder), path, path / SCHEDULER)
     if temporal_decoder:
         raise UserError(f"enable_vae_temporal_decoder is for text-to-video folders; {path} has no {INDEX}")
     whole = next((folder for folder in path.resolve().parents[:2] if is_t2v_folder(folder)), None)
@@ -109,14 +110,15 @@ def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder
         if vae is None:
             raise UserError(f"{path} is one file and needs an autoencoder; name that as vae, or a folder with both")
         return Parts(path, Path(vae))
-    return Parts(_only(path, "latte"), Path(vae) if vae else _only(path, "vae"))
+    scheduler = path / SCHEDULER if exists(path / SCHEDULER) else None
+    return Parts(_only(path, "latte"), Path(vae) if vae else _only(path, "vae"), scheduler=scheduler)
 
 
 def read_scheduler(folder: Path | None) -> dict[str, Any]:
     """Return the scheduler_config.json of a folder; raises UserError if it is missing, or no configuration."""
     if folder is None:
         return {}
-    path = folder / "scheduler_config.json"
+    path = folder / SCHEDULER_CONFIG
     # diffusers writes the logarithm of zero there, as JSON does not have it
     config = read_json(path, infinite=("lambda_min_clipped",), remedy=REMEDY)
     check_values(config, str(path))

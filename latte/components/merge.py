@@ -43,7 +43,7 @@ def merge(source: str, base: str | Path, target: str, dry_run: bool = False) -> 
         raise UserError(f"{base} has no {INDEX}; name the diffusers folder of the pretrained network")
     if folder.is_relative_to(base.resolve()):
         raise UserError(f"{folder} lies in {base}; name a folder elsewhere")
-    tensors, beside = _merged(state, read(base / TRANSFORMER, "latte_t2v"), str(base)), _files_beside(base)
+    tensors, beside = _merged(state, read(base / TRANSFORMER, "latte_t2v"), str(base)), files_beside(base)
     if not dry_run:
         with atomic_folder(folder) as temporary:
             _write_folder(temporary, base, beside, tensors, folder)
@@ -89,7 +89,7 @@ def _merged(state: StateFile, original: Weights, base: str) -> dict[str, np.ndar
     return tensors
 
 
-def _files_beside(base: Path) -> list[Path]:
+def files_beside(base: Path) -> list[Path]:
     """Return what a folder holds beside the transformer's weights, hidden files aside.
 
     Raises UserError for a link to what lies elsewhere, and for one to a folder.
@@ -115,15 +115,20 @@ def _write_folder(
     folder: Path, base: Path, beside: list[Path], tensors: Mapping[str, np.ndarray], target: Path
 ) -> None:
     """Fill a folder with the transformer's weights and copies of the base's files `beside` them."""
-    for path in beside:
+    copy_files(beside, base, folder)
+    size = sum(values.nbytes for values in tensors.values())
+    with tqdm(total=size, unit="B", unit_scale=True, desc=str(target), delay=5) as bar:  # only if it takes longer
+        write_safetensors(folder / TRANSFORMER / WEIGHTS, tensors, {}, bar.update)
+
+
+def copy_files(files: list[Path], base: Path, folder: Path) -> None:
+    """Copy files of a folder to the same places in another one; large ones are linked where the file system can."""
+    for path in files:
         copy = folder / path.relative_to(base)
         copy.parent.mkdir(parents=True, exist_ok=True)
         if path.stat().st_size < LINKED or not _linked(path, copy):
             shutil.copyfile(path, copy)
             sync(copy)
-    size = sum(values.nbytes for values in tensors.values())
-    with tqdm(total=size, unit="B", unit_scale=True, desc=str(target), delay=5) as bar:  # only if it takes longer
-        write_safetensors(folder / TRANSFORMER / WEIGHTS, tensors, {}, bar.update)
 
 
 def _linked(path: Path, copy: Path) -> bool:

@@ -257,7 +257,7 @@ class Prompts:
     ):
         tokenizer, self.encoder = places(folder, kind)
         self.tokenizer = load_tokenizer(tokenizer, kind)  # a folder without one is refused at once
-        self.kind, self.dtype, self.quantize, self.keep = kind, dtype, quantize, keep
+        self.folder, self.kind, self.dtype, self.quantize, self.keep = Path(folder), kind, dtype, quantize, keep
         self._encoder: TextEncoder | None = None  # what is kept
         self._known: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 

@@ -10,7 +10,7 @@ from mindspore import Tensor, ops
 from latte.diffusion.gaussian import float32
 from latte.runtime import device
 from latte.runtime.collective import gather
-from latte.runtime.tensors import narrow, split
+from latte.runtime.tensors import mean, narrow, split
 
 # denoise(x, t, scale, *conditions) -> predicted noise, and variance values if the network has them
 Denoise = Callable[..., Tensor]
@@ -100,11 +100,23 @@ def guide(cond: Tensor, uncond: Tensor, scale: Tensor | float, channels: int) ->
     Both inputs are (B, F, 2C, H, W), noise then variance values, or (B, F, C, H, W), noise alone, with C = `channels`;
     the result is too, in float32. The noise is
     uncond + scale * (cond - uncond), scale 1 being plain conditional (Ho & Salimans 2021 eq. 6, whose w is scale - 1);
-    the variance values are the conditional ones, untouched.
+    the variance values are the conditional ones, untouched. A scale (2,) is (scale, rescale): that share of the result
+    gets the standard deviation that the conditional noise of its video has (Lin et al., 2024, eq. 15 and 16).
     """
     cond, uncond = float32(cond), float32(uncond)
     eps, eps_uncond = narrow(cond, 2, 0, channels), narrow(uncond, 2, 0, channels)  # (B, F, C, H, W)
-    eps = eps_uncond + scale * (eps - eps_uncond)
+    if isinstance(scale, float) or scale.ndim == 0:
+        eps = eps_uncond + scale * (eps - eps_uncond)
+    else:
+        guided = eps_uncond + narrow(scale, 0, 0, 1) * (eps - eps_uncond)
+        share = narrow(scale, 0, 1, 2)  # (1,)
+        eps = guided * (share * (_deviation(eps) / _deviation(guided)) + (1 - share))
     if cond.shape[2] == channels:
         return eps
     return ops.concat((eps, narrow(cond, 2, channels, cond.shape[2])), axis=2)
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """Return the standard deviation of each video's elements: (B, F, C, H, W) -> (B, 1, 1, 1, 1)."""
+    axes = (1, 2, 3, 4)
+    return ops.sqrt(mean(ops.square(x - mean(x, axes, keep=True)), axes, keep=True))

@@ -41,7 +41,7 @@ PROCESS: dict[str, tuple[Any, ...]] = {
     "rescale_betas_zero_snr": (False,),
     "clip_sample": (False,),
     "thresholding": (False,),
-    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "timestep_spacing": ("leading", "linspace", "trailing", "respaced"),  # the last one is ours
     "timestep_type": ("discrete",),
     "interpolation_type": ("linear",),
     "lambda_min_clipped": (-math.inf,),
@@ -106,6 +106,31 @@ def solver_of(config: Mapping[str, Any], name: str | None = None) -> tuple[str, 
         _check(config, PROCESS, own)
     told = {key: value for key, value in config.items() if value is not None}
     return name, _options({key: told.get(key, default) for key, default in defaults.items()}, name)
+
+
+def config_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration from which `solver_of` makes this solver and these options.
+
+    It is one of diffusers, unless the spacing is "respaced", which diffusers does not have.
+    """
+    cls = next(cls for cls, (solver, _) in CLASSES.items() if solver == name)
+    config: dict[str, Any] = {
+        "_class_name": cls,
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "clip_sample": False,
+    }
+    config |= {key: options[key] for key in (*_BETAS, "steps_offset")}
+    config["timestep_spacing"] = options["spacing"]
+    if name == "ddpm":
+        config["variance_type"] = options.get("variance") or "learned_range"
+    if name == "pndm":
+        config["skip_prk_steps"] = options["skip_prk_steps"]
+    if name in ("ddim", "pndm"):
+        config["set_alpha_to_one"] = not options.get("ends_at_first")
+    elif options.get("ends_at_first") and name in ("dpmpp_2m", "unipc"):
+        config["final_sigmas_type"] = "sigma_min"
+    return config
 
 
 def _options(said: dict[str, Any], name: str) -> dict[str, Any]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from latte.diffusion.schedule import BETAS
+from latte.diffusion.scheduler_config import config_of, solver_of
 from latte.diffusion.timesteps import SPACINGS, Grid, StepCount, Steps, choose_timesteps
 from latte.errors import UserError
 
@@ -339,6 +340,26 @@ class Solver:
     def spec(self) -> SolverSpec:
         """Its row of the table."""
         return SOLVERS[self.name]
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], name: str | None = None, **options: Any) -> Solver:
+        """Return the solver of a diffusers scheduler configuration, such as `pipe.scheduler.config`.
+
+        With `name` it is that solver, with what the configuration says about the process; options of a Solver come
+        before the configuration's. Raises UserError for what is not supported.
+        """
+        if not isinstance(config, Mapping):
+            raise UserError(f"config is {type(config).__name__}, but must be a dictionary like pipe.scheduler.config")
+        if unknown := options.keys() - {field.name for field in fields(cls)}:
+            raise UserError(f"a Solver has no option {min(unknown)!r}; see help(latte.Solver)")
+        chosen, told = solver_of(config, name)
+        return cls(chosen, **(told | options))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its configuration as diffusers writes it, without eta, which diffusers takes at the call."""
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        return config_of(self.name, options | {"spacing": self.spacing or self.spec.spacing})
 
     @property
     def adds_noise(self) -> bool:

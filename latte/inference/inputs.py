@@ -157,9 +157,9 @@ def read_network(cfg: SampleConfig, parts: Parts, vae: AutoencoderConfig) -> Wei
 
 
 def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | Solver | None, eta: float) -> Solver:
-    """Return the requested solver, or the default one, with the settings of a diffusers scheduler configuration.
+    """Return the requested solver, or that of a diffusers scheduler configuration, or without one the default.
 
-    Without a default it is the solver of the configuration. Raises UserError if the solver or a setting is unknown.
+    A requested one has the settings of the configuration. Raises UserError if the solver or a setting is unknown.
     """
     if isinstance(solver, Solver):
         return solver
@@ -167,7 +167,7 @@ def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | 
         raise UserError(f"sampler is {solver!r}, but must be the name of a solver, or a Solver")
     if not scheduler:
         return Solver(solver or default or "ddpm", eta=eta)
-    name, options = solver_of(scheduler, solver or default)
+    name, options = solver_of(scheduler, solver)
     return Solver(name, **options, eta=eta)
 
 

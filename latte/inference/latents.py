@@ -38,6 +38,7 @@ class Request:
     num_inference_steps: StepCount = 250
     solver: Solver = field(default_factory=lambda: Solver("ddpm"))
     guidance_scale: float = 1.0
+    guidance_rescale: float = 0.0  # share of the guided noise that gets the conditional one's standard deviation
     temporal: bool = True  # False: a text-to-video network skips its temporal blocks
     latents: np.ndarray | None = None  # (B, F, C, h, w) standard normal noise, in place of the first noise of the seeds
     held: np.ndarray | None = None  # (B, n, C, h, w) latents of the conditioning frames
@@ -151,7 +152,9 @@ class LatentSampler:
         follow, null = (
             [ms.Tensor(np.ascontiguousarray(values)) for values in part] for part in (request.conditions, request.null)
         )
-        scale = ms.Tensor(np.float32(request.guidance_scale))  # (), an input, so that one graph serves every scale
+        rescaled = (request.guidance_scale, request.guidance_rescale)
+        given = rescaled if request.guidance_rescale else request.guidance_scale
+        scale = ms.Tensor(np.asarray(given, np.float32))  # () or (2,), an input, so that one graph serves every scale
         numbers, calls = itertools.count(), request.solver.calls(request.num_inference_steps, request.strength)
 
         def model(x: np.ndarray, t: float) -> np.ndarray:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+import mindspore as ms
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from latte.components import runs
+from latte.components import runs, saving
 from latte.components.codec import Codec
 from latte.components.folders import Parts, read_scheduler
 from latte.components.loading import Source, load
 from latte.components.text_encoder import Prompts
-from latte.config.parser import nearest
 from latte.data.transforms import pixels_of
+from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference import caches
+from latte.inference.callbacks import Follower, InterruptedSampling, check_wanted, ordered_latents
+from latte.inference.captions import check_packages, clean_caption
+from latte.inference.from_diffusers import unknown_argument
 from latte.inference.inputs import (
     Prompt,
     check_interval,
@@ -29,6 +34,7 @@ from latte.inference.inputs import (
     seeds_of,
 )
 from latte.inference.latents import LatentSampler, Request
+from latte.inference.lora import LoraMixin
 from latte.io.json_files import check_numbers
 from latte.models.latte import LatteConfig
 from latte.runtime import device
@@ -36,15 +42,16 @@ from latte.runtime import device
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from latte.diffusion.solvers import Solver
     from latte.diffusion.timesteps import StepCount
     from latte.models import Latte, LatteT2V
 
-BOUNDS = {"feature_cache": (0.0, 1.0), "decode_chunk_size": (1, 1 << 16)}
-OUTPUT_TYPES = ("pil", "np", "uint8", "latent")
+BOUNDS = {"feature_cache": (0.0, 1.0), "decode_chunk_size": (1, 1 << 16), "guidance_rescale": (0.0, 1.0)}
+OutputType = Literal["pil", "np", "ms", "uint8", "latent"]
+OUTPUT_TYPES = ("pil", "np", "ms", "uint8", "latent")
+TILE = 256  # pixels per side, as most autoencoders were trained with
 DTYPE_NAMES = {"float32": "fp32", "float": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
 MODEL_OPTIONS = {field.name for field in fields(LatteConfig)} | {"model_name", "patch_embedder"}
-StepCallback = Callable[["LattePipeline", int, float, dict[str, np.ndarray]], Any]
+StepCallback = Callable[["LattePipeline", int, float, dict[str, np.ndarray]], "dict[str, Any] | None"]
 
 
 @dataclass
@@ -52,6 +59,7 @@ class LatteOutput:
     """The result of a pipeline; `frames` has one entry per video."""
 
     # "pil": a list of PIL images per video; "np": (B, F, H, W, 3) float32 in [0, 1]; "uint8": (B, F, H, W, 3) uint8;
+    # "ms": a tensor of MindSpore (B, F, 3, H, W) float32 in [0, 1], as the "pt" of diffusers;
     # "latent": (B, F, C, h, w) float32 scaled latents
     frames: Any
     seeds: tuple[int, ...] = ()  # one per video; each makes its video again
@@ -61,7 +69,7 @@ class LatteOutput:
         return (self.frames,)[index]
 
 
-class LattePipeline:
+class LattePipeline(LoraMixin):
     """A Latte network with its autoencoder and, for text to video, its text encoder.
 
     Load one with `LattePipeline.from_pretrained(path, vae)` and call it: `pipe("a prompt", seed=0).frames[0]`.
@@ -82,7 +90,8 @@ class LattePipeline:
       Without it the seeds are drawn at random; the result has them in `seeds`. A video depends only on its seed and
       condition. The seeds of diffusers make other videos.
     - generator: a generator of NumPy to draw the seeds from; a number, as `seed`; or a list of these, one per video.
-    - latents (B, F, C, h, w) float32: standard normal noise to start from, in place of the first noise of the seeds.
+    - latents (B, F, C, h, w), or (B, C, F, h, w) as in diffusers: standard normal noise to start from, in place of the
+      first noise of the seeds. Where there are as many frames as channels, latents_layout ("BFCHW" or "BCFHW") says it.
 
     Denoising:
     - num_inference_steps: denoising steps; without a text-to-video folder also "ddim50" or sections such as "10,15,20".
@@ -94,7 +103,11 @@ class LattePipeline:
     - cache: skip blocks in some steps: "every2" computes all of them in every second step, "calls20" in 20 steps;
       "every2-order1" extrapolates what they add; a file of `latte schedule`; or "threshold:0.05", see docs/sample.md.
     - feature_cache: 0.05 is the same as cache="threshold:0.05"; 0 = no cache.
+    - guidance_rescale: from 0 (none) to 1, how far the guided noise gets the standard deviation that it has without
+      guidance (Lin et al., 2024), against colours that are too strong.
     - guidance_interval: (low, high), the timesteps between which there is guidance; the others take half the time.
+    - clean_caption: take addresses, file names and the like out of the prompts, as diffusers does; needs beautifulsoup4
+      and ftfy. Prompts are stripped and in lower case anyway.
     - mask_feature: attend only to the tokens of a prompt, not to its padding.
     - enable_temporal_attentions: False skips the temporal blocks, so that every frame is an independent image.
 
@@ -105,13 +118,18 @@ class LattePipeline:
       the lower, the more similar they stay to it and the less they move.
 
     Output:
-    - output_type: "pil", "np", "uint8" or "latent"; see `LatteOutput`.
+    - output_type: "pil", "np", "ms", "uint8" or "latent"; see `LatteOutput`.
     - decode_chunk_size: frames that the autoencoder decodes at once. Default: as suits the device.
-    - progress: show progress bars.
+    - progress: show progress bars, in a notebook as widgets; `set_progress_bar_config` changes all of them.
     - return_dict: False returns the tuple (frames,).
-    - callback_on_step_end(pipeline, step, timestep, {"latents": array}): called after each step with a copy of the
-      latents (B, F, C, h, w) float32. It may return a dictionary whose "latents" take their place. On a CPU it is
-      called for each video alone. callback_on_step_end_tensor_inputs can only be ["latents"].
+    - callback_on_step_end(pipeline, step, timestep, arrays): called after each step with copies of the arrays that
+      callback_on_step_end_tensor_inputs names: "latents" (B, F, C, h, w) float32, and the embeddings of the prompts. It
+      may return a dictionary whose "latents" take their place, and set `pipeline.interrupt = True`, which decodes what
+      there is. Where the device takes videos one by one it is called for each alone, and an interrupted sampling
+      returns those that have begun.
+
+    Between calls: `load_lora_weights` and its relatives, `scheduler`, `enable_vae_tiling`, `enable_vae_slicing`,
+    `save_pretrained`. docs/from-diffusers.md compares all with diffusers.
     """
 
     def __init__(
@@ -122,12 +140,78 @@ class LattePipeline:
         scheduler: dict[str, Any] | None = None,
     ):
         self.net, self.codec, self.prompts = net, codec, prompts
-        self.scheduler = scheduler or {}  # a diffusers scheduler_config.json
         self.latents = LatentSampler(net)
+        self.interrupt = False  # a callback sets it to end the sampling
+        self._scheduler_config = scheduler or {}  # a diffusers scheduler_config.json
+        self._solver: Solver | None = None  # what was set as `scheduler`
+        self._bar_options: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        """Return the kind of network and of autoencoder, for a notebook."""
-        return f"LattePipeline({self.net.config.describe()}; on {device.current().target})"
+        """Return what a notebook shows of a pipeline: network, autoencoder, solver, adapters, device."""
+        vae, lines = self.codec.vae.config, [f"LattePipeline on {device.current().target}"]
+        tiles = f", tiles of {self.codec.tile}" if self.codec.tile else ""
+        lines.append(f"  network: {self.net.config.describe()}, {str(self.net.dtype).lower()}")
+        lines.append(
+            f"  autoencoder: {vae.latent_channels} channels, {vae.downsampling} pixels per latent, "
+            f"scale {self.codec.scale_factor:g}{tiles}"
+        )
+        lines.append(f"  text encoder: {self.prompts.folder if self.prompts else 'none'}")
+        lines.append(f"  scheduler: {self.scheduler.name}")
+        if self._adapters and self._adapters.loaded:
+            scales = {**self._adapters.fused, **self._adapters.scales}
+            lines.append(
+                "  adapters: " + ", ".join(f"{name} {scales.get(name, 0.0):g}" for name in self._adapters.loaded)
+            )
+        return "\n".join(lines)
+
+    @property
+    def scheduler(self) -> Solver:
+        """The solver that is used unless a call names another one; its `config` is one of diffusers."""
+        return self._choose_solver(None, 0.0)
+
+    @scheduler.setter
+    def scheduler(self, solver: Solver) -> None:
+        if not isinstance(solver, Solver):
+            raise UserError(
+                f"pipe.scheduler is a {type(solver).__name__}, but must be a Solver: "
+                "Solver.from_config(pipe.scheduler.config, 'unipc')"
+            )
+        self._solver = solver
+
+    def enable_vae_tiling(self, tile: int = TILE) -> None:
+        """Decode in overlapping tiles of so many pixels a side, which saves memory; a multiple of a latent's pixels."""
+        side = self.codec.vae.config.downsampling
+        if isinstance(tile, bool) or not isinstance(tile, int) or tile < side or tile % side:
+            raise UserError(f"tile is {tile!r}, but must be a multiple of {side} pixels")
+        self.codec.tile = tile
+
+    def disable_vae_tiling(self) -> None:
+        """Decode whole frames again."""
+        self.codec.tile = 0
+
+    def enable_vae_slicing(self, frames: int = 1) -> None:
+        """Encode and decode so many frames at a time, which saves memory."""
+        check_numbers({"frames": frames}, {"frames": (1, 1 << 16)})
+        self.codec.frames_per_slice = frames
+
+    def disable_vae_slicing(self) -> None:
+        """Encode and decode as many frames at a time as suits the device."""
+        self.codec.frames_per_slice = device.current().frames_per_slice
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Give every progress bar these options of tqdm, such as disable=True."""
+        self._bar_options = options
+
+    def save_pretrained(self, save_directory: str | Path) -> Path:
+        """Write the pipeline into a new folder that `from_pretrained` takes, and return the folder.
+
+        A text-to-video folder is one of diffusers again; CLIP's text encoder stays where it is, and is named again as
+        text_encoder_path. LoRA adapters in use are merged into the weights.
+        Raises UserError if the folder exists or cannot be written.
+        """
+        base = self.prompts.folder if self.prompts and self.prompts.kind == "t5" else None
+        scheduler = self._solver.config if self._solver else self._scheduler_config if base is None else {}
+        return saving.save(save_directory, self.net, self.codec, base, scheduler)
 
     @classmethod
     def from_pretrained(
@@ -231,14 +315,15 @@ class LattePipeline:
         latents: np.ndarray | None = None,
         prompt_embeds: np.ndarray | None = None,
         negative_prompt_embeds: np.ndarray | None = None,
-        output_type: str = "pil",
+        output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        *,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
+        clean_caption: bool = False,
         mask_feature: bool = True,
         enable_temporal_attentions: bool = True,
         decode_chunk_size: int | None = None,
+        *,
         class_labels: int | Sequence[int] | None = None,
         num_videos_per_prompt: int | None = None,
         seed: int | Sequence[int] | None = None,
@@ -249,6 +334,8 @@ class LattePipeline:
         feature_cache: float = 0.0,
         cache: caches.Cache = None,
         guidance_interval: Sequence[float] | None = None,
+        guidance_rescale: float = 0.0,
+        latents_layout: Literal["BFCHW", "BCFHW"] | None = None,
         progress: bool = True,
         **unknown: NoReturn,
     ) -> LatteOutput | Any:
@@ -260,20 +347,21 @@ class LattePipeline:
             raise unknown_argument("LattePipeline", next(iter(unknown)), ARGUMENTS)
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not known; choose one of {', '.join(OUTPUT_TYPES)}")
-        if set(callback_on_step_end_tensor_inputs) - {"latents"}:
-            raise UserError("callback_on_step_end_tensor_inputs can only be ['latents']; leave it out")
-        check_numbers({"feature_cache": feature_cache, "decode_chunk_size": decode_chunk_size}, BOUNDS)
+        numbers = {"feature_cache": feature_cache, "guidance_rescale": guidance_rescale}
+        check_numbers(numbers | {"decode_chunk_size": decode_chunk_size}, BOUNDS)
         config, side = self.net.config, self.codec.vae.config.downsampling
         scale = effective_guidance(config.default_guidance if guidance_scale is None else guidance_scale)
         shape = config.latent_shape(video_length, height, width, side)
         per_prompt = _per_prompt(num_images_per_prompt, num_videos_per_prompt)
-        steps, solver = _steps(num_inference_steps, timesteps, config.default_steps), self._solver(sampler, eta)
+        steps, solver = _steps(num_inference_steps, timesteps, config.default_steps), self._choose_solver(sampler, eta)
         walk = solver.steps(steps, strength).timesteps.tolist()  # before prompts are encoded, which takes long
         method = caches.choose(
             cache, feature_cache, caches.Walk.of(solver, steps, strength, len(self.net.blocks), scale != 1)
         )
         interval = check_interval(guidance_interval, scale)
         texts, embeds = (prompt, negative_prompt), (prompt_embeds, negative_prompt_embeds)
+        if clean_caption:
+            texts = cleaned(*texts)
         both = make_conditions(config, self.prompts, texts, class_labels, embeds, scale != 1, mask_feature)
         conditions, null = ([np.repeat(values, per_prompt, axis=0) for values in part] for part in both)
         count = len(conditions[0]) if conditions else per_prompt
@@ -285,43 +373,72 @@ class LattePipeline:
             num_inference_steps=steps,
             solver=solver,
             guidance_scale=scale,
+            guidance_rescale=float(guidance_rescale) if scale != 1 else 0.0,
             temporal=enable_temporal_attentions,
-            latents=latents,
+            latents=None if latents is None else ordered_latents(latents, (count, *shape), latents_layout),
             cache=method,
             guidance_interval=interval,
             strength=strength,
             **self._held(frames, frame_indices, shape, count, strength),
         )
 
-        def after(step: int, latents: np.ndarray) -> np.ndarray | None:
-            if callback_on_step_end is None:
-                return None
-            told = {"latents": latents.copy()}
-            return _changed(latents, callback_on_step_end(self, step, walk[step], told))
-
-        with _bar(progress, count * solver.calls(steps, strength), "denoising", "call") as bar:
-            made: Any = self.latents.sample(request, bar.update, after)
+        with _bar(progress, count * solver.calls(steps, strength), "denoising", "call", self._bar_options) as bar:
+            follow = callback_on_step_end and self._follower(
+                callback_on_step_end, callback_on_step_end_tensor_inputs, request, walk
+            )
+            made: Any = self._sample(request, bar.update, follow)
         if output_type != "latent":
             made = self.decode(made, output_type, decode_chunk_size, progress)
-        return LatteOutput(made, tuple(request.seeds)) if return_dict else (made,)
+        return LatteOutput(made, tuple(request.seeds[: len(made)])) if return_dict else (made,)
+
+    def _sample(self, request: Request, on_step: Callable[[int], object], follower: Follower | None) -> np.ndarray:
+        """Return latents (B, F, C, h, w); of a sampling that was interrupted, those of the videos that have begun."""
+        self.interrupt = False
+        if follower is None:
+            return self.latents.sample(request, on_step)
+        try:
+            return self.latents.sample(request, on_step, follower.after)
+        except InterruptedSampling:
+            made = np.concatenate(follower.newest)
+            if request.held is not None:
+                made[:, list(request.held_frames)] = request.held[: len(made)]
+            return made
+
+    def _follower(
+        self, call: StepCallback, wanted: Sequence[str] | None, request: Request, walk: list[float]
+    ) -> Follower:
+        """Return what calls a callback; raises UserError if it is no function or wants to be told what there is not."""
+        if not callable(call):
+            raise UserError(f"callback_on_step_end is a {type(call).__name__}, but must be a function")
+        there = {}
+        if self.net.config.conditioning != "class" and request.conditions:
+            there["prompt_embeds"] = request.conditions[0]
+            if request.null:
+                there["negative_prompt_embeds"] = request.null[0]
+        names = check_wanted(getattr(call, "tensor_inputs", wanted), there)
+        return Follower(partial(call, self), lambda: self.interrupt, walk, there, names)
 
     def decode(
         self,
         latents: np.ndarray,
-        output_type: str = "uint8",
+        output_type: OutputType = "uint8",
         decode_chunk_size: int | None = None,
         progress: bool = False,
     ) -> Any:
-        """Return the videos of scaled latents (B, F, C, h, w) as "pil", "np" or "uint8"; see `LatteOutput`."""
-        as_bytes = output_type != "np"
-        with _bar(progress, latents.shape[0] * latents.shape[1], "decoding", "frame") as bar:
+        """Return the videos of scaled latents (B, F, C, h, w) as "pil", "np", "ms" or "uint8"; see `LatteOutput`."""
+        as_bytes = output_type in ("pil", "uint8")
+        with _bar(progress, latents.shape[0] * latents.shape[1], "decoding", "frame", self._bar_options) as bar:
             videos = [self.codec.decode_together(video, bar.update, decode_chunk_size, as_bytes) for video in latents]
         if output_type == "pil":
             return [[Image.fromarray(frame) for frame in video] for video in videos]
-        return np.stack(videos)
+        stacked = np.stack(videos)
+        return ms.Tensor(np.ascontiguousarray(np.moveaxis(stacked, -1, 2))) if output_type == "ms" else stacked
 
-    def _solver(self, solver: str | Solver | None, eta: float) -> Solver:
-        return choose_solver(self.scheduler, self.net.config.default_solver, solver, eta)
+    def _choose_solver(self, solver: str | Solver | None, eta: float) -> Solver:
+        if solver is None and self._solver is not None:
+            return replace(self._solver, eta=eta) if eta else self._solver
+        config = self._solver.config if self._solver else self._scheduler_config
+        return choose_solver(config, self.net.config.default_solver, solver, eta)
 
     def _held(
         self, frames: Any, indices: Sequence[int] | None, shape: tuple, count: int, strength: float
@@ -369,9 +486,16 @@ def _short(dtype: Any) -> str:
     return name
 
 
-def unknown_argument(function: str, name: str, known: Iterable[str]) -> UserError:
-    """Return the error for an argument that a function does not have."""
-    return UserError(f"{function} has no argument {name!r}; the nearest is {nearest(name, known)!r}")
+def cleaned(prompt: Prompt, negative_prompt: Prompt) -> tuple[Prompt, Prompt]:
+    """Return the prompts without what web pages leave in captions; raises UserError if a package for it is missing."""
+    check_packages()
+
+    def each(texts: Prompt) -> Prompt:
+        if isinstance(texts, str):
+            return clean_caption(texts)
+        return texts if texts is None else [clean_caption(text) for text in texts]
+
+    return each(prompt), each(negative_prompt)
 
 
 def _per_prompt(images: int | None, videos: int | None) -> int:
@@ -402,27 +526,6 @@ def _steps(count: int | str | None, timesteps: Sequence[int] | None, default: in
     return count if isinstance(count, str) else int(count)
 
 
-def _changed(latents: np.ndarray, returned: Any) -> np.ndarray | None:
-    """Return the latents that a callback returned in place of these, None if it changed nothing.
-
-    Raises UserError if it returned anything else.
-    """
-    if returned is None:
-        return None
-    if not isinstance(returned, dict) or returned.keys() - {"latents"}:
-        raise UserError('callback_on_step_end may return nothing, or {"latents": array}; it returned something else')
-    if "latents" not in returned:
-        return None
-    changed = returned["latents"]
-    changed = np.asarray(changed.asnumpy() if hasattr(changed, "asnumpy") else changed)
-    if changed.shape != latents.shape or changed.dtype.kind != "f":
-        raise UserError(
-            f"callback_on_step_end returned latents {changed.dtype} {changed.shape}, but they are float32 "
-            f"{latents.shape}"
-        )
-    return None if np.array_equal(changed, latents) else changed.astype(np.float32)
-
-
 ARGUMENTS, FROM_PRETRAINED = (
     [
         name
@@ -433,5 +536,6 @@ ARGUMENTS, FROM_PRETRAINED = (
 )
 
 
-def _bar(shown: bool, total: int, what: str, unit: str) -> tqdm:
-    return tqdm(total=total, desc=what, unit=unit, leave=False, smoothing=0.1, disable=not shown)
+def _bar(shown: bool, total: int, what: str, unit: str, options: dict[str, Any]) -> tqdm:
+    usual: dict[str, Any] = {"desc": what, "unit": unit, "leave": False, "smoothing": 0.1, "disable": not shown}
+    return tqdm(total=total, **(usual | options))

@@ -35,7 +35,7 @@ def called():
     """Return the arguments that the recorded videos were made with."""
     described = json.loads((FIXTURES / "latte_t2v.json").read_text())
     noise = recorded("latte_t2v")["latents"].transpose(0, 2, 1, 3, 4)
-    return described | {"latents": noise, "progress": False}
+    return described | {"latents": noise, "latents_layout": "BFCHW", "progress": False}
 
 
 @pytest.mark.parametrize("target", ["CPU", pytest.param("GPU", marks=SLOW)])
@@ -211,13 +211,18 @@ def test_the_temporal_decoder_and_tiles(pipe):
         ({"prompt": "x", "feature_cache": -1}, "feature_cache must be a number from 0 to 1, but is -1"),
         ({"prompt": "x", "guidance_scale": "7.5"}, "guidance_scale is '7.5', but must be a finite number"),
         ({"prompt": "x", "sampler": 3}, "sampler is 3, but must be the name of a solver"),
-        ({"prompt": "x", "latents": np.full((1, 4, 4, 8, 8), np.nan)}, "latents hold values that are not finite"),
+        (
+            {"prompt": "x", "latents_layout": "BFCHW", "latents": np.full((1, 4, 4, 8, 8), np.nan)},
+            "latents hold values that are not finite",
+        ),
         ({"prompt": "x", "class_labels": [1]}, "give a prompt"),
         ({"prompt": "x", "sampler": "eulr"}, "the nearest is 'euler'"),
         ({"prompt": "x", "eta": 0.5, "sampler": "heun"}, "eta = 0.5 has no meaning"),
         ({"prompt": ["x", "y"], "negative_prompt": ["a", "b", "c"]}, "2 prompts, but 3 of negative_prompt"),
         ({"prompt": "x", "seed": [1, 2]}, "1 videos, but 2 seeds"),
-        ({"prompt": "x", "latents": np.zeros((1, 4, 4, 8, 7))}, r"latents are \(1, 4, 4, 8, 7\)"),
+        ({"prompt": "x", "latents": np.zeros((1, 4, 4, 8, 7))}, r"latents are float64 \(1, 4, 4, 8, 7\)"),
+        ({"prompt": "x", "latents": np.zeros((1, 4, 4, 8, 8))}, "as many frames as channels; say which come first"),
+        ({"prompt": "x", "latents": np.zeros((1, 4, 4, 8, 8)), "latents_layout": "BFHWC"}, "choose BFCHW or BCFHW"),
         ({"prompt": "x", "frames": np.zeros((1, 15, 16, 3), np.uint8)}, "these videos take uint8"),
         ({"prompt": "x", "frames": np.zeros((1, 16, 16, 3), np.uint8), "frame_indices": [9]}, "0 to 3"),
         ({"prompt": "x", "output_type": "avi"}, "choose one of pil"),
@@ -232,7 +237,12 @@ def test_the_temporal_decoder_and_tiles(pipe):
         ({"prompt": "x", "num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"prompt": "x", "num_images_per_prompt": 2, "num_videos_per_prompt": 3}, "two names for one number"),
         ({"prompt": "x", "guidance": 3}, "no argument 'guidance'; the nearest is 'guidance_scale'"),
-        ({"prompt": "x", "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "can only be"),
+        ({"prompt": "x", "guidance_rescale": 2}, "guidance_rescale"),
+        ({"prompt": "x", "callback_on_step_end": 3}, "is a int, but must be a function"),
+        (
+            {"prompt": "x", "callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["timestep"]},
+            "has 'timestep'; what there is here to tell",
+        ),
         ({"prompt": "x", "callback_on_step_end": lambda *told: True}, "it returned something else"),
         (
             {"prompt": "x", "callback_on_step_end": lambda *told: {"latents": np.zeros(3)}},
@@ -293,7 +303,7 @@ def test_the_text_encoder_can_be_kept(monkeypatch):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"device_map": "auto"}, "from_pretrained has no argument 'device_map'; the nearest is"),
+        ({"device_map": "auto"}, "from_pretrained has no argument 'device_map': give device_target"),
         ({"num_frames": 4}, "a text-to-video folder determines this"),
         ({"torch_dtype": "int8"}, "dtype int8 is not known"),
         ({"dtype": "fp32", "torch_dtype": "float16"}, "dtype and torch_dtype are fp16 and fp32"),
