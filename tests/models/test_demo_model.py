@@ -1,5 +1,7 @@
 """The shipped model: small, whole, and what it makes looks like what it was asked for."""
 
+import csv
+
 import numpy as np
 import pytest
 from support.golden_values import ROOT
@@ -19,7 +21,17 @@ def test_it_is_small_and_whole():
     net, vae = load_model(files[0]), load_vae(files[1])
     assert (net.config.num_frames, net.config.condition, net.config.num_classes) == (16, "class", len(CLASSES))
     assert net.config.input_size * vae.config.downsampling == 64 and vae.config.scaling_factor != 0.18215
-    assert (DEMO / "metrics.csv").read_text().splitlines()[-1].startswith("4000,")
+    for metrics, steps in (("first/metrics.csv", 4000), ("metrics.csv", 5000)):
+        assert (DEMO / metrics).read_text().splitlines()[-1].startswith(f"{steps},")
+
+
+def test_it_was_chosen_by_fvd_on_clips_that_it_has_not_seen():
+    """And is better than the network that it was trained on from, which is step 0."""
+    rows = list(csv.DictReader((DEMO / "fvd64_16f.csv").read_text().splitlines()))
+    best = min(rows, key=lambda row: float(row["fvd"]))
+    assert best is rows[-1] and rows[0]["step"] == "0" and best["step"] == "5000"
+    flicker = [abs(float(row["flicker"]) - float(row["real_flicker"])) for row in rows]
+    assert flicker[-1] < flicker[0] / 2 and float(best["fvd"]) < float(rows[0]["fvd"])
 
 
 @pytest.mark.slow
