@@ -77,7 +77,8 @@ class Codec:
         start, stop, each = collective.share_rows(len(latents), "video", unit)
         if each >= len(latents):  # a rank has them all
             return self.decode(latents, progress, frames_per_slice, as_bytes)
-        own = self.decode(latents[start : max(stop, start + 1)], progress, frames_per_slice, as_bytes)
+        begin = min(start, len(latents) - 1)  # a rank without frames takes part with the last one
+        own = self.decode(latents[begin : max(stop, begin + 1)], progress, frames_per_slice, as_bytes)
         return collective.join_rows(own[: stop - start], len(latents), each, "video")
 
     def decode(
