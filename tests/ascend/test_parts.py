@@ -61,7 +61,8 @@ def test_ranks_share_five_frames_by_all_to_all(ranks, one, tmp_path):
     assert not {op for op, kind in chosen if kind not in kernels.GOOD}
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=LONG)])
+@LONG
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ten_training_steps_are_those_of_one_rank(ranks, one, tmp_path):
     """For the block over frames two exchanges forward and two back in each step; and a gathering of outputs."""
     found, launches, chosen = compute(tmp_path, ranks, ranks, 1, "training")

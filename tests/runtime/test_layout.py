@@ -16,6 +16,7 @@ from latte.runtime import collective, device, layout
 from latte.runtime.device import Device
 
 ALL = ("forward", "text", "sampling", "ways", "int8", "decoding")
+LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/runtime -m slow`
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # ranks share the cores
 
 
@@ -125,7 +126,10 @@ def test_two_ranks_share_five_frames(one, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks, sequence, guidance", [(2, 2, 1), (4, 4, 1), (2, 1, 2), (4, 2, 2)])
+@pytest.mark.parametrize(
+    "ranks, sequence, guidance",
+    [(2, 2, 1), (2, 1, 2), pytest.param(4, 4, 1, marks=LONG), pytest.param(4, 2, 2, marks=LONG)],
+)
 def test_ranks_compute_what_one_does(ranks, sequence, guidance, one, tmp_path):
     """Latte and LatteT2V, guidance, the ways to skip work, int8, and the autoencoders."""
     found = compute(tmp_path, ranks, sequence, guidance, *ALL)
@@ -135,6 +139,7 @@ def test_ranks_compute_what_one_does(ranks, sequence, guidance, one, tmp_path):
 
 
 @pytest.mark.slow
+@LONG
 @pytest.mark.parametrize("ranks, sequence", [(2, 2), (4, 4), (4, 2)])
 def test_ten_training_steps_are_those_of_one_rank(ranks, sequence, one, tmp_path):
     """With blocks that are recomputed, and with single images; the first gradients, the losses, the weights."""
