@@ -30,7 +30,10 @@ FORMS = ("ckpt", "safetensors", "bin")
 COMPONENTS = {  # that have weights
     KINDS[name].folder: KINDS[name] for name in ("latte_t2v", "autoencoder", "temporal_decoder", "t5")
 }
-FILES = {"tokenizer": VOCABULARIES, "scheduler": ("scheduler_config.json",)}  # of the others, one that must be there
+FILES = {  # of the others, one that must be there
+    "tokenizer": tuple(names[0] for names in VOCABULARIES["t5"]),
+    "scheduler": ("scheduler_config.json",),
+}
 OPTIONAL = ("vae_temporal_decoder",)
 QUANTIZABLE = ("transformer", "text_encoder")
 SPARE = 1 << 20  # bytes that the headers of files take

@@ -171,7 +171,6 @@ class ClipBlock(Block):
     """A block of the encoder."""
 
     forward = staticmethod(clip_block)
-    quantizes = False
 
     def __init__(self, config: ClipConfig, dtype: ms.Type):
         super().__init__()

@@ -116,6 +116,7 @@ def store_clip_captions(cfg: TrainConfig, captions: Sequence[str], stored: type)
         if str(there.get("encoder", "")) == made_with and set(known) <= set(caption_list(path, there["captions"])):
             return
     text, places_of, null = clip_captions(cfg, known, cached=False)
+    stored = text.dtype if cfg.text_embeddings else stored  # those of others stay as they are
     with np.errstate(over="ignore"), atomic_path(path) as temporary:
         arrays = {"text": text[places_of].astype(stored), "null": null.astype(stored)}
         np.savez(temporary, captions=np.array(known), encoder=np.array(made_with), **arrays)

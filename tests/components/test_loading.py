@@ -24,6 +24,7 @@ FILES = {
     "autoencoder": FIXTURES / "vae.bin",
     "latte_t2v": FOLDER / "transformer",
     "t5": FOLDER / "text_encoder",
+    "clip": FIXTURES / "clip",
 }
 
 
