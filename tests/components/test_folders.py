@@ -105,16 +105,16 @@ def test_links_to_what_lies_elsewhere_are_not_copied(folder, tmp_path):
     with pytest.raises(UserError, match="is a link to"):
         convert_folder(folder, tmp_path / "out")
     with pytest.raises(UserError, match="tokenizer is a link to a folder"):
-        merging._files_beside(folder)
+        merging.files_beside(folder)
     (folder / "tokenizer").unlink()
     (folder / "vae" / "notes").symlink_to("../../id_rsa")
     with pytest.raises(UserError, match="id_rsa, outside of"):
-        merging._files_beside(folder)
+        merging.files_beside(folder)
     (folder / "vae" / "notes").unlink()
     (folder / "vae" / "again.json").symlink_to("config.json")  # its own
     for old in ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "x.safetensors.index.fp16.json", "x.ckpt"):
         (folder / "transformer" / old).touch()
-    beside = [path.relative_to(folder).as_posix() for path in merging._files_beside(folder)]
+    beside = [path.relative_to(folder).as_posix() for path in merging.files_beside(folder)]
     assert "vae/again.json" in beside and "vae/diffusion_pytorch_model.safetensors" in beside
     assert [name for name in beside if name.startswith("transformer")] == ["transformer/config.json"]
     assert not (tmp_path / "out").exists()
@@ -133,7 +133,7 @@ def test_a_folder_in_the_cache_of_a_hub_is_converted(tmp_path):
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
     original = FOLDER / "tokenizer" / "spiece.model"
     assert (tmp_path / "out" / "tokenizer" / "spiece.model").read_bytes() == original.read_bytes()
-    assert len(merging._files_beside(snapshot)) == sum(path.is_file() for path in FOLDER.rglob("*")) - 1
+    assert len(merging.files_beside(snapshot)) == sum(path.is_file() for path in FOLDER.rglob("*")) - 1
     for target in (tmp_path / "blobs" / "id_rsa", tmp_path / HASH):  # a name alone, or a place alone, is not enough
         target.parent.mkdir(exist_ok=True)
         target.write_text("private")
