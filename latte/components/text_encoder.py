@@ -163,8 +163,8 @@ def load_text_encoder(
 
 
 def _load(source: Source, kind: str, dtype: str, quantize: str | None) -> T5Encoder | ClipTextEncoder:
-    """Return a text encoder; that of CLIP is small, and never int8."""
-    return load(source, "clip", dtype=dtype) if kind == "clip" else load_t5(source, dtype, quantize)
+    """Return a text encoder; that of CLIP is so small that no warning of memory is due."""
+    return load(source, "clip", dtype=dtype, quantize=quantize) if kind == "clip" else load_t5(source, dtype, quantize)
 
 
 class TextEncoder:

@@ -457,8 +457,7 @@ class Latte(Network):
     def run_blocks(self, x: ms.Tensor, c: tuple, first: int, last: int) -> ms.Tensor:
         """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
         frames = c[2][1]
-        image = frames == 1 and self.shape[0] > 1
-        over_frames = self.temporal and not image
+        over_frames = self.attends_over_frames(frames)
         for i in range(first, last):
             if i == 1 and over_frames:
                 x = self.with_frames(x, frames)
@@ -471,6 +470,10 @@ class Latte(Network):
     def finish(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
         """Return the output (B, F, 2C, H, W) of the last tokens; c is `embed`'s."""
         return join_videos(self.final_layer(x, self.final_condition(c)), c[2])
+
+    def attends_over_frames(self, frames: int) -> bool:
+        """Return whether the blocks over frames run for so many of them: not for an image of a network of videos."""
+        return self.temporal and not (frames == 1 and self.shape[0] > 1)
 
     def with_frames(self, x: ms.Tensor, frames: int) -> ms.Tensor:
         """Return this rank's part of the tokens (B, F, T, D) with the embedding of their F frames."""

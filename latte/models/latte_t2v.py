@@ -427,7 +427,7 @@ class LatteT2V(Network):
         """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
         time, _, text, bias, _, whole = c
         frames = whole[1]
-        over_frames = self.temporal and frames > 1
+        over_frames = self.attends_over_frames(frames)
         for i in range(first, last):
             if i == 1 and over_frames:
                 x = self.with_frames(x, frames)
@@ -440,6 +440,10 @@ class LatteT2V(Network):
     def finish(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
         """Return the output (B, F, out_channels, H, W) of the last tokens; c is `embed`'s."""
         return join_videos(self.final_layer(x, self.final_condition(c)), c[5])
+
+    def attends_over_frames(self, frames: int) -> bool:
+        """Return whether the blocks over frames run for so many of them: not for an image."""
+        return self.temporal and frames > 1
 
     def with_frames(self, x: ms.Tensor, frames: int) -> ms.Tensor:
         """Return this rank's part of the tokens (B, F, T, D) with the embedding of their F frames."""

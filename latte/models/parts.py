@@ -73,10 +73,10 @@ def joined(x: ms.Tensor, y: ms.Tensor, z: ms.Tensor | None, modulation: ms.Tenso
     return gated_residual(x, gate_mlp, linear(gelu(linear(y, *fc1)), *fc2))
 
 
-def count_kept(net: Latte | LatteT2V, images: bool) -> int:
-    """Return how many attentions there are in all blocks; `images`: blocks over frames are skipped."""
+def count_kept(net: Latte | LatteT2V, frames: int) -> int:
+    """Return how many attentions run in all blocks for videos of so many frames."""
     spatial = (len(net.blocks) + 1) // 2
-    return spatial * (2 if net.reads_text else 1) + (0 if images else len(net.blocks) // 2)
+    return spatial * (2 if net.reads_text else 1) + (len(net.blocks) // 2 if net.attends_over_frames(frames) else 0)
 
 
 def run_in_parts(
@@ -88,11 +88,11 @@ def run_in_parts(
     taken from it. call: `caller()`, asked for outside of what is compiled.
     """
     frames, patches = c[-1][1], x.shape[2]
-    images = not net.temporal or frames == 1
+    over_frames = net.attends_over_frames(frames)
     new: tuple = ()  # plain tuples and numbers: MindSpore compiles this function too
     for i in range(len(net.blocks)):
         block, temporal = net.blocks[i], i % 2 == 1
-        if not (temporal and images):
+        if over_frames or not temporal:
             if i == 1:
                 x = net.with_frames(x, frames)
             x = to_patches(x, frames) if temporal else x

@@ -74,6 +74,15 @@ def test_every_attention_in_every_call_is_the_network_itself(sampler):
         assert error(made.sample(asked(rest, [0], scale, "pab:111")), made.sample(asked(rest, [0], scale))) <= 1e-5
 
 
+def test_a_network_of_one_frame_attends_over_it():
+    sizes = {"hidden_size": 16, "depth": 2, "num_heads": 2, "patch_size": 2, "input_size": 4, "num_frames": 1}
+    net, rng = create_model("Latte-S/2", condition="class", num_classes=5, **sizes), np.random.default_rng(0)
+    for weight in net.get_parameters():
+        weight.set_data(ms.Tensor(rng.normal(0, 0.2, weight.shape).astype(np.float32)))
+    made, rest = LatentSampler(net), [(np.array([1], np.int32),), (), (1, 4, 4, 4)]
+    assert error(made.sample(asked(rest, [0], 1.0, "pab:111")), made.sample(asked(rest, [0], 1.0))) <= 1e-5
+
+
 def test_the_others_use_the_last_output(sampler, monkeypatch):
     """By the blocks themselves, with an attention in them that remembers what it gave out."""
     made, rest = sampler

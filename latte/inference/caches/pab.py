@@ -42,7 +42,7 @@ class PAB:
 
     def start(self, made: Graphs, walk: Walk) -> Broadcast:
         """Return what denoises a batch of videos."""
-        return Broadcast(self.ranges, made)
+        return Broadcast(self, made)
 
     def computed(self, step: Step) -> tuple[str, ...]:
         """Return the kinds of attention that a network call computes."""
@@ -54,8 +54,8 @@ class PAB:
 class Broadcast:
     """Denoises a batch of videos; it keeps the output of each attention, with a row for each video and pass."""
 
-    def __init__(self, ranges: int, made: Graphs):
-        self.method, self.made = PAB(ranges), made
+    def __init__(self, method: PAB, made: Graphs):
+        self.method, self.made = method, made
         self.kept: tuple[ms.Tensor, ...] = ()
         self.guided = False  # whether those are of both halves
         self.passes = self.skipped = 0
@@ -64,12 +64,12 @@ class Broadcast:
         """Return the output; see `make_denoiser`. Where guidance begins, all is computed."""
         self.passes += 1
         net = self.made.net
-        count = count_kept(net, not net.temporal or x.shape[1] == 1)
+        count = count_kept(net, x.shape[1])
         if step.guided != self.guided:
             self.kept = () if step.guided else conditional(self.kept, x.shape[0], count)
             self.guided = step.guided
         computed = self.method.computed(step) if self.kept else KINDS
-        if net.reads_text is False and CROSS not in computed:
+        if not net.reads_text and CROSS not in computed:
             computed = (*computed, CROSS)  # there is none: one graph less
         self.skipped += SPATIAL not in computed
         kept = () if computed == KINDS else self.kept
