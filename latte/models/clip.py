@@ -19,7 +19,7 @@ from latte.models.block import Block, Network, Pair
 from latte.models.layers import Embedding, Linear, Norm, empty
 from latte.ops import attention, layer_norm, linear, lookup, quick_gelu
 from latte.runtime.tensors import narrow
-from latte.weights.match import check_asked, check_elements, read_config
+from latte.weights.match import check_asked, check_elements, read_config, sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,10 +77,7 @@ class ClipConfig:
                 f"{where} is of a CLIP with the activation {quoted(activation)}; only quick_gelu is supported, that of "
                 "openai/clip-vit-large-patch14"
             )
-        if missing := [name for name in REQUIRED if described.get(name) is None]:
-            raise UserError(f"{where} lacks {', '.join(missing)}; it is not that of a CLIP text encoder")
-        check_numbers(described, BOUNDS, where)
-        config = cls(**{key: described[key] for key in BOUNDS if described.get(key) is not None})
+        config = cls(**sizes_of(described, BOUNDS, REQUIRED, where, "a CLIP text encoder"))
         check_elements(config.parameter_count, config.num_hidden_layers, tensors, source)
         check_asked(vars(config), asked, source)
         return config

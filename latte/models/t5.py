@@ -22,7 +22,7 @@ from latte.io.json_files import check_numbers
 from latte.models.block import Block, Network
 from latte.models.layers import parameter
 from latte.ops import attention, gelu, linear, lookup, rms_norm
-from latte.weights.match import check_asked, check_elements, read_config
+from latte.weights.match import check_asked, check_elements, read_config, sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,10 +88,7 @@ class T5Config:
                 f"{where} is of a T5 whose feed-forward part is {quoted(projection)} with {quoted(activation)}; only "
                 "the gated-gelu with gelu_new of version 1.1 is supported"
             )
-        if missing := [name for name in REQUIRED if described.get(name) is None]:
-            raise UserError(f"{where} lacks {', '.join(missing)}; it is not that of a T5 encoder")
-        check_numbers(described, BOUNDS, where)
-        config = cls(**{key: described[key] for key in BOUNDS if described.get(key) is not None})
+        config = cls(**sizes_of(described, BOUNDS, REQUIRED, where, "a T5 encoder"))
         check_elements(config.parameter_count, config.num_layers, tensors, source)
         check_asked(vars(config), asked, source)
         return config

@@ -16,7 +16,7 @@ from latte.weights.files import CONFIG
 from latte.weights.mapped import release_pages, stored_elements, verified
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 SHOWN = 5  # names of each kind in an error
@@ -80,6 +80,23 @@ def read_config(metadata: Mapping[str, str], source: str | Path) -> dict[str, An
     if CONFIG not in metadata:
         raise UserError(f"{source} has no config.json beside its weights; download the whole folder")
     return parse_json(metadata[CONFIG], f"the config.json of {source}")
+
+
+def sizes_of(
+    described: Mapping[str, Any],
+    bounds: Mapping[str, tuple[float, float]],
+    required: Sequence[str],
+    where: str,
+    what: str,
+) -> dict[str, Any]:
+    """Return the sizes in a configuration, which is that of `what`, a network; what is null or not there has a default.
+
+    Raises UserError if a required one is missing, or a number is not within its bounds.
+    """
+    if missing := [name for name in required if described.get(name) is None]:
+        raise UserError(f"{where} lacks {', '.join(missing)}; it is not that of {what}")
+    check_numbers(described, bounds, where)
+    return {key: described[key] for key in bounds if described.get(key) is not None}
 
 
 def sizes_beside(

@@ -147,20 +147,25 @@ def test_ten_training_steps_are_those_of_one_rank(ranks, sequence, one, tmp_path
     assert max(differences(found, one("training", "joint")).values()) <= 1e-5
 
 
-@pytest.mark.slow
-def test_a_layout_that_does_not_divide_ends_each_rank_with_a_sentence(tmp_path):
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
-    words = ["-c", "demo", "--use_parallel", "--sequence_parallel", "3", "--device_target", "CPU", "--output_path"]
-    done = subprocess.run(
-        [*mpirun, sys.executable, "sample.py", *words, tmp_path / "out"],
+def sample(*words, ranks=1):
+    """Return sample.py when it has ended, started by itself or by mpirun."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mpirun is beside Python
+    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)] if ranks > 1 else []
+    return subprocess.run(
+        [*launcher, sys.executable, "sample.py", "-c", "demo", "--device_target", "CPU", *words],
         cwd=ROOT,
         env=os.environ | ENVIRONMENT | {"PATH": path},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_a_layout_that_does_not_divide_ends_each_rank_with_a_sentence(tmp_path):
+    out = ("--output_path", tmp_path / "out")
+    done = sample("--use_parallel", "--sequence_parallel", "3", *out, ranks=2)
     assert done.returncode == 2
     assert (
         "sequence_parallel 3 needs a multiple of 3 ranks, and there are 2; take sequence_parallel 2, or" in done.stderr
@@ -171,33 +176,11 @@ def test_a_layout_that_does_not_divide_ends_each_rank_with_a_sentence(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_make_the_video_of_one(tmp_path):
     """sample.py with each layout: the same frames, in files that a later start of one rank finds made."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
-    words = [
-        "-c",
-        "demo",
-        "--num_samples",
-        "1",
-        "--sampling_steps",
-        "3",
-        "--guidance_scale",
-        "3",
-        "--class_labels",
-        "1",
-    ]
-    words += ["--output_format", "png", "--device_target", "CPU", "--output_path"]
+    words = ["--num_samples", "1", "--sampling_steps", "3", "--guidance_scale", "3", "--class_labels", "1"]
+    words += ["--output_format", "png", "--output_path"]
 
     def make(folder, *more):
-        launcher = mpirun if more else []
-        done = subprocess.run(
-            [*launcher, sys.executable, "sample.py", *words, tmp_path / folder, *more],
-            cwd=ROOT,
-            env=os.environ | ENVIRONMENT | {"PATH": path},
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
+        done = sample(*words, tmp_path / folder, *more, ranks=2 if more else 1)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
