@@ -302,7 +302,7 @@ def make_conditions(
             raise UserError("class_labels are given, but this network is conditioned on text; give a prompt")
         return text_conditions(config, prompts, texts, embeds, guided, mask_feature)
     if texts[0] is not None and config.conditioning != "text":
-        raise UserError("a prompt is given, but this network is not conditioned on text")
+        raise UserError("a prompt is given, but this network has no text encoder")
     if texts[0] is not None and embeds[0] is None:
         embeds = _clip_embeds(prompts, texts, embeds[1], guided)
     return label_conditions(config, labels, embeds, guided)

@@ -469,7 +469,7 @@ class Latte(Network):
 
     def finish(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
         """Return the output (B, F, 2C, H, W) of the last tokens; c is `embed`'s."""
-        return join_videos(self.final_layer(x, self.final_condition(c)), c[2])
+        return join_videos(self.final_layer(x, c[1]), c[2])
 
     def attends_over_frames(self, frames: int) -> bool:
         """Return whether the blocks over frames run for so many of them: not for an image of a network of videos."""
@@ -492,10 +492,6 @@ class Latte(Network):
         modulation = linear(silu(c[0]).astype(x.dtype), *self.blocks[0].adaLN_modulation[1].weights())  # (B, 6D)
         parts = chunk6(modulation, x.dtype)  # (B, D)
         return modulated_norm(x, parts[0], parts[1])
-
-    def final_condition(self, c: tuple) -> ms.Tensor:
-        """Return what the final layer takes beside the tokens, (B, D)."""
-        return c[1]
 
     def _check(self, x: ms.Tensor, t: ms.Tensor, y: ms.Tensor | None) -> None:
         if (y is None) != (self.config.condition is None):

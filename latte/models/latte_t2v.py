@@ -439,7 +439,8 @@ class LatteT2V(Network):
 
     def finish(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
         """Return the output (B, F, out_channels, H, W) of the last tokens; c is `embed`'s."""
-        return join_videos(self.final_layer(x, self.final_condition(c)), c[5])
+        shift, scale = split(self.scale_shift_table, 1, 0)  # (1, D)
+        return join_videos(self.head(x, shift + c[1], scale + c[1], c[4]), c[5])
 
     def attends_over_frames(self, frames: int) -> bool:
         """Return whether the blocks over frames run for so many of them: not for an image."""
@@ -462,16 +463,6 @@ class LatteT2V(Network):
         modulation = self.blocks[0].scale_shift_table.reshape(1, -1) + c[0]  # (B, 6D)
         parts = chunk6(modulation, x.dtype)  # (B, D)
         return modulated_norm(x, parts[0], parts[1])
-
-    def final_condition(self, c: tuple) -> tuple[ms.Tensor, ms.Tensor, tuple[int, int]]:
-        """Return what the final layer takes beside the tokens: shift and scale (B, D), and the grid of patches."""
-        shift, scale = split(self.scale_shift_table, 1, 0)  # (1, D)
-        return shift + c[1], scale + c[1], c[4]
-
-    def final_layer(self, x: ms.Tensor, condition: tuple) -> ms.Tensor:
-        """Return the output (B, F, out_channels, H, W) of the last tokens."""
-        shift, scale, grid = condition
-        return self.head(x, shift, scale, grid)
 
     def _check(self, x: ms.Tensor, t: ms.Tensor, text: ms.Tensor, mask: ms.Tensor) -> None:
         b, _, channels, h, w = x.shape
