@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from latte.commands.main import main as latte
 from latte.errors import UserError, run_main
+from latte.runtime.ranks import LAUNCHERS, read_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,9 +104,9 @@ def load_moxing() -> Any:
 
 
 def local_rank() -> int:
-    """Return the number of this process among those of its machine."""
-    names = ("OMPI_COMM_WORLD_LOCAL_RANK", "DEVICE_ID")
-    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
+    """Return the number of this process among those of its machine, 0 if it is the only one."""
+    launched = any(all(name in os.environ for name in names) for names in LAUNCHERS)
+    return read_ranks()[2] if launched else 0
 
 
 def run(words: Sequence[str]) -> None:
@@ -119,12 +120,18 @@ def run(words: Sequence[str]) -> None:
     if local_rank():
         while not done.exists():
             time.sleep(1)
+        if done.read_text():
+            raise UserError("the first rank of this machine could not copy the data; its log says why")
         latte(given)
         return
     mox = load_moxing()
     done.unlink(missing_ok=True)
-    copies.fetch(mox)
     copies.home.mkdir(parents=True, exist_ok=True)
+    try:
+        copies.fetch(mox)
+    except BaseException:
+        done.write_text("failed")
+        raise
     done.touch()
     ended = threading.Event()
 

@@ -94,10 +94,22 @@ def test_of_several_ranks_one_copies(script, tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(script, "latte", called.append)
     script.run(ARGUMENTS)
-    monkeypatch.setenv("DEVICE_ID", "3")
+    for name, value in (("RANK_ID", "3"), ("RANK_SIZE", "8"), ("DEVICE_ID", "3")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(script, "load_moxing", None)
     script.run(ARGUMENTS)
     assert called[0] == called[1]
+
+
+def test_the_other_ranks_do_not_wait_for_a_copy_that_failed(script, monkeypatch):
+    monkeypatch.setattr(script, "latte", None)
+    missing = ["train", "--data_url", "obs://b/nothing"]
+    with pytest.raises(UserError, match="does not exist"):
+        script.run(missing)
+    for name, value in (("RANK_ID", "1"), ("RANK_SIZE", "2"), ("DEVICE_ID", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="first rank of this machine could not copy"):
+        script.run(missing)
 
 
 def test_without_addresses_it_is_the_command(script, monkeypatch):
