@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,15 +227,16 @@ class TextEncoder:
         """Give back the memory of the network's weights; `tokenize` still works."""
         if self.network is None:
             return
-        network: Any = self.network
-        as_int8 = holds_int8(network)
+        kind: Any = type(self.network)
+        make = partial(kind, self.network.config.smallest(), self.network.dtype)
+        as_int8 = holds_int8(self.network)
         self.network = None
         gc.collect()  # cells hold each other in circles
         if device.current().compile_scope != "block":
             return
         # A compiled graph keeps the tensors of its last call, the weights of a block; in a call of a network that was
         # never filled, others take their place that occupy no memory.
-        stand_in = type(network)(network.config.smallest(), network.dtype)
+        stand_in = make()
         if as_int8:
             empty_int8(stand_in)
         for shape in self._shapes:
