@@ -1,8 +1,9 @@
-"""Solvers: from noise to clean latents, a network call at a time, in NumPy; one solver, one function.
+"""Solvers: from noise to clean latents, a network call at a time; one solver, one function.
 
 All are generators that yield y after each step, written for y = x_0 + sigma * noise, where the probability flow is
-dy/dsigma = predicted noise (EDM eq. 1). Coefficients are Python floats, that is float64; arrays stay float32. A network
-and its guidance are compiled; what a solver adds are a few sums over latents of about a megabyte.
+dy/dsigma = predicted noise (EDM eq. 1). Coefficients are Python floats, that is float64; latents stay float32, and are
+arrays of NumPy or tensors on a device, whatever the walk begins with. A network and its guidance are compiled; what a
+solver adds are a few sums over latents of about a megabyte.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from latte.diffusion.arrays import Latents, exp
 from latte.diffusion.schedule import BETAS
 from latte.diffusion.scheduler_config import config_of, solver_of
 from latte.diffusion.timesteps import SPACINGS, Grid, StepCount, Steps, choose_timesteps
 from latte.errors import UserError
 
-Model = Callable[[np.ndarray, float], np.ndarray]  # model(x, t) -> predicted noise, or noise and variance values
-Noises = Iterator[np.ndarray]
+Model = Callable[[Latents, float], Latents]  # model(x, t) -> predicted noise, or noise and variance values
+Noises = Iterator[Latents]
 FEW = 15  # with fewer steps than this the last one of a multistep solver has order 1, which is steadier
 WARM_UP = 3  # Runge-Kutta steps that PNDM begins with
 VALUES = {"fixed_small": -1.0, "fixed_large": 1.0}  # what a network would say that had learned such a variance
@@ -35,20 +37,20 @@ class Network:
 
     model: Model
 
-    def output(self, y: np.ndarray, sigma: float, t: float) -> np.ndarray:
+    def output(self, y: Latents, sigma: float, t: float) -> Latents:
         """Return all that the model says, (B, F, C or 2C, H, W)."""
         return self.model(y * (1.0 / math.sqrt(1.0 + sigma**2)), t)
 
-    def noise(self, y: np.ndarray, sigma: float, t: float) -> np.ndarray:
+    def noise(self, y: Latents, sigma: float, t: float) -> Latents:
         """Return the predicted noise, like y."""
         return self.output(y, sigma, t)[:, :, : y.shape[2]]
 
-    def data(self, y: np.ndarray, sigma: float, t: float) -> np.ndarray:
+    def data(self, y: Latents, sigma: float, t: float) -> Latents:
         """Return the predicted clean latents, like y."""
         return y - sigma * self.noise(y, sigma, t)
 
 
-def toward(y: np.ndarray, sigma: float, end: float, data: np.ndarray) -> np.ndarray:
+def toward(y: Latents, sigma: float, end: float, data: Latents) -> Latents:
     """Move y from noise level `sigma` to `end` on the straight line to predicted clean latents."""
     ratio = end / sigma
     return ratio * y + (1.0 - ratio) * data
@@ -63,7 +65,7 @@ def split(sigma: float, end: float, eta: float = 1.0) -> tuple[float, float]:
     return math.sqrt(max(end**2 - new**2, 0.0)), new
 
 
-def euler(net: Network, y: np.ndarray, steps: Steps, noises: Noises, eta: float = 0.0) -> Iterator[np.ndarray]:
+def euler(net: Network, y: Latents, steps: Steps, noises: Noises, eta: float = 0.0) -> Iterator[Latents]:
     """Euler's method, which is DDIM (DDIM eq. 12 and 14); with eta 1, the ancestral one."""
     for sigma, end, t in steps.walk():
         old, new = split(sigma, end, eta)
@@ -73,9 +75,7 @@ def euler(net: Network, y: np.ndarray, steps: Steps, noises: Noises, eta: float 
         yield y
 
 
-def ddpm(
-    net: Network, y: np.ndarray, steps: Steps, noises: Noises, variance: str | None = None
-) -> Iterator[np.ndarray]:
+def ddpm(net: Network, y: Latents, steps: Steps, noises: Noises, variance: str | None = None) -> Iterator[Latents]:
     """Ancestral sampling (DDPM algorithm 2) with a variance between posterior and beta (IDDPM eq. 15).
 
     variance: "learned_range" takes the network's values, "fixed_small" the posterior's, "fixed_large" beta; None is
@@ -95,12 +95,12 @@ def ddpm(
             if variance in VALUES or not values.shape[2]:
                 std = math.exp(low + half * (VALUES[variance or "fixed_small"] + 1.0))
             else:
-                std = np.exp(low + half * (values + 1.0))
+                std = exp(low + half * (values + 1.0))
             y = y + std * next(noises)
         yield y
 
 
-def heun(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[np.ndarray]:
+def heun(net: Network, y: Latents, steps: Steps, noises: Noises) -> Iterator[Latents]:
     """Heun's method of order 2 (EDM algorithm 1 without churn); the last step is Euler's."""
     walk = steps.walk()
     for i, (sigma, end, t) in enumerate(walk):
@@ -112,7 +112,7 @@ def heun(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[
         yield y
 
 
-def kdpm2_ancestral(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[np.ndarray]:
+def kdpm2_ancestral(net: Network, y: Latents, steps: Steps, noises: Noises) -> Iterator[Latents]:
     """DPM-Solver-2 with new noise: a step through the geometric mean of both noise levels; the last is Euler's."""
     for sigma, end, t in steps.walk():
         old, new = split(sigma, end)
@@ -126,7 +126,7 @@ def kdpm2_ancestral(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -
         yield y
 
 
-def dpmpp_singlestep(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[np.ndarray]:
+def dpmpp_singlestep(net: Network, y: Latents, steps: Steps, noises: Noises) -> Iterator[Latents]:
     """DPM-Solver++(2S): every second step goes again from the start of the one before it, with order 2.
 
     The last step has order 1: it ends without noise, infinitely far on the logarithmic scale of the others.
@@ -143,7 +143,7 @@ def dpmpp_singlestep(net: Network, y: np.ndarray, steps: Steps, noises: Noises) 
         yield y
 
 
-def dpmpp_2m(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[np.ndarray]:
+def dpmpp_2m(net: Network, y: Latents, steps: Steps, noises: Noises) -> Iterator[Latents]:
     """DPM-Solver++(2M), midpoint form (Lu 2022b algorithm 2)."""
     walk, earlier = steps.walk(), y
     for i, (sigma, end, t) in enumerate(walk):
@@ -155,10 +155,10 @@ def dpmpp_2m(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Itera
         yield y
 
 
-def unipc(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[np.ndarray]:
+def unipc(net: Network, y: Latents, steps: Steps, noises: Noises) -> Iterator[Latents]:
     """UniPC of order 2 with B2 (Zhao 2023): the predictor is DPM-Solver++(2M), each network call also corrects it."""
     walk, start = steps.walk(), y
-    datas: list[np.ndarray] = []
+    datas: list[Latents] = []
     for i, (sigma, end, t) in enumerate(walk):
         data = net.data(y, sigma, t)
         if i > 0:
@@ -169,7 +169,7 @@ def unipc(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator
         yield y
 
 
-def deis(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[np.ndarray]:
+def deis(net: Network, y: Latents, steps: Steps, noises: Noises) -> Iterator[Latents]:
     """DEIS of order 2 (Zhang 2022): exact integrals of the line through two noises over log sigma."""
     walk, earlier = steps.walk(), y
     for i, (sigma, end, t) in enumerate(walk):
@@ -183,16 +183,14 @@ def deis(net: Network, y: np.ndarray, steps: Steps, noises: Noises) -> Iterator[
         yield y
 
 
-def pndm(
-    net: Network, y: np.ndarray, steps: Steps, noises: Noises, skip_prk_steps: bool = False
-) -> Iterator[np.ndarray]:
+def pndm(net: Network, y: Latents, steps: Steps, noises: Noises, skip_prk_steps: bool = False) -> Iterator[Latents]:
     """PNDM (Liu 2022): Adams-Bashforth of order 4, after three steps of Runge-Kutta.
 
     With `skip_prk_steps` it begins with a step of Heun's and lower orders instead (PLMS). The transfer of PNDM eq. 11
     is Euler's step in y.
     """
     walk = steps.walk()
-    eps: list[np.ndarray] = []
+    eps: list[Latents] = []
     for i, (sigma, end, t) in enumerate(walk):
         eps = [*eps[-3:], net.noise(y, sigma, t)]
         if not skip_prk_steps and i < WARM_UP:
@@ -205,12 +203,12 @@ def pndm(
         yield y
 
 
-def _extrapolated(data: np.ndarray, earlier: np.ndarray, before: float, sigma: float, end: float) -> np.ndarray:
+def _extrapolated(data: Latents, earlier: Latents, before: float, sigma: float, end: float) -> Latents:
     """Clean latents half a step ahead, on the line through those predicted at noise levels `before` and `sigma`."""
     return data + 0.5 * math.log(sigma / end) / math.log(before / sigma) * (data - earlier)
 
 
-def _corrected(data: np.ndarray, datas: list[np.ndarray], sigmas: list[float]) -> np.ndarray:
+def _corrected(data: Latents, datas: list[Latents], sigmas: list[float]) -> Latents:
     """Clean latents to aim at from the start of the step that led to `sigmas[-1]`, now that its end is known.
 
     `datas` are the predictions at its start and, if there is one, at the noise level before that.
@@ -237,7 +235,7 @@ def _integral(start: float, end: float, one: float, zero: float) -> float:
     return primitive(end) - primitive(start)
 
 
-def _runge_kutta(net: Network, y: np.ndarray, first: np.ndarray, steps: Steps, i: int) -> np.ndarray:
+def _runge_kutta(net: Network, y: Latents, first: Latents, steps: Steps, i: int) -> Latents:
     """The mean noise over step i by the classical Runge-Kutta method, given the noise at its start."""
     sigmas, (t, t_end) = steps.sigmas, steps.timesteps[i : i + 2].tolist()
     middle = t_end + (t - t_end) // 2  # a timestep between, so that its noise is in the table
@@ -248,7 +246,7 @@ def _runge_kutta(net: Network, y: np.ndarray, first: np.ndarray, steps: Steps, i
     return (first + 2.0 * second + 2.0 * third + fourth) / 6.0
 
 
-def _adams_bashforth(eps: list[np.ndarray]) -> np.ndarray:
+def _adams_bashforth(eps: list[Latents]) -> Latents:
     """The mean noise over the next step, from that at up to four steps, the newest last (PNDM eq. 9)."""
     weights: dict[int, tuple[float, ...]] = {
         1: (1,),
@@ -264,7 +262,7 @@ def _adams_bashforth(eps: list[np.ndarray]) -> np.ndarray:
 class SolverSpec:
     """What is to be known of a solver besides its formula."""
 
-    function: Callable[..., Iterator[np.ndarray]]  # (network, y, steps, noises, **options) -> y after each step
+    function: Callable[..., Iterator[Latents]]  # (network, y, steps, noises, **options) -> y after each step
     spacing: str  # of its timesteps, if nobody says otherwise
     grid: Grid = "whole"  # of those timesteps
     spacings: tuple[str, ...] = SPACINGS  # those it can have
@@ -396,12 +394,12 @@ class Solver:
     def sample(
         self,
         model: Model,
-        x: np.ndarray,
+        x: Latents,
         num_steps: StepCount,
-        noises: Iterator[np.ndarray] | None = None,
-        begin: np.ndarray | None = None,
+        noises: Iterator[Latents] | None = None,
+        begin: Latents | None = None,
         strength: float = 1.0,
-    ) -> Generator[np.ndarray, np.ndarray | None, None]:
+    ) -> Generator[Latents, Latents | None, None]:
         """Walk from noise to data and yield x after each step, the last x being the clean latents.
 
         An x that is sent to the generator takes the place of the one that it yielded.
@@ -416,9 +414,9 @@ class Solver:
         options = {name: getattr(self, name) for name in self.spec.options}
         steps = self.steps(num_steps, strength)
         sigmas = steps.sigmas
-        y = x.astype(np.float32) * (steps.start_scale * (1.0 + sigmas[0] ** 2) ** 0.5)
+        y = x * (steps.start_scale * (1.0 + sigmas[0] ** 2) ** 0.5)
         if strength != 1.0 and begin is not None:
-            y = begin + np.float32(sigmas[0]) * x.astype(np.float32)
+            y = begin + sigmas[0] * x
         walk = self.spec.function(Network(model), y, steps, _missing() if noises is None else noises, **options)
         for sigma, y in zip(sigmas[1:], walk, strict=True):
             scale = (1.0 + sigma**2) ** 0.5

@@ -6,21 +6,25 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
 
+from latte.diffusion.arrays import as_array, like
 from latte.diffusion.fixed_frames import holding
 from latte.diffusion.noise import NoiseStream
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference.caches import Graphs, Nothing, Step, Walk
 from latte.runtime import device
+from latte.runtime.tensors import uploaded
 
 if TYPE_CHECKING:
     from mindspore import nn
 
+    from latte.diffusion.arrays import Latents
     from latte.diffusion.timesteps import StepCount
     from latte.inference.caches import Denoiser, Method
 
@@ -91,7 +95,7 @@ class LatentSampler:
         self,
         request: Request,
         on_step: Callable[[int], object] = lambda count: None,
-        callback: Callable[[int, np.ndarray], np.ndarray | None] = lambda step, latents: None,
+        callback: Callable[[int, np.ndarray], np.ndarray | None] | None = None,
     ) -> np.ndarray:
         """Return scaled latents (B, F, C, h, w) float32; a video depends only on its seed and its condition.
 
@@ -109,20 +113,14 @@ class LatentSampler:
         together = count == 1 or (device.current().batches_videos and request.cache.together)
         made, passes, skipped = [], 0, 0
         for part in [request] if together else [request.one(k) for k in range(count)]:
-            stream = part.noise()
-            latents = stream.normal() if part.latents is None else np.asarray(part.latents, np.float32)
-            denoise, begin = self._denoiser(part), None
-            model = self._model(denoise, part, on_step)
-            if part.held is not None:
-                steps = part.solver.steps(part.num_inference_steps)
-                begin = nearest(part.held, part.held_frames, part.shape[0])
-                model = holding(model, part.held, part.held_frames, steps)
-            walk = part.solver.sample(model, latents, part.num_inference_steps, stream, begin, part.strength)
-            latents = _walked(walk, callback)
-            if part.held is not None:
-                latents[:, list(part.held_frames)] = part.held
-            made.append(latents)
+            denoise = self._denoiser(part)
+            stays = device.current().compile_scope == "step"  # latents, on the accelerator
+            pace = Pace(self.step_seconds, partial(on_step, len(part.seeds)), stays)
+            made.append(_walked(self._walk(denoise, part, stays, pace), callback))
+            pace.end()
             passes, skipped = passes + denoise.passes, skipped + denoise.skipped
+            if part.held is not None:
+                made[-1][:, list(part.held_frames)] = part.held
         self.skipped = skipped / passes
         return np.concatenate(made)
 
@@ -147,38 +145,79 @@ class LatentSampler:
         )
         return request.cache.start(self.graphs, walk)
 
-    def _model(self, denoise: Denoiser, request: Request, on_step: Callable[[int], object]) -> Callable:
-        """Return the function that a solver calls: NumPy arrays in, NumPy arrays out."""
-        follow, null = (
-            [ms.Tensor(np.ascontiguousarray(values)) for values in part] for part in (request.conditions, request.null)
-        )
+    def _walk(self, denoise: Denoiser, request: Request, stays: bool, pace: Pace) -> Generator:
+        """Return the walk of a request: latents after each step, with `stays` as tensors on the device."""
+        place: Callable[[np.ndarray], Latents] = uploaded if stays else np.asarray
+        stream = request.noise()
+        start = place(stream.normal() if request.latents is None else np.asarray(request.latents, np.float32))
+        begin, model = None, self._model(denoise, request, stays, pace)
+        if request.held is not None:
+            steps = request.solver.steps(request.num_inference_steps)
+            begin = place(nearest(request.held, request.held_frames, request.shape[0]))
+            model = holding(model, request.held, request.held_frames, steps, start)
+        noises = map(place, stream)
+        return request.solver.sample(model, start, request.num_inference_steps, noises, begin, request.strength)
+
+    def _model(self, denoise: Denoiser, request: Request, stays: bool, pace: Pace) -> Callable:
+        """Return the function that a solver calls; with `stays` it takes and returns tensors on the device."""
+        follow, null = ([uploaded(values) for values in part] for part in (request.conditions, request.null))
         rescaled = (request.guidance_scale, request.guidance_rescale)
         given = rescaled if request.guidance_rescale else request.guidance_scale
-        scale = ms.Tensor(np.asarray(given, np.float32))  # () or (2,), an input, so that one graph serves every scale
+        scale = uploaded(np.asarray(given, np.float32))  # () or (2,), an input, so that one graph serves every scale
+        zeros = uploaded(np.zeros(len(request.seeds), np.float32))  # (B,)
         numbers, calls = itertools.count(), request.solver.calls(request.num_inference_steps, request.strength)
 
-        def model(x: np.ndarray, t: float) -> np.ndarray:
-            start = time.perf_counter()
+        def model(x: Latents, t: float) -> Latents:
             step = Step(next(numbers), calls, t, request.guides_at(t))
-            times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
             conditions = (*follow, *null) if step.guided else follow
-            out = denoise(step, ms.Tensor(x), times, scale, *conditions).asnumpy()
-            self.step_seconds.append(time.perf_counter() - start)
-            on_step(len(x))
+            out = denoise(step, x if stays else ms.Tensor(x), zeros + t, scale, *conditions)
+            out = out if stays else out.asnumpy()
+            pace.called()
             return out
 
         return model
 
 
+class Pace:
+    """Tells how far the device is and how long its calls take.
+
+    ahead: let the host prepare a call while the device is still busy with the one before, but no more than one, so that
+    a progress bar shows what is done.
+    """
+
+    def __init__(self, seconds: list[float], on_step: Callable[[], object], ahead: bool):
+        self.seconds, self.on_step, self.ahead = seconds, on_step, ahead
+        self.before: Callable[[], None] | None = None
+        self.last = time.perf_counter()
+
+    def called(self) -> None:
+        """Note a call of the network, and wait for it, or for the one before it if the host may be ahead."""
+        self.end()
+        self.before = device.landmark()
+        if not self.ahead:
+            self.end()
+
+    def end(self) -> None:
+        """Wait until all calls are done."""
+        if self.before is None:
+            return
+        self.before()
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.before, self.last = None, now
+        self.on_step()
+
+
 def _walked(
-    walk: Generator[np.ndarray, np.ndarray | None, None], callback: Callable[[int, np.ndarray], np.ndarray | None]
+    walk: Generator[Latents, Latents | None, None],
+    callback: Callable[[int, np.ndarray], np.ndarray | None] | None,
 ) -> np.ndarray:
     """Return the last latents of a walk, after `callback` has seen, and maybe replaced, those of each step."""
-    latents, step, changed = next(walk), 0, None
+    latents, step = next(walk), 0
     while True:
-        changed = callback(step, latents)
-        latents = latents if changed is None else changed
+        changed = None if callback is None else callback(step, as_array(latents))
+        latents = latents if changed is None else like(changed, latents)
         try:
-            latents, step = walk.send(changed), step + 1
+            latents, step = walk.send(None if changed is None else latents), step + 1
         except StopIteration:
-            return latents
+            return as_array(latents)

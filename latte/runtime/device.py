@@ -21,7 +21,7 @@ from latte.errors import UserError, first_line
 from latte.runtime import cuda, layout, ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
 log = logging.getLogger("latte")
@@ -317,6 +317,15 @@ def _set_device(target: str, device_id: int) -> str | None:
         ms.device_context.ascend.op_precision.conv_allow_hf32(False)
         ms.device_context.ascend.op_precision.matmul_allow_hf32(False)
     return chip
+
+
+def landmark() -> Callable[[], None]:
+    """Return a function that waits until the device has done what it was given before this call."""
+    if ms.get_context("device_target") == "CPU":  # whatever device is pretended
+        return synchronize
+    event = ms.runtime.Event()
+    event.record()
+    return event.synchronize
 
 
 def synchronize() -> None:

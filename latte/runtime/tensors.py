@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import mindspore as ms
+import numpy as np
 from mindspore import mint, ops
 from mindspore.ops.auto_generate import Clone, InplaceAddExt, InplaceCopy, InplaceZero, SliceExt, SplitTensor
 from mindspore.ops.primitive import constexpr
@@ -102,6 +104,12 @@ def add_all(tensors: Sequence[Tensor]) -> Tensor:
 def rows(table: Tensor, index: Tensor) -> Tensor:
     """Return the rows of a table (N, ...) that integer `index` (n,) names, as (n, ...)."""
     return mint.index_select(table, 0, index) if on_ascend() else ops.gather(table, index, 0)
+
+
+def uploaded(values: np.ndarray) -> Tensor:
+    """Return an array as a tensor that lies on the device: a graph waits at each call for one that does not."""
+    tensor = ms.Tensor(np.asarray(values, order="C"))
+    return _clone(tensor) if on_ascend() else tensor
 
 
 def read(parameter: Parameter) -> Tensor:

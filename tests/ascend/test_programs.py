@@ -1,5 +1,6 @@
 """The programs on MindSpore's Ascend back end over the stand-in, as a user types them, beside the same on the CPU."""
 
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,19 @@ def test_sample(options, bound, attends, on_standin, tmp_path):
     assert expected.std() > 1
     assert np.abs(frames(tmp_path / "ascend") - expected).mean() < bound  # of 255 shades
     assert (done.launches[ATTENTION] > 0) == attends
+
+
+CACHES = ("ddim", "ddpm every2-order2", "unipc calls4-order1+fastercache:3", "dpmpp_2m pab", "ddim teacache")
+
+
+def test_the_host_waits_for_no_call_but_the_one_before(on_standin, tmp_path):
+    """With guidance in fp16, whatever is skipped; only TeaCache has to look at a number in each call."""
+    done = on_standin("tests/ascend/waits.py", tmp_path / "videos.npz", *CACHES)
+    assert json.loads(done.stdout.splitlines()[-1]) == {name: [name == "ddim teacache", 1] for name in CACHES}
+    videos = np.load(tmp_path / "videos.npz")
+    for name in CACHES:
+        two, three = (videos[f"{name}, {count} videos"] for count in (2, 3))
+        assert np.array_equal(two, three[1:]) and two.std() > 1
 
 
 @LONG

@@ -13,10 +13,10 @@ from support.golden_values import FIXTURES, error, tiny
 
 from latte import LattePipeline, create_model
 from latte.commands import schedule
-from latte.diffusion.solvers import Solver
+from latte.diffusion.solvers import SOLVERS, Solver
 from latte.errors import UserError
 from latte.inference import caches, inputs, schedule_search
-from latte.inference.caches import Schedule, Walk, choose, teacache
+from latte.inference.caches import Schedule, Walk, choose, fastercache, teacache
 from latte.inference.caches.schedule import extrapolated, model_of, read_schedule
 from latte.inference.latents import LatentSampler, Request
 from latte.runtime import device
@@ -237,20 +237,31 @@ def test_the_first_norm_of_a_latte(real):
     assert error(made, norm * (1 + scale) + shift) <= 1e-5
 
 
-def test_fastercache_adds_its_two_bands_as_its_paper_says(samplers):
-    """By NumPy: a shifted spectrum, a circle around its middle, weights that change sides."""
-    sampler, steps = samplers["CPU"], 11
+@pytest.mark.parametrize("target", ["CPU", "GPU"])
+@pytest.mark.parametrize("within", [None, "every3-order1"])
+def test_fastercache_adds_its_two_bands_as_its_paper_says(within, target, samplers):
+    """By NumPy: a shifted spectrum, a circle around its middle, weights that change sides.
+
+    Within it another method may skip work in each half: by the calls in which that half is run.
+    """
+    sampler, steps = samplers[target], 11
     single = request([0], 4.0, steps=steps)
     numbers, kept = itertools.count(), {}
+    walk = Walk("ddim", steps, steps, DEPTH)
+    halves = {label: choose(within, 0, walk).start(samplers["CPU"].graphs, walk) for label in (0, 5)}
+
+    def half(x, t, call, label):
+        given = ms.Tensor(x), ms.Tensor([t], ms.float32), ms.Tensor(np.float32(4.0)), ms.Tensor([label], ms.int32)
+        return halves[label](caches.Step(call, steps, t, False), *given).asnumpy()[:, :, :4].astype(float)
 
     def model(x, t):
-        call, outs = next(numbers), []
-        for label in (0, 5):
-            out = sampler.net(ms.Tensor(x), ms.Tensor([t], ms.float32), ms.Tensor([label], ms.int32))
-            outs.append(out.asnumpy()[:, :, :4].astype(float))
+        call = next(numbers)
+        both = call < 4 or (call - 4) % 5 == 0  # 18 of 50 calls are 4 of 11
+        outs = [half(x, t, call, label) for label in ((0, 5) if both else (0,))]
+        outs = [*outs, outs[0]][:2]
         middle = np.hypot(*np.mgrid[-2:2, -2:2]) <= 4 // 5
         cond, uncond = (np.fft.fftshift(np.fft.fft2(out), (-2, -1)) for out in outs)
-        if call < 4 or (call - 4) % 5 == 0:  # 18 of 50 calls are 4 of 11
+        if both:
             kept["low"], kept["high"] = (uncond - cond) * middle, (uncond - cond) * ~middle
         else:
             weights = (1.1, 1.0) if call < 10 else (1.0, 1.1)  # 45 of 50 calls are 10 of 11
@@ -259,8 +270,47 @@ def test_fastercache_adds_its_two_bands_as_its_paper_says(samplers):
         return (outs[1] + 4.0 * (outs[0] - outs[1])).astype(np.float32)
 
     *_, expected = single.solver.sample(model, single.noise().normal(), steps)
-    made = sampler.sample(dataclasses.replace(single, cache=choose("fastercache", 0, WALK)))
-    assert error(made, expected) <= 1e-4 and sampler.skipped == 5 / 22
+    name = "fastercache" if within is None else f"{within}+fastercache"
+    with device.use(target):
+        made = sampler.sample(dataclasses.replace(single, cache=choose(name, 0, walk)))
+    passes, skipped = (sum(getattr(each, name) for each in halves.values()) for name in ("passes", "skipped"))
+    assert error(made, expected) <= 1e-4 and passes == 17 and (skipped > 5) == (within is not None)
+    assert sampler.skipped == (skipped + 5) / 22
+
+
+@pytest.mark.parametrize("height, width", [(4, 4), (5, 9), (12, 20)])
+def test_low_frequencies_are_those_that_a_mask_leaves(height, width):
+    values = np.random.default_rng(0).normal(size=(2, 1, 3, height, width)).astype(np.float32)
+    down, across = (np.minimum(np.arange(size), size - np.arange(size)) for size in (height, width))
+    near = np.hypot(down[:, None], across) <= min(height, width) // 5
+    low, high = fastercache.bands(ms.Tensor(values))
+    expected = np.fft.ifft2(np.fft.fft2(values) * near).real
+    assert error(low, expected) <= 1e-6 and error(high, values - expected) <= 1e-6
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_latents_that_stay_on_the_device_are_the_same(solver, samplers):
+    """With conditioning frames, new noise, and a callback that changes the latents of a step."""
+    rng, seen = np.random.default_rng(0), []
+    held = {"held": rng.normal(size=(2, 1, 4, 4, 4)).astype(np.float32), "held_frames": [1], "strength": 0.8}
+    options = {"solver": solver, "steps": 8, "guidance_interval": (0.0, 700.0), **held}
+
+    def change(step, latents):
+        assert isinstance(latents, np.ndarray)
+        seen.append(step)
+        return 0.9 * latents if step == 1 else None
+
+    made = {}
+    for target in ("CPU", "GPU"):
+        with device.use(target):
+            made[target] = samplers[target].sample(request((0, 2), **options), callback=change)
+    assert error(made["GPU"], made["CPU"]) <= 1e-5
+    assert np.array_equal(made["GPU"][:, 1], held["held"][:, 0]) and seen.count(1) == 3  # one by one on a CPU
+    count = len(samplers["GPU"].step_seconds)
+    with device.use("GPU"):
+        other = samplers["GPU"].sample(request((0, 2), **options))
+    assert error(other, made["CPU"]) > 1e-3
+    assert len(samplers["GPU"].step_seconds) - count == Solver(solver).calls(8, 0.8)
 
 
 @pytest.mark.parametrize("cache", ["teacache:10", "fastercache:2", "threshold"])
@@ -363,6 +413,8 @@ def test_videos_are_made_from_what_is_in_a_schedule_whatever_its_name(tmp_path):
     one, same, other = (caches.facts(str(tmp_path / name)) for name in "abc")
     assert one == same != other and str(tmp_path) not in one
     assert [caches.facts(name) for name in (None, "every2", "threshold:0.1")] == [None, "every2", "threshold:0.1"]
+    assert caches.facts(f"{tmp_path / 'a'}+fastercache:3") == f"{one}+fastercache:3"
+    assert caches.opened("every2+fastercache") == "every2+fastercache"
 
 
 def test_another_model_is_warned_of(real, caplog, tmp_path):
@@ -407,6 +459,8 @@ def test_a_schedule_that_does_not_fit_is_refused(change, said, tmp_path):
         ("threshold:x", 0, "neither a file nor a method"),
         ("threshold:1.2.3", 0, "no number behind its colon"),
         ("fastercache:2.5", 0, "no whole number behind its colon"),
+        ("nowhere.json+fastercache", 0, "nowhere.json' is neither a file nor a method"),
+        ("calls9+fastercache:3", 0, "must ask for 2 to 5"),
         ("threshold:2", 0, "number must be a number from 0 to 1"),
         ("every2", 0.1, "leave one out"),
         (3, 0, "cache is 3, but must be a name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,16 @@ METHODS: dict[str, tuple[Callable[[Any], Method], float, tuple[float, float]]] =
     "pab": (PAB, 235, (111, 999)),
 }
 NAME = re.compile(r"([a-z]+)(?::([0-9.eE+-]+))?")
+WITH_HALVES = re.compile(r"(.+)\+(fastercache(?::[0-9.eE+-]+)?)")  # another method, in each half of guidance
 
 
 def choose(cache: Cache, feature_cache: float, walk: Walk) -> Method:
     """Return the method that is asked for, checked against the walk of a sampling.
 
     cache: every<k> or calls<n>, see `named`; a method, maybe with its number as in threshold:0.05; or a file of latte
-    schedule. feature_cache: the threshold of the method `threshold`, 0 for none. Raises UserError if both are given,
-    there is no such method or file, or the schedule is of another solver or number of steps.
+    schedule. With "+fastercache:5" behind it, it works within that method. feature_cache: the threshold of the method
+    `threshold`, 0 for none. Raises UserError if both are given, there is no such method or file, or the schedule is of
+    another solver or number of steps.
     """
     if feature_cache:
         if cache is not None:
@@ -65,8 +68,11 @@ def choose(cache: Cache, feature_cache: float, walk: Walk) -> Method:
         if hasattr(cache, "start"):
             return cache
         raise UserError(f"cache is {cache!r}, but must be a name such as every2, or a file of latte schedule")
-    if found := named(str(cache), walk):
-        return found
+    if found := WITH_HALVES.fullmatch(str(cache)):
+        outer = choose(found[2], 0, walk)
+        return replace(outer, within=choose(found[1], 0, walk))  # type: ignore[type-var]
+    if schedule := named(str(cache), walk):
+        return schedule
     if method := _method(str(cache)):
         return method
     if not exists(cache):
@@ -80,11 +86,15 @@ def opened(cache: str | None) -> str | Schedule | None:
 
     Raises UserError if the file is missing or damaged.
     """
-    return cache if cache is None or is_name(cache) else read_schedule(cache)
+    if cache is None or WITH_HALVES.fullmatch(cache) or is_name(cache):
+        return cache
+    return read_schedule(cache)
 
 
 def facts(cache: str | None) -> str | None:
     """Return what videos depend on of the option `cache`: the name, or a hash of what is in the file."""
+    if cache and (found := WITH_HALVES.fullmatch(cache)):
+        return f"{facts(found[1])}+{found[2]}"
     return cache if cache is None or is_name(cache) else sha256_of(Path(cache))[:16]
 
 

@@ -55,10 +55,15 @@ class Step:
 
 
 class Denoiser(Protocol):
-    """Denoises one batch of videos; it counts its passes through the network, and those that left blocks out."""
+    """Denoises one batch of videos."""
 
-    passes: int
-    skipped: int
+    @property
+    def passes(self) -> int:
+        """How many passes through the network it has had."""
+
+    @property
+    def skipped(self) -> int:
+        """How many of them left blocks out."""
 
     def __call__(self, step: Step, x: ms.Tensor, t: ms.Tensor, scale: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Return the output (B, F, C or 2C, H, W) float32 for x (B, F, C, H, W), t (B,); see `make_denoiser`."""
@@ -97,7 +102,9 @@ def _change_over_ranks(pairs: Sequence[tuple[ms.Tensor, ms.Tensor]], whole: tupl
 class Method(Protocol):
     """A way to skip work, with its settings."""
 
-    together: ClassVar[bool]  # whether it may denoise several videos: False if it decides by what they look like
+    @property
+    def together(self) -> bool:
+        """Whether it may denoise several videos: False if it decides by what they look like."""
 
     def start(self, made: Graphs, walk: Walk) -> Denoiser:
         """Return what denoises one batch of videos."""
