@@ -51,11 +51,12 @@ def main(kind: str, real: str, folder: str, videos: str = "16") -> None:
     for setting in (full, *settings(kind, pipe, home)):
         share = sampled(kind, pipe, home, setting, count)
         spent = 1.0 if setting == full else relative_time(kind, pipe, setting, full)
-        told = f"| {setting[0]} | {setting[1]} | {setting[2] or ''} | {share:.0%} | {spent:.0%} "
+        told = f"| {setting[0]} | {setting[1]} | {Path(setting[2] or '').name} | {share:.0%} | {spent:.0%} "
         if network is None:
             print(f"{told}| {psnr(home, setting, full, count)} |", flush=True)
         else:
-            print(told + row(named(setting), home, named(full), real, count, network)[1:].split("|", 1)[1], flush=True)
+            figures = row(named(setting), home, named(full), real, count, network).split("|", 2)[2]
+            print(f"{told}|{figures}", flush=True)
 
 
 def settings(kind: str, pipe: LattePipeline, home: Path) -> list[Setting]:
