@@ -17,9 +17,8 @@ import os, sys, time
 from pathlib import Path
 from latte.training import run_folder
 file = run_folder.lock(Path(sys.argv[1]))
-child = os.fork()
-if child:
-    print(child, flush=True)
+if not os.fork():
+    print(os.getpid(), flush=True)  # it lets go of the lock before `fork` returns
 time.sleep(60)
 """
 
