@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COMMANDS = {  # modules of latte.commands; only the requested one is imported
     "sample": "sample videos from a checkpoint, or from prompts",
     "train": "train or fine-tune a network on videos",
+    "prepare": "make training clips of your own videos",
     "cache": "store the latents of a data set before training",
     "convert": "convert weights between PyTorch, MindSpore and safetensors",
     "merge_lora": "put LoRA adapters or a fine-tuned transformer into a text-to-video folder",
