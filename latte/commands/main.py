@@ -17,6 +17,7 @@ COMMANDS = {  # modules of latte.commands; only the requested one is imported
     "train": "train or fine-tune a network on videos",
     "prepare": "make training clips of your own videos",
     "cache": "store the latents of a data set before training",
+    "download": "download official weights",
     "convert": "convert weights between PyTorch, MindSpore and safetensors",
     "merge_lora": "put LoRA adapters or a fine-tuned transformer into a text-to-video folder",
     "export": "export a network as a MindIR file",
