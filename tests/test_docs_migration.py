@@ -22,7 +22,8 @@ TUTORIAL = """device_target use_parallel mode jit_level enable_flash_attention u
     loss_scaler_type resume ckpt_save_interval ckpt_max_keep step_mode pretrained_model_path data_folder sample_stride
     use_fp16 max_device_memory data_config_file"""
 OFFICIAL = """data_path pretrained_model_path results_dir pretrained model frame_interval fixed_spatial extras
-    learning_rate ckpt_every clip_max_norm start_clip_iter local_batch_size max_train_steps global_seed log_every lr_warmup_steps
+    learning_rate ckpt_every clip_max_norm start_clip_iter local_batch_size max_train_steps global_seed log_every
+    lr_warmup_steps
     resume_from_checkpoint gradient_accumulation_steps use_compile mixed_precision gradient_checkpointing ckpt
     enable_xformers_memory_efficient_attention save_img_path use_fp16 sample_method num_sampling_steps cfg_scale
     run_time num_sample sample_names negative_name per_proc_batch_size num_fvd_samples"""
