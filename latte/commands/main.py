@@ -22,6 +22,7 @@ COMMANDS = {  # modules of latte.commands; only the requested one is imported
     "merge_lora": "put LoRA adapters or a fine-tuned transformer into a text-to-video folder",
     "export": "export a network as a MindIR file",
     "evaluate": "measure the Frechet video distance (FVD) of generated videos to real ones",
+    "web": "open a page in the browser to sample videos with",
     "gallery": "write a training as one HTML file: samples, curves, options, metrics",
     "estimate": "predict memory and time of a training or a sampling on a card",
     "schedule": "find which network calls of a sampling are worth computing",
