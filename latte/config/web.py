@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from latte.config.common import CheckpointOptions
-from latte.config.parser import in_range, option
-from latte.io import resources
+from latte.config.parser import Options, in_range, option
+
+DEMO = "models/demo"  # is shipped, and found from any folder
 
 
 @dataclasses.dataclass(kw_only=True)
-class WebConfig(CheckpointOptions):
+class WebConfig(Options):
     """Page"""
 
+    checkpoint: str | None = option(
+        None, "weights of the network, a training run, or a text-to-video folder; null = the shipped model"
+    )
     vae_checkpoint: str | None = option(None, "weights of the autoencoder; null = the one that the checkpoint brings")
     device_target: Literal["Ascend", "GPU", "CPU"] | None = option(
         None, "device to compute on; null = the best one of this machine"
@@ -27,7 +30,5 @@ class WebConfig(CheckpointOptions):
         super().__post_init__()
         in_range(self, "port", 1, 65535)
         if not self.checkpoint:
-            self.checkpoint = str(resources.find("models/demo/latte.safetensors"))
-            self.vae_checkpoint = self.vae_checkpoint or str(resources.find("models/demo/vae.safetensors"))
-        elif self.vae_checkpoint:
-            self.vae_checkpoint = str(resources.find(self.vae_checkpoint))
+            self.checkpoint = f"{DEMO}/latte.safetensors"
+            self.vae_checkpoint = self.vae_checkpoint or f"{DEMO}/vae.safetensors"

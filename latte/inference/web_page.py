@@ -42,6 +42,7 @@ def serve(cfg: WebConfig) -> None:
             inbrowser=False,
             quiet=True,
             theme=THEME,
+            footer_links=[],
             allowed_paths=[str(Path(cfg.output_path).resolve())],
         )
     except OSError as error:
@@ -54,7 +55,6 @@ def build(cfg: WebConfig, studio: Studio) -> gr.Blocks:
     offered = list(dict.fromkeys([cfg.checkpoint, *checkpoints()]))
     is_local = cfg.host in LOCAL  # whoever reaches the page from elsewhere chooses among what is offered
     with gr.Blocks(title="Latte", analytics_enabled=False) as page:
-        gr.Markdown("# Latte")
         with gr.Row():
             with gr.Column():
                 checkpoint = gr.Dropdown(
@@ -64,24 +64,30 @@ def build(cfg: WebConfig, studio: Studio) -> gr.Blocks:
                     allow_custom_value=is_local,
                     elem_id="checkpoint",
                 )
+                described = gr.Markdown(facts.description, elem_id="described")
+                widgets = _widgets(facts)
                 vae = gr.Textbox(
                     cfg.vae_checkpoint or "",
                     label="Autoencoder, if the checkpoint does not bring one",
                     interactive=is_local,
                     elem_id="vae",
                 )
-                described = gr.Markdown(facts.description, elem_id="described")
-                widgets = _widgets(facts)
+            with gr.Column():
                 with gr.Row():
                     start = gr.Button("Sample", variant="primary", elem_id="start")
                     cancel = gr.Button("Cancel", elem_id="cancel")
-            with gr.Column():
                 status = gr.Textbox("ready", label="Status", lines=2, elem_id="status")
-                preview = gr.Image(label="x_0 as it looks now", type="numpy", elem_id="preview", interactive=False)
-                video = gr.Video(label="Video", autoplay=True, loop=True, elem_id="video", interactive=False)
-                file = gr.File(label="Download", elem_id="file", interactive=False)
+                preview = gr.Image(
+                    label="x_0 as it looks now", type="numpy", height=170, elem_id="preview", interactive=False
+                )
+                video = gr.Video(
+                    label="Video", autoplay=True, loop=True, height=300, elem_id="video", interactive=False
+                )
                 command = gr.Textbox(label="The command that makes this video", lines=3, elem_id="command")
-        history = gr.Gallery(_gallery(studio), label="History", columns=6, height="auto", elem_id="history")
+                file = gr.File(label="Download", height=90, elem_id="file", interactive=False)
+        history = gr.Gallery(
+            _gallery(studio), label="History", columns=8, height=200, object_fit="contain", elem_id="history"
+        )
 
         shown = [status, preview, video, file, command, history]
         names = list(widgets)
@@ -138,20 +144,31 @@ def _widgets(facts: Facts) -> dict[str, Any]:
     """Return the fields of the form by the names of their options."""
     own = _settings(facts)
     solver, steps = QUICK
-    return {
+    fields: dict[str, Any] = {
         "prompts": gr.Textbox(label="Prompt", elem_id="prompts", **own["prompts"]),
         "negative_prompt": gr.Textbox(label="Negative prompt", elem_id="negative", **own["negative_prompt"]),
         "class_labels": gr.Slider(0, value=0, step=1, label="Class", elem_id="label", **own["class_labels"]),
-        "sampler": gr.Dropdown(list(SOLVERS), value=solver, label="Solver", elem_id="solver"),
-        "sampling_steps": gr.Slider(1, 1000, value=steps, step=1, label="Steps", elem_id="steps"),
-        "seed": gr.Number(42, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed"),
-        "guidance_scale": gr.Slider(1, 20, step=0.1, label="Guidance", elem_id="guidance", **own["guidance_scale"]),
-        "num_frames": gr.Number(label="Frames", precision=0, minimum=1, elem_id="frames", **own["num_frames"]),
-        "image_size": gr.Number(label="Pixels", precision=0, minimum=8, elem_id="pixels", **own["image_size"]),
-        "height": gr.Number(label="Height", precision=0, minimum=8, elem_id="height", **own["height"]),
-        "width": gr.Number(label="Width", precision=0, minimum=8, elem_id="width", **own["width"]),
-        "init_frames": gr.File(label="First frame: an image or a video", type="filepath", height=100, elem_id="first"),
     }
+    with gr.Row():
+        fields["sampler"] = gr.Dropdown(list(SOLVERS), value=solver, label="Solver", elem_id="solver")
+        fields["sampling_steps"] = gr.Slider(1, 1000, value=steps, step=1, label="Steps", elem_id="steps")
+    with gr.Row():
+        fields["seed"] = gr.Number(42, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed")
+        fields["guidance_scale"] = gr.Slider(
+            1, 20, step=0.1, label="Guidance", elem_id="guidance", **own["guidance_scale"]
+        )
+    with gr.Row():
+        for name, label in (
+            ("num_frames", "Frames"),
+            ("image_size", "Pixels"),
+            ("height", "Height"),
+            ("width", "Width"),
+        ):
+            fields[name] = gr.Number(label=label, precision=0, minimum=1, elem_id=label.lower(), **own[name])
+    fields["init_frames"] = gr.File(
+        label="First frame: an image or a video", type="filepath", height=120, elem_id="first"
+    )
+    return fields
 
 
 def _sample(studio: Studio, checkpoint: str, vae: str, form: dict[str, Any]) -> Iterator[tuple[Any, ...]]:

@@ -6,6 +6,7 @@ LATTE_SCREENSHOTS=FOLDER the screenshots of the documentation are written there.
 
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -14,8 +15,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.golden_values import ROOT
+
+from latte.io.video import read_video
 
 gradio = pytest.importorskip("gradio")
 sync = pytest.importorskip("playwright.sync_api")
@@ -55,7 +59,7 @@ def page(server):
     asked = []
     with sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1200, "height": 1000})
+        opened = browser.new_page(viewport={"width": 1200, "height": 900})
         opened.set_default_timeout(PATIENCE)
         opened.on("request", lambda request: asked.append(request.url))
         opened.goto(server[0])
@@ -80,6 +84,7 @@ def fill(page, name, value):
 
 def shoot(page, name):
     if folder := os.environ.get("LATTE_SCREENSHOTS"):
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
@@ -108,6 +113,15 @@ def test_a_video_is_made_with_previews_and_a_command_that_makes_it_again(page, s
         page.click("#file a")
     assert Path(download.value.path()).read_bytes() == made.read_bytes()
     page.wait_for_selector("#history button")
+
+
+def test_the_command_makes_the_same_video(page, server):
+    """Needs what the test before has made."""
+    (made,) = (server[1] / "outputs" / "web").glob("*/video-*.mp4")
+    words = shlex.split((made.parent / "command.txt").read_text())
+    command = [sys.executable, "-m", *words, "--output_path", "again"]
+    subprocess.run(command, cwd=server[1], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert np.array_equal(read_video(server[1] / "again" / made.name), read_video(made))
 
 
 def test_a_sampling_is_cancelled(page, server):
