@@ -78,15 +78,32 @@ def build(cfg: WebConfig, studio: Studio) -> gr.Blocks:
                     cancel = gr.Button("Cancel", elem_id="cancel")
                 status = gr.Textbox("ready", label="Status", lines=2, elem_id="status")
                 preview = gr.Image(
-                    label="x_0 as it looks now", type="numpy", height=170, elem_id="preview", interactive=False
+                    label="x_0 as it looks now",
+                    type="numpy",
+                    height=170,
+                    buttons=["fullscreen"],  # not the one that shares at huggingface.co
+                    elem_id="preview",
+                    interactive=False,
                 )
                 video = gr.Video(
-                    label="Video", autoplay=True, loop=True, height=300, elem_id="video", interactive=False
+                    buttons=["download"],
+                    label="Video",
+                    autoplay=True,
+                    loop=True,
+                    height=300,
+                    elem_id="video",
+                    interactive=False,
                 )
                 command = gr.Textbox(label="The command that makes this video", lines=3, elem_id="command")
                 file = gr.File(label="Download", height=90, elem_id="file", interactive=False)
         history = gr.Gallery(
-            _gallery(studio), label="History", columns=8, height=200, object_fit="contain", elem_id="history"
+            _gallery(studio),
+            label="History",
+            columns=8,
+            height=200,
+            object_fit="contain",
+            buttons=[],
+            elem_id="history",
         )
 
         shown = [status, preview, video, file, command, history]
