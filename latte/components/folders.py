@@ -11,6 +11,7 @@ from latte.diffusion.scheduler_config import check_values
 from latte.errors import UserError, quoted
 from latte.io.json_files import exists, read_json
 from latte.weights.files import SUFFIXES
+from latte.weights.mapped import OFFICIAL
 
 INDEX = "model_index.json"
 SCHEDULER, SCHEDULER_CONFIG = "scheduler", "scheduler_config.json"
@@ -47,7 +48,7 @@ def check_there(path: str | Path, *official: str) -> Path:
     """Return a path; raises UserError, with the repositories of official weights, if there is nothing."""
     if exists(path):
         return Path(path)
-    name, home = str(path), "huggingface.co has the official weights: " + " and ".join(official)
+    name, home = str(path), f"{OFFICIAL}, of huggingface.co: " + " and ".join(official)
     asked = match[5] if (match := HUB.fullmatch(name)) else name
     known = {_spelled(repository): repository for repository in (text.partition(" ")[0] for text in official)}
     repository = known.get(_spelled(asked))

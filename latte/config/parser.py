@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
+import logging
 import math
 import sys
 import typing
@@ -29,9 +30,15 @@ from latte.io.json_files import exists
 if typing.TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+log = logging.getLogger("latte")
 COMMAND_LINE = "command line"
 REQUIRED: Any = dataclasses.MISSING  # stands for the default of an option that must be given
 DATA_CONFIG = "data_config"  # the option that names a YAML file; all other options override that file
+FOLDER_OPTIONS = "latte.yaml"  # in a data_folder, as latte prepare writes it: what is known of the folder
+OF_FOLDER = (  # what it may say
+    *("data_layout", "csv_path", "video_column", "class_column", "caption_column", "sample_stride"),
+    *("image_size", "num_frames"),
+)
 INCLUDE = "include"  # in a YAML file: other files, whose options it overrides
 
 
@@ -94,6 +101,8 @@ def in_range(options: Options, key: str, low: float, high: float | None = None) 
 def parse_config(cls: type[Config], argv: Sequence[str] | None = None, description: str | None = None) -> Config:
     """Return the options of a program; precedence: command line > YAML file of -c > its data_config > defaults.
 
+    What is known of a data_folder (see FOLDER_OPTIONS) comes right below the source that names the folder.
+
     argv: the arguments after the program's name, None for those of the process. description: the program's text in
     --help, whose indented paragraphs are not filled. --help and --version print and exit with 0.
     Raises UserError, naming the file and the option, for unknown options, wrong types and values out of range.
@@ -105,7 +114,7 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
     # Later layers override earlier ones.
     layers = [*(_read_file(path, hints) if path else ()), Layer(COMMAND_LINE, given, {})]
     data = _merged(layers).get(DATA_CONFIG)
-    layers = [*(_read_file(data, hints) if data else ()), *layers]
+    layers = _with_folder([*(_read_file(data, hints) if data else ()), *layers], hints)
     values = _merged(layers)
     for field in dataclasses.fields(cls):
         if _default(field) is REQUIRED and field.name not in values:
@@ -236,6 +245,26 @@ def _read_file(path: str, hints: dict[str, Any], above: tuple[str, ...] = ()) ->
     if values.get(DATA_CONFIG):
         values[DATA_CONFIG] = str(Path(path).parent / values[DATA_CONFIG])
     return [*layers, Layer(path, values, lines)]
+
+
+def _with_folder(layers: list[Layer], hints: dict[str, Any]) -> list[Layer]:
+    """Put what the data_folder itself says below the source that names it: another folder has other sizes."""
+    place = next((k for k in reversed(range(len(layers))) if layers[k].values.get("data_folder")), None)
+    if place is None:
+        return layers
+    folder = Path(layers[place].values["data_folder"])
+    path = folder / FOLDER_OPTIONS
+    if not exists(path):
+        return layers
+    found = _read_file(str(path), {name: hints[name] for name in OF_FOLDER if name in hints})
+    layer = found[-1]._replace(values=_merged(found))
+    table = layer.values.get("csv_path")
+    if table:
+        if Path(table).name != table:
+            raise OptionError("csv_path", table, "the name of a file beside it", layer.place("csv_path"))
+        layer.values["csv_path"] = str(folder / table)
+    log.info("%s sets %s", path, ", ".join(f"{name}: {show(value)}" for name, value in layer.values.items()))
+    return [*layers[:place], layer, *layers[place:]]
 
 
 def _place(path: str, line: int | None) -> str:

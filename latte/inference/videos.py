@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from latte.config import SampleConfig
     from latte.diffusion.solvers import Solver
     from latte.inference.finished import Target
+    from latte.inference.pipeline import StepCallback
 
 log = logging.getLogger("latte")
 GIB = 2**30
@@ -181,12 +182,12 @@ def _agreed(targets: list[Target]) -> list[Target]:
 
 
 def run(
-    cfg: SampleConfig, pipe: LattePipeline, targets: Sequence[Target] = ()
+    cfg: SampleConfig, pipe: LattePipeline, targets: Sequence[Target] = (), follow: StepCallback | None = None
 ) -> tuple[list[Path], dict[int, np.ndarray]]:
     """Sample and save those of this rank's videos that are not there.
 
-    targets: what `find_targets` returns; without them all videos are made. Returns the files, and those of the videos
-    (F, H, W, 3) uint8 that belong into a grid, by number.
+    targets: what `find_targets` returns; without them all videos are made. follow: a callback_on_step_end. Returns the
+    files, and those of the videos (F, H, W, 3) uint8 that belong into a grid, by number.
     """
     here, folder = device.current(), Path(cfg.output_path)
     marks = {target.number: target.mark for target in targets}
@@ -211,7 +212,7 @@ def run(
         profile.begin(0)
         for start in range(0, len(numbers), cfg.batch_size):
             batch = numbers[start : start + cfg.batch_size]
-            names, made = _make(cfg, pipe, batch, given, profile)
+            names, made = _make(cfg, pipe, batch, given, follow or (profile.step if cfg.profile else None))
             for k, name, video in zip(batch, names, made, strict=True) if here.leads else ():
                 files += _save(video, folder / name, cfg.output_format, cfg.fps, marks.get(k, ""))
                 kept |= {k: video} if k in first else {}
@@ -254,7 +255,7 @@ def _save(video: np.ndarray, path: Path, formats: Sequence[str], fps: int, mark:
 
 
 def _make(
-    cfg: SampleConfig, pipe: LattePipeline, batch: list[int], given: dict[str, Any], profile: Profile
+    cfg: SampleConfig, pipe: LattePipeline, batch: list[int], given: dict[str, Any], follow: StepCallback | None
 ) -> tuple[list[str], np.ndarray]:
     """Return the file names of these videos, without suffixes, and the videos (B, F, H, W, 3) uint8.
 
@@ -278,7 +279,7 @@ def _make(
         guidance_interval=cfg.guidance_interval,
         output_type="uint8",
         progress=device.current().rank == 0,
-        callback_on_step_end=profile.step if cfg.profile else None,
+        callback_on_step_end=follow,
     ).frames
     return [stem(k, cfg.seed + k, shape[0], shown, row) for row, k in enumerate(batch)], made
 

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 READER = "av-1"  # name and version of this contract; to be counted up when other frames or colours come out
 
 # Other demuxers are never used: some read lists of files (HLS, DASH, concat), draw text (SVG), or open devices.
-_CONTAINERS = (
+CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,asf,flv,mxf,nut,dv,gif"
 )
-_OPTIONS = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+_OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 _JUMPS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}, {"h264", "hevc", "av1", "libdav1d", "vp9"}
 _CHECKED = 16  # frames at the start that must come when the packets say
 _FAR = 48  # frames; so many are decoded in the time of a jump
@@ -124,6 +124,15 @@ def read_comment(path: Path) -> str:
             return container.metadata.get("comment", "")
     except _BROKEN:
         return ""
+
+
+def read_rate(path: Path) -> float:
+    """Return the frames per second that a video file states; 0 if it states none, or cannot be read."""
+    try:
+        with _opened(path) as (_, stream):
+            return float(stream.average_rate or stream.guessed_rate or 0)
+    except _BROKEN:
+        return 0.0
 
 
 @dataclasses.dataclass

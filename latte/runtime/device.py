@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
+import platform
 import re
 import sys
 from contextlib import contextmanager
@@ -445,6 +446,16 @@ def use_flash_attention(requested: bool, dtype: ms.Type, training: bool = False)
         return True
     warn_once(f"enable_flash_attention: the fused kernel {why}; exact attention computes the same")
     return False
+
+
+def describe_machine() -> str:
+    """Return what a log says about where something ran: device, ranks, cores, memory, MindSpore."""
+    here, cpuinfo = current(), Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    many = f" x {here.world_size} ranks" if here.world_size > 1 else ""
+    host = f"{processor or platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB"
+    return f"{here.chip or here.target}{many} ({host}), MindSpore {ms.__version__}"
 
 
 def peak_memory() -> int:

@@ -18,6 +18,7 @@ from latte.runtime import device
 from latte.weights import lora
 from latte.weights.files import CONFIG, StateFile
 from latte.weights.fingerprint import base_fingerprint
+from latte.weights.mapped import OFFICIAL
 from latte.weights.match import load_state
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def read_start(cfg: Options) -> Start[Options]:
 def _read_folder(cfg: Options) -> Start[Options]:
     root = Path(cfg.pretrained_model_path or "")  # the options have checked that it is set
     if not root.exists():
-        raise UserError(f"pretrained_model_path {root} does not exist; name the folder of a Latte-1")
+        raise UserError(f"pretrained_model_path {root} does not exist; name the folder of a Latte-1; {OFFICIAL}")
     transformer = root / TRANSFORMER if is_t2v_folder(root) else root
     home = transformer.parent
     if not cfg.vae_checkpoint and not (home / VAE).is_dir():

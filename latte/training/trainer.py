@@ -24,6 +24,7 @@ from latte.runtime.profiling import Profile
 from latte.training import reconstruction, run_folder
 from latte.training.checkpoints import Checkpoints
 from latte.training.collective import agree_on, any_rank, sum_over_ranks
+from latte.training.gallery import machine_line
 from latte.training.health import MAX_SKIPPED, REMEDY, SkippedSteps, unsound
 from latte.training.held_out import Evaluation, describe_evaluation
 from latte.training.identity import compare, identity
@@ -81,6 +82,7 @@ class Trainer:
             log.warning("%s", change)
         if not self.at_end:
             log.info("%s: from step %d to %d", self.folder, self.step, training.total_steps)
+            log.info("%s", machine_line(device.describe_machine()))
 
     def fit(self) -> None:
         """Take steps until the end or until a signal asks to stop; then save. A run at its end stays as it is.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 REMEDY = "download or copy it again"
+OFFICIAL = "`latte download list` shows the official weights"
 MAX_HEADER = 32 << 20  # bytes of a safetensors header; those of 10,000 tensors take one or two MiB
 MAX_TENSORS = 100_000  # in one file; the state of the largest network here has 4,000
 MAX_AXES = 32
@@ -90,7 +91,7 @@ def map_file(path: str | Path) -> Mapped:
         with path.open("rb") as file:
             data = Mapped(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise UnreadableError(f"{path} does not exist; check the name") from None
+        raise UnreadableError(f"{path} does not exist; check the name; {OFFICIAL}") from None
     except ValueError:
         raise UserError(f"{path} is empty; {REMEDY}") from None
     except OSError as error:

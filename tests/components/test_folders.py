@@ -53,7 +53,7 @@ def change(folder, name, **values):
         (
             FIXTURES / "latte_uncond.pt",
             "nowhere.pt",
-            "nowhere.pt does not exist; .* weights: stabilityai/sd-vae-ft-mse",
+            "nowhere.pt does not exist; .* huggingface.co: stabilityai/sd-vae-ft-mse",
         ),
         (FIXTURES / "latte_uncond.pt", "stabilityai/sd-vae-ft-mse", "hf download stabilityai/sd-vae-ft-mse"),
         (

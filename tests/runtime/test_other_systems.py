@@ -31,9 +31,11 @@ def open_files_only(path, *arguments, **options):
 os.open = open_files_only
 shutil._use_fd_functions = False  # as where folders cannot be opened
 
-import importlib, pkgutil
+import importlib, importlib.util, pkgutil
 import latte
 found = [module.name for module in pkgutil.walk_packages(latte.__path__, "latte.") if "__main__" not in module.name]
+if importlib.util.find_spec("gradio") is None:  # of the extra `web`
+    found.remove("latte.inference.web_page")
 for name in found:
     importlib.import_module(name)
 print(len(found), "modules")
