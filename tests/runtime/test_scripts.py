@@ -9,7 +9,9 @@ import pytest
 from support.golden_values import ROOT
 
 SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
-SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/cuda/bin/*"), *ROOT.glob(".ci/run")])
+SCRIPTS = sorted(
+    [*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/slurm/*"), *ROOT.glob("scripts/cuda/bin/*"), *ROOT.glob(".ci/run")]
+)
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="no shellcheck here; its package has a program for x86_64 only")
