@@ -25,7 +25,7 @@ class DeviceOptions(Options):
     )
     dtype: Literal["fp32", "fp16", "bf16"] = option("fp32", "arithmetic inside the blocks")
     enable_flash_attention: bool = option(False, "use the device's fused attention kernel, if it has one")
-    use_parallel: bool = option(False, "share the work among the processes of mpirun or msrun")
+    use_parallel: bool = option(False, "share the work among the processes of mpirun, msrun or srun")
 
     def __post_init__(self) -> None:
         super().__post_init__()

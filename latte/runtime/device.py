@@ -225,9 +225,9 @@ def init_device(
 ) -> Device:
     """Choose the device and how graphs are compiled, once at the start of a program.
 
-    With `use_parallel` the rank and the number of ranks are read from the launcher (mpirun, msrun or a rank table), and
-    with `connect` the ranks join into a group, as training needs it. `sequence` ranks share the frames of a video, and
-    `guidance` groups of them, 1 or 2, its halves; they are connected too.
+    With `use_parallel` the rank and the number of ranks are read from the launcher (mpirun, msrun, srun or a rank
+    table), and with `connect` the ranks join into a group, as training needs it. `sequence` ranks share the frames of
+    a video, and `guidance` groups of them, 1 or 2, its halves; they are connected too.
     Raises UserError if the device is not there, a parallel launch is not, or the ranks cannot be laid out like this.
     """
     global _current

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 import traceback
@@ -23,8 +24,11 @@ LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("RANK_ID", "RANK_SIZE", "DEVICE_ID"),  # of a rank table; msrun sets these too
     ("MS_NODE_ID", "MS_WORKER_NUM", "MS_NODE_ID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # of srun; the last, as the others may run in its step
 )
+BACKENDS = {"CPU": "mccl", "Ascend": "hccl", "GPU": "nccl"}  # MindSpore's names of what carries messages
 LOCAL = "127.0.0.1"
+FIRST_SLURM_PORT = 20000  # of 10000, below those that Linux gives away; jobs on one node must not meet
 MASTER_PORT = 8118  # at which ranks meet, if nothing says another; MindSpore's own
 PATIENCE = timedelta(minutes=10)  # until the last rank has started
 # On CPU a rank gives up on the others after 30 seconds, in which the first may well be saving or sampling. That one has
@@ -46,7 +50,13 @@ def read_ranks() -> tuple[int, int, int]:
             if rank >= size:
                 raise UserError(f"{names[0]} is {rank}, but must be below {names[1]}, which is {size}")
             return rank, size, local
-    raise UserError("use_parallel is on but no launcher was found; start with `mpirun -n N python ...` or msrun")
+    raise UserError("use_parallel is on but no launcher was found; start with `mpirun -n N python ...`, msrun or srun")
+
+
+def by_slurm() -> bool:
+    """Return whether srun started this rank, and no other launcher inside it did."""
+    *others, own = (all(name in os.environ for name in names) for names in LAUNCHERS)
+    return own and not any(others)
 
 
 def serve_if_scheduler(connects: bool, target: str) -> None:
@@ -75,9 +85,11 @@ def connect(target: str) -> None:
     try:
         if target == "CPU":
             os.environ.setdefault(*WAIT_IN_SUMS)
-            _meet("mccl", _place_on_cpus)
+            _meet(target, _place_on_cpus)
+        elif by_slurm():
+            _meet(target, _place_in_slurm)
         elif by_table and hasattr(management, "_init_with_store"):
-            _meet("hccl", _place_in_table)
+            _meet(target, _place_in_table)
         else:
             communication.init()
     except RuntimeError as error:
@@ -86,7 +98,7 @@ def connect(target: str) -> None:
         ) from error
 
 
-def _meet(backend: str, place: Callable[[], tuple[str, int]]) -> None:
+def _meet(target: str, place: Callable[[], tuple[str, int]]) -> None:
     """Connect without a scheduler process, at an address and port at which rank 0 listens.
 
     On CPUs, under mpirun MindSpore starts none, so that `communication.init` fails; and after the death of a rank, the
@@ -99,9 +111,9 @@ def _meet(backend: str, place: Callable[[], tuple[str, int]]) -> None:
         from mindspore.communication.management import _init_with_store  # its public form is for Ascend only
         from mindspore.mint.distributed import TCPStore
     except ImportError as error:
-        raise UserError("this MindSpore cannot connect ranks on CPUs; install 2.10, or use one rank") from error
+        raise UserError("this MindSpore cannot connect ranks by itself; install 2.10, or use one rank") from error
     store = TCPStore(host, port, world_size, rank == 0, PATIENCE)
-    _init_with_store(backend, PATIENCE, world_size, rank, store)
+    _init_with_store(BACKENDS[target], PATIENCE, world_size, rank, store)
 
 
 def _place_on_cpus() -> tuple[str, int]:
@@ -109,7 +121,32 @@ def _place_on_cpus() -> tuple[str, int]:
         return os.environ["MS_SCHED_HOST"], int(os.environ["MS_SCHED_PORT"])
     if "OMPI_COMM_WORLD_RANK" in os.environ:
         return _agree_by_mpi(*read_ranks()[:2])
-    raise UserError("a rank table is for Ascend devices; start ranks on CPUs with mpirun or msrun")
+    if by_slurm():
+        return _place_in_slurm()
+    raise UserError("a rank table is for Ascend devices; start ranks on CPUs with mpirun, msrun or srun")
+
+
+def _place_in_slurm() -> tuple[str, int]:
+    """Return the address of the step's first node, where srun puts rank 0, and MASTER_PORT or one by the job's number.
+
+    Raises UserError if the node has no address.
+    """
+    nodes, job = os.environ.get("SLURM_STEP_NODELIST", ""), os.environ.get("SLURM_JOB_ID", "")
+    # As `scontrol show hostnames` does: the first of "cpu[07-09,12],gpu1" is cpu07.
+    first = re.match(r"([^\[,]*)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    name = os.environ.get("MASTER_ADDR") or "".join(filter(None, first.groups() if first else ()))
+    port = _master_port(FIRST_SLURM_PORT + int(job) % 10000 if job.isdecimal() else MASTER_PORT)
+    try:
+        return LOCAL if os.environ.get("SLURM_STEP_NUM_NODES") == "1" else socket.gethostbyname(name), port
+    except OSError as error:
+        raise UserError(f"the first node of {nodes!r} has no address here: {error}; set MASTER_ADDR") from error
+
+
+def _master_port(default: int) -> int:
+    port = os.environ.get("MASTER_PORT") or str(default)
+    if not port.isdecimal():
+        raise UserError(f"MASTER_PORT is {port!r}, but must be the number of a free port")
+    return int(port)
 
 
 def _place_in_table() -> tuple[str, int]:
@@ -117,9 +154,7 @@ def _place_in_table() -> tuple[str, int]:
 
     Raises UserError if the table cannot be read, or names that machine by no address.
     """
-    path, port = os.environ["RANK_TABLE_FILE"], os.environ.get("MASTER_PORT") or str(MASTER_PORT)
-    if not port.isdecimal():
-        raise UserError(f"MASTER_PORT is {port!r}, but must be the number of a free port")
+    path, port = os.environ["RANK_TABLE_FILE"], _master_port(MASTER_PORT)
     try:
         servers = json.loads(Path(path).read_text(encoding="utf-8"))["server_list"]
         ranks = {device["rank_id"]: server["server_id"] for server in servers for device in server["device"]}
@@ -128,7 +163,7 @@ def _place_in_table() -> tuple[str, int]:
         raise UserError(
             f"{path} does not tell the address of rank 0: {error!r}; tools/make_rank_table.py makes a rank table"
         ) from error
-    return first, int(port)
+    return first, port
 
 
 def _agree_by_mpi(rank: int, world_size: int) -> tuple[str, int]:

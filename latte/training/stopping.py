@@ -18,7 +18,8 @@ _entered: list[StopSignal] = []
 class StopSignal:
     """A context in which a signal of `latte.errors.ENDINGS` only sets `requested` to its name.
 
-    A second one raises KeyboardInterrupt. Outside the main thread, which alone gets signals, nothing is ever requested.
+    A second one raises KeyboardInterrupt, but not SIGTERM in a job of Slurm, which repeats it before it kills.
+    Outside the main thread, which alone gets signals, nothing is ever requested.
     Processes forked in the context, such as a loader's, get the handlers from before and a process group of their own.
     """
 
@@ -38,6 +39,8 @@ class StopSignal:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.requested:
+            if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+                return
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
         # Not by the log or a stream: the signal may have come in the middle of a write to it.

@@ -16,6 +16,7 @@ from latte.runtime import ranks
 MPIRUN = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 TABLE = {"RANK_ID": "5", "RANK_SIZE": "16", "DEVICE_ID": "2"}
 MSRUN = {"MS_NODE_ID": "1", "MS_WORKER_NUM": "2"}
+SRUN = {"SLURM_PROCID": "6", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "2"}
 PROGRAM = """
 import os, sys, time
 import mindspore as ms, numpy as np
@@ -57,7 +58,7 @@ LAUNCHERS = {
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in (*MPIRUN, *TABLE, *MSRUN, "MS_ROLE", "MS_SCHED_PORT"):
+    for name in (*MPIRUN, *TABLE, *MSRUN, *SRUN, "MS_ROLE", "MS_SCHED_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -69,6 +70,8 @@ def no_launcher(monkeypatch):
         (MSRUN, (1, 2, 1)),
         (TABLE | MPIRUN, (3, 8, 1)),  # MindSpore itself sets the second from the first
         (MSRUN | TABLE, (5, 16, 2)),
+        (SRUN, (6, 8, 2)),
+        (SRUN | MPIRUN, (3, 8, 1)),  # mpirun in a job of Slurm
     ],
 )
 def test_ranks_come_from_the_launcher(environment, expected, monkeypatch):
@@ -85,6 +88,7 @@ def test_ranks_come_from_the_launcher(environment, expected, monkeypatch):
         (TABLE | {"RANK_ID": "x"}, "must be numbers"),
         (TABLE | {"RANK_ID": "-1"}, "must be numbers"),
         (TABLE | {"RANK_ID": "16"}, "must be below RANK_SIZE, which is 16"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}, "srun"),  # in the batch script itself
     ],
 )
 def test_a_bad_launch_is_refused(environment, said, monkeypatch):
@@ -99,6 +103,39 @@ def test_a_rank_table_on_cpus_is_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="rank table is for Ascend"):
         ranks.connect("CPU")
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"SLURM_STEP_NODELIST": "gpu[07-09,12],cpu1"}, ("gpu07", 20123)),
+        ({"SLURM_STEP_NODELIST": "a-3,b[1-2]"}, ("a-3", 20123)),
+        ({"SLURM_STEP_NODELIST": "rack[2,4]-node"}, ("rack2-node", 20123)),
+        ({"SLURM_STEP_NODELIST": "alone", "SLURM_STEP_NUM_NODES": "1"}, ("127.0.0.1", 20123)),
+        ({"SLURM_STEP_NODELIST": "a", "MASTER_ADDR": "b", "MASTER_PORT": "77"}, ("b", 77)),
+    ],
+)
+def test_ranks_of_slurm_meet_at_the_first_node(given, expected, monkeypatch):
+    monkeypatch.setattr(ranks.socket, "gethostbyname", lambda name: name)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (SRUN | {"SLURM_JOB_ID": "70123", "SLURM_STEP_NUM_NODES": "2"} | given).items():
+        monkeypatch.setenv(name, value)
+    assert ranks.by_slurm() and ranks._place_in_slurm() == expected
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"SLURM_STEP_NODELIST": "no.such.node.invalid"}, "set MASTER_ADDR"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+    ],
+)
+def test_ranks_of_slurm_that_cannot_meet_say_why(given, said, monkeypatch):
+    for name, value in ({"SLURM_STEP_NUM_NODES": "2"} | given).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        ranks._place_in_slurm()
 
 
 @pytest.mark.parametrize("connects, target", [(True, "CPU"), (False, "Ascend")])

@@ -10,7 +10,11 @@ from support.golden_values import ROOT
 
 SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
 SCRIPTS = sorted(
+<<<<<<< HEAD
     [*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/cuda/bin/*"), *ROOT.glob("examples/*.sh"), *ROOT.glob(".ci/run")]
+=======
+    [*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/slurm/*"), *ROOT.glob("scripts/cuda/bin/*"), *ROOT.glob(".ci/run")]
+>>>>>>> wslurm
 )
 
 

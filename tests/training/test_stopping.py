@@ -91,6 +91,17 @@ def test_the_first_signal_asks_and_the_second_interrupts(number, capfd):
     assert signal.getsignal(number) is before
 
 
+def test_slurm_may_repeat_its_signal_while_a_run_is_saved(monkeypatch, capfd):
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    with StopSignal() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err.count("stopping after this step") == 1
+
+
 def test_a_signal_in_the_middle_of_a_write_to_the_log_is_no_second_write(monkeypatch, capfd):
     """A stream that is written to by the handler, too, raises "reentrant call"."""
     stream = types.SimpleNamespace(
