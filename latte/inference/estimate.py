@@ -319,7 +319,7 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
 
 def exchanging(work: Work, on: Card, inside: int) -> float:
     """Return the seconds of exchanges between ranks that share frames; inside: ranks of a host."""
-    each = on.collective + roofline.all_gather(work.exchanged, on, work.sizes.ranks, inside)
+    each = on.collective + roofline.all_to_all(work.exchanged, on, work.sizes.ranks, inside)
     return work.exchanges * each if work.exchanges else 0.0
 
 

@@ -113,7 +113,7 @@ def error_table(
         found: dict[float, tuple[ms.Tensor, ...]] = {}
         for at, kept, both in (residuals[place] for place in places if place >= 0):
             if both or not guided:
-                found.setdefault(at, conditional(kept, 1) if both and not guided else kept)
+                found.setdefault(at, conditional(kept, (1, request.shape[0])) if both and not guided else kept)
         return list(found.items())
 
     def model(x: np.ndarray, t: float) -> np.ndarray:

@@ -13,7 +13,16 @@ from latte.ops.conv import (
     upsample_nearest,
 )
 from latte.ops.conv3d import conv3d, max_pool3d
-from latte.ops.exchange import exchange, join_parts, join_videos, own_part, share_videos, to_frames, to_patches
+from latte.ops.exchange import (
+    exchange,
+    first_videos,
+    join_parts,
+    join_videos,
+    own_part,
+    share_videos,
+    to_frames,
+    to_patches,
+)
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
@@ -29,6 +38,7 @@ __all__ = [
     "conv3d",
     "conv_frames",
     "exchange",
+    "first_videos",
     "from_nchw",
     "gated_residual",
     "gelu",

@@ -246,3 +246,13 @@ def join_videos(x: ms.Tensor, whole: tuple[int, int]) -> ms.Tensor:
     if whole[1] > 1:
         return join_parts(x, FRAMES, whole[1])
     return join_parts(x, 0, whole[0])
+
+
+def first_videos(x: ms.Tensor, videos: int, whole: tuple[int, int]) -> ms.Tensor:
+    """Return this rank's part of the first videos, of its part x (B, F, ...) or (B / n, 1, ...) of (B, F) = whole.
+
+    It is as `share_videos` would give it, so that rows of images go to other ranks. It has no gradient.
+    """
+    if size(KIND) == 1 or whole[1] > 1:
+        return narrow(x, 0, 0, videos)
+    return own_part(narrow(join_parts(x, 0, whole[0]), 0, 0, videos), 0)

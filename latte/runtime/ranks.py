@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
 import socket
 import sys
+import threading
 import traceback
 from datetime import timedelta
 from pathlib import Path
@@ -85,7 +87,8 @@ def connect(target: str) -> None:
     try:
         if target == "CPU":
             os.environ.setdefault(*WAIT_IN_SUMS)
-            _meet(target, _place_on_cpus)
+            with _giving_up_after(PATIENCE):
+                _meet(target, _place_on_cpus)
         elif by_slurm():
             _meet(target, _place_in_slurm)
         elif by_table and hasattr(management, "_init_with_store"):
@@ -114,6 +117,30 @@ def _meet(target: str, place: Callable[[], tuple[str, int]]) -> None:
         raise UserError("this MindSpore cannot connect ranks by itself; install 2.10, or use one rank") from error
     store = TCPStore(host, port, world_size, rank == 0, PATIENCE)
     _init_with_store(BACKENDS[target], PATIENCE, world_size, rank, store)
+
+
+@contextlib.contextmanager
+def _giving_up_after(patience: timedelta) -> Iterator[None]:
+    """End the process with a sentence after that time: MPI and MindSpore wait much longer for a missing rank.
+
+    MPI waits for ever, MindSpore's rank 0 for half an hour, and neither can be interrupted.
+    """
+
+    def give_up() -> None:
+        seconds = patience.total_seconds()
+        sys.stderr.write(
+            f"error: {read_ranks()[1]} ranks did not all start within {seconds:g} seconds; see the logs of the others\n"
+        )
+        sys.stderr.flush()
+        os._exit(2)
+
+    timer = threading.Timer(patience.total_seconds(), give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _place_on_cpus() -> tuple[str, int]:
@@ -168,6 +195,7 @@ def _place_in_table() -> tuple[str, int]:
 
 def _agree_by_mpi(rank: int, world_size: int) -> tuple[str, int]:
     """Return on every rank the address and port at which rank 0 will listen."""
+    _start_mpi()
     from mpi4py import MPI
 
     one_machine = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(world_size)
@@ -176,6 +204,17 @@ def _agree_by_mpi(rank: int, world_size: int) -> tuple[str, int]:
     # Now, because at its exit a failing rank would wait in there for the others, and they in a sum for it.
     MPI.Finalize()
     return place
+
+
+def _start_mpi() -> None:
+    """Return when all ranks are there; in an import of mpi4py's MPI no other thread could go on until then."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        ctypes.CDLL(MPI.__file__).MPI_Init(None, None)
 
 
 class WorkCounter:

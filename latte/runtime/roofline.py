@@ -109,6 +109,7 @@ class Card:
     launch: float  # seconds of the host per launch
     shortest: float  # seconds of a launch on the device, however little it does
     collective: float  # seconds to start an exchange between cards
+    mesh: float = 0  # bytes per second from a card to each other one of a host, all at once; 0 = they share `link`
 
 
 class Times(NamedTuple):
@@ -240,13 +241,21 @@ def all_reduce(count: float, on: Card, ranks: int, hosts: int = 1) -> float:
     return seconds_inside + (2 * (hosts - 1) / hosts * count / inside / on.network if hosts > 1 else 0)
 
 
-def all_gather(count: float, on: Card, ranks: int, inside: int | None = None) -> float:
-    """Return the seconds of AllGather or AllToAll: each rank gets or sends all of `count` bytes but its own part.
+def all_gather(count: float, on: Card, ranks: int) -> float:
+    """Return the seconds of a ring in which each rank gets all of `count` bytes but its own part."""
+    return (ranks - 1) / ranks * count / on.link
+
+
+def all_to_all(count: float, on: Card, ranks: int, inside: int | None = None) -> float:
+    """Return the seconds in which each rank sends all of `count` bytes but its own part, to each other one as many.
 
     inside: how many of the ranks are in one host; what is for the others goes over the network, after the rest.
     """
-    inside = min(inside or ranks, ranks)
-    return (inside - 1) / ranks * count / on.link + (ranks - inside) / ranks * count / on.network
+    inside, part = min(inside or ranks, ranks), count / ranks  # to each
+    outside = (ranks - inside) * part / on.network
+    if on.mesh and inside > 1:
+        return part / on.mesh + outside
+    return (inside - 1) * part / on.link + outside
 
 
 def vae_scale(channels: tuple[int, ...]) -> float:

@@ -155,7 +155,7 @@ def caches():
     _, kept = computing(made, (1, 3), True)(x, t, scale, y, y)
     reusing(made, (1, 3), True)(x, t, scale, *extrapolated([(900.0, kept), (800.0, kept)], 700.0), y, y)
     _, kept = computing(made, (1, 3), False)(x, t, scale, y)
-    conditional(kept, VIDEOS)
+    conditional(kept, (VIDEOS, SMALL["num_frames"]))
     walk = Walk("ddim", 3, 3, 4, True)
     for method in (TeaCache(0.1), FasterCache(2)):
         denoise = method.start(made, walk)

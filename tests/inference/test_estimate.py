@@ -178,6 +178,10 @@ def test_what_ranks_exchange():
     assert roofline.all_reduce(400, card, 4) == 2 * 3 / 4 * 400 / 100
     inside, outside = 2 * 3 / 4 * 400 / 100, 2 * 1 / 2 * 100 / 10  # two hosts of four: each card sends a fourth
     assert roofline.all_reduce(400, card, 8, hosts=2) == inside + outside
+    mesh = on(link=100, network=10, mesh=50)  # a link to each other card of the host, all at once
+    assert roofline.all_to_all(400, on(link=100, mesh=0), 4) == 3 / 4 * 400 / 100
+    assert roofline.all_to_all(400, mesh, 1) == 0 and roofline.all_to_all(400, mesh, 4) == 400 / 4 / 50
+    assert roofline.all_to_all(400, mesh, 8, inside=4) == 400 / 8 / 50 + 4 / 8 * 400 / 10
     one, eight = (estimate.predict(trained(), on(), ranks) for ranks in (1, 8))
     assert one.times.exchange == 0 and eight.times.exchange > 0.05
     assert estimate.memory(trained(zero_stage=1), 8).peak < estimate.memory(trained(), 8).peak

@@ -15,7 +15,7 @@ from latte.errors import UserError
 from latte.runtime import collective, device, layout
 from latte.runtime.device import Device
 
-ALL = ("forward", "text", "sampling", "ways", "int8", "decoding")
+ALL = ("forward", "text", "sampling", "ways", "batched", "int8", "decoding")
 LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/runtime -m slow`
 ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # ranks share the cores
 
@@ -123,6 +123,14 @@ def test_two_ranks_share_five_frames(one, tmp_path):
     found = compute(tmp_path, 2, 2, 1, "forward")
     assert max(differences(found, one("forward")).values()) <= 1e-6
     assert found["forward sent"] == sent(2, 2, 2, 5, 5, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks, sequence", [(2, 2), (4, 4)])
+def test_ranks_keep_their_rows_where_guidance_ends(ranks, sequence, one, tmp_path):
+    """Where images are shared row by row, rows of the conditional half are at other ranks than those of one half."""
+    found = compute(tmp_path, ranks, sequence, 1, "batched")
+    assert max(differences(found, one("batched")).values()) <= 1e-6
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Two ranks on CPU, for real: what one rank with twice the batch computes, and the end of a rank."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -99,3 +100,33 @@ def test_when_a_rank_is_killed_the_job_ends_with_a_message(folder):
     os.kill(max(map(int, listed.split())), signal.SIGKILL)  # mpirun itself was there before its ranks
     text, _ = process.communicate(timeout=30)
     assert process.returncode != 0 and "signal 9" in text
+
+
+PARTS = {"train_batch_size": 4, "sequence_parallel": 2}
+
+
+def train(folder, name, ranks, **others):
+    """Train to the end, from where the run of that name is; return its newest state and its losses."""
+    given = {"output_path": folder / name, "resume": "auto", **others}
+    if ranks > 1:
+        process = launch(folder, "run_mpirun.sh", **given)
+    else:
+        command = [sys.executable, ROOT / "train.py", "-c", CONFIG, *options(folder, **given)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    text, _ = process.communicate(timeout=580)
+    assert process.returncode == 0, text[-3000:]
+    (file,) = (folder / name).glob("*/metrics.csv")
+    losses = [float(row["loss"]) for row in csv.DictReader(file.read_text().splitlines())]
+    return state(folder / name, others["max_steps"]), np.array(losses)
+
+
+def test_a_run_goes_on_with_other_layouts(folder, one_rank):
+    """Two ranks with videos of their own, then with shared ones, then one rank: the losses of one rank throughout."""
+    for steps, ranks, more in ((2, 2, {"train_batch_size": 2}), (6, 2, PARTS), (10, 1, {"train_batch_size": 4})):
+        found, losses = train(folder, "layouts", ranks, max_steps=steps, **more)
+    (file,) = (folder / "one").glob("*/metrics.csv")
+    expected = np.array([float(row["loss"]) for row in csv.DictReader(file.read_text().splitlines())])
+    assert len(losses) == len(expected) == 5 and np.abs(losses / expected - 1).max() < 1e-5
+    for name, values in one_rank.items():
+        if not name.startswith("sums"):
+            assert np.abs(values - found[name]).max() < 1e-6, name

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support import mpi
+from support.golden_values import ROOT
 
 from latte.errors import UserError
 from latte.runtime import ranks
@@ -205,3 +207,29 @@ def test_a_failing_rank_says_why_before_it_ends_all(error, code, said, monkeypat
     with ranks.ending_together(2):
         raise error
     assert aborted == [code] and capsys.readouterr().err.endswith(said)
+
+
+LATE = """
+import os, sys, time
+from datetime import timedelta
+
+from latte.runtime import ranks
+
+patience, late = map(float, sys.argv[1:])
+rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+time.sleep(late * rank)
+with ranks._giving_up_after(timedelta(seconds=patience)):
+    host, port = ranks._agree_by_mpi(rank, 2)
+    print("port", port)
+"""
+
+
+@pytest.mark.parametrize("patience, late, code", [(2, 1000, 2), (1000, 2, 0)])
+def test_a_late_rank_is_waited_for_as_long_as_said(patience, late, code, tmp_path):
+    program = tmp_path / "late.py"
+    program.write_text(LATE)
+    done = mpi.run(program, patience, late, ranks=2, timeout=60, PYTHONPATH=str(ROOT))
+    assert done.returncode == code, done.stderr
+    ports = done.stdout.split()[1::2]
+    assert len(ports) == (0 if code else 2) and len(set(ports)) <= 1
+    assert done.stderr.count("error: 2 ranks did not all start within 2 seconds; see the logs") == (1 if code else 0)

@@ -9,13 +9,8 @@ import pytest
 from support.golden_values import ROOT
 
 SHELLCHECK = shutil.which("shellcheck", path=str(Path(sys.executable).parent)) or shutil.which("shellcheck")
-SCRIPTS = sorted(
-<<<<<<< HEAD
-    [*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/cuda/bin/*"), *ROOT.glob("examples/*.sh"), *ROOT.glob(".ci/run")]
-=======
-    [*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/slurm/*"), *ROOT.glob("scripts/cuda/bin/*"), *ROOT.glob(".ci/run")]
->>>>>>> wslurm
-)
+PLACES = ("scripts/*.sh", "scripts/slurm/*", "scripts/cuda/bin/*", "examples/*.sh", ".ci/run")
+SCRIPTS = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="no shellcheck here; its package has a program for x86_64 only")

@@ -6,6 +6,7 @@ PYTHONPATH=tests [mpirun -n N] python tests/support/in_parts.py TARGET DTYPE FIL
 import importlib
 import os
 import sys
+from unittest import mock
 
 import mindspore as ms
 import numpy as np
@@ -18,6 +19,7 @@ from latte.diffusion.solvers import Solver
 from latte.inference import caches
 from latte.inference.latents import LatentSampler, Request
 from latte.runtime import device
+from latte.runtime.device import Device
 from latte.training.state import state_of
 
 CLASSES = {"condition": "class", "num_classes": 5}
@@ -50,11 +52,11 @@ def text(dtype):
     yield "t2v as images", net(ms.Tensor(x[:, :3]), ms.Tensor([321.0], ms.float32), words, mask)
 
 
-def request(net, cache=None, guidance=4.0, steps=6, interval=None):
+def request(net, cache=None, guidance=4.0, steps=6, interval=None, frames=None):
     labels = np.array([1, 0], np.int32)
     return Request(
         seeds=(3, 4),
-        shape=net.config.latent_shape(),
+        shape=(frames or net.config.num_frames, *net.config.latent_shape()[1:]),
         conditions=(labels,),
         null=(np.full_like(labels, net.config.num_classes),) if guidance != 1 else (),
         num_inference_steps=steps,
@@ -81,6 +83,19 @@ def ways(dtype):
         yield name, ms.Tensor(sampler.sample(given))
         leads = device.current().half == 0  # with threshold the other half of guidance decides for itself
         assert sampler.skipped > 0 or not leads, f"{name} skips nothing"
+
+
+def batched(dtype):
+    """Two single images, and two videos, with both halves of guidance in one batch, as accelerators have them."""
+    net = network(dtype)
+    walk = caches.Walk.of(Solver("ddim"), 6, 1.0, 4, True)
+    with mock.patch.object(Device, "batches_videos", True):
+        for name in ("every4", "pab:222"):
+            for frames in (1, 5):
+                sampler = LatentSampler(net)
+                given = request(net, caches.choose(name, 0.0, walk), interval=(500.0, 900.0), frames=frames)
+                yield f"{name}, {frames} frames", ms.Tensor(sampler.sample(given))
+                assert sampler.skipped > 0, f"{name} skips nothing"
 
 
 def int8(dtype):
@@ -131,7 +146,7 @@ def _trained(name, dtype, recompute=False, images=0):
     yield name + "weights", ms.Tensor(np.concatenate(weights))
 
 
-PARTS = (forward, text, sampling, ways, int8, decoding, training, joint)
+PARTS = (forward, text, sampling, ways, batched, int8, decoding, training, joint)
 exchange = importlib.import_module("latte.ops.exchange")  # the module, not the function of that name
 SENT = [0]  # bytes that this rank has sent to others in exchanges
 

@@ -66,7 +66,7 @@ class Broadcast:
         net = self.made.net
         count = count_kept(net, x.shape[1])
         if step.guided != self.guided:
-            self.kept = () if step.guided else conditional(self.kept, x.shape[0], count)
+            self.kept = () if step.guided else conditional(self.kept, x.shape[:2], count)
             self.guided = step.guided
         computed = self.method.computed(step) if self.kept else KINDS
         if not net.reads_text and CROSS not in computed:

@@ -21,9 +21,10 @@ from latte.diffusion.denoiser import in_passes
 from latte.errors import UserError, quoted
 from latte.io.atomic import atomic_path
 from latte.io.json_files import check_numbers, read_json
+from latte.ops import first_videos
 from latte.runtime import device
 from latte.runtime.collective import gather
-from latte.runtime.tensors import narrow, split
+from latte.runtime.tensors import split
 from latte.weights.fingerprint import base_fingerprint
 
 if TYPE_CHECKING:
@@ -161,8 +162,8 @@ class Scheduled:
         Where guidance begins, all is computed whatever the schedule says: the unconditional half has no residual yet.
         """
         if step.guided != self.guided:
-            rows = x.shape[0]
-            self.history = [] if step.guided else [(at, conditional(kept, rows)) for at, kept in self.history]
+            whole = x.shape[:2]
+            self.history = [] if step.guided else [(at, conditional(kept, whole)) for at, kept in self.history]
             self.guided = step.guided
         self.passes += 1
         blocks = self.schedule.blocks
@@ -180,16 +181,19 @@ class Scheduled:
         return step.number in self.computed
 
 
-def conditional(kept: Sequence[ms.Tensor], rows: int, count: int = 1) -> tuple[ms.Tensor, ...]:
+def conditional(kept: Sequence[ms.Tensor], whole: tuple[int, int], count: int = 1) -> tuple[ms.Tensor, ...]:
     """Return what was kept of the conditional half: of the first of two passes, or of the first rows of one.
 
-    count: how many tensors each pass keeps.
+    whole: the videos of a half, and their frames. count: how many tensors each pass keeps.
 
     Of two groups of ranks that share guidance the first one sends it to the other.
     """
     if device.current().guidance > 1:
         return tuple(split(gather(each, "guidance"), 1, 0)[0].reshape(each.shape) for each in kept)
-    return tuple(kept[:count]) if len(kept) > count else tuple(narrow(each, 0, 0, rows) for each in kept)
+    if len(kept) > count:
+        return tuple(kept[:count])
+    videos, frames = whole
+    return tuple(first_videos(each, videos, (2 * videos, frames)) for each in kept)
 
 
 def weights_at(positions: Sequence[float], at: float) -> list[float]:
