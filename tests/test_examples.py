@@ -13,6 +13,7 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.slow
+@pytest.mark.long  # by hand until they have been run whole
 @pytest.mark.parametrize(
     "name, arguments, made, frames",
     [("sample.py", [], "sunset.gif", 16), ("text_to_video.py", ["a cat"], "video.mp4", None)],
