@@ -2,11 +2,10 @@
 
     latte prepare my_videos --image_size 256 --dry_run
     latte prepare my_videos --image_size 256
-    latte train -c csv_video --data_folder my_videos-prepared
 
 The folder that is written holds the clips, clips.csv with a column for captions that you may fill in, contact.html to
-look at, and latte.yaml, by which train.py knows layout and sizes. The same command again goes on where it was ended,
-takes new videos, and keeps the captions.
+look at, and latte.yaml, by which train.py knows layout and sizes: give it the folder as data_folder. The same command
+again goes on where it was ended, takes new videos, and keeps the captions.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 from support.golden_values import ROOT
 
@@ -11,6 +12,7 @@ STAND_INS = {
     "[options": "",
     "of": "",
     "train.py]": "",
+    "sample.py]": "",
 }  # what readers put their own words in place of
 LAUNCHERS = {"scripts/run_mpirun.sh": 2, "scripts/run_msrun.sh": 2, "scripts/run_distributed.sh": 4}  # own words first
 OTHERS = {  # programs of others, and scripts that take no options; what follows the name is not looked at
@@ -54,7 +56,12 @@ def program(line):
         words.pop(0)
     if words[0] == "mpirun":
         words = words[words.index("python") :]
+    if words[0] in ("sbatch", "srun"):
+        words = words[next(k for k, word in enumerate(words) if word == "python" or word.endswith(".slurm")) :]
     name, *rest = words
+    if name.endswith(".slurm"):
+        assert (ROOT / name).is_file(), f"there is no {name}"
+        return f"{Path(name).stem}.py", ["-c", *rest]
     if name in ("python", "bash"):
         name, *rest = rest
     if name == "-m":
