@@ -30,6 +30,6 @@ def like(values: np.ndarray, other: Latents) -> Latents:
     return uploaded(values) if isinstance(other, Tensor) else values
 
 
-def as_array(x: Latents) -> np.ndarray:
-    """Return them as an array of NumPy; it waits for the device."""
-    return x.asnumpy() if isinstance(x, Tensor) else x
+def as_array(x: Any) -> np.ndarray:
+    """Return an array, or a tensor of MindSpore, as an array of NumPy; for a tensor it waits for the device."""
+    return np.asarray(x.asnumpy() if hasattr(x, "asnumpy") else x)

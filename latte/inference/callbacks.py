@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latte.diffusion.arrays import as_array
 from latte.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,11 +78,6 @@ def changed_latents(latents: np.ndarray, told: Mapping[str, np.ndarray], returne
             f"{latents.shape}"
         )
     return None if np.array_equal(changed, latents) else changed.astype(np.float32)
-
-
-def as_array(values: Any) -> np.ndarray:
-    """Return an array, or a tensor of MindSpore, as an array."""
-    return np.asarray(values.asnumpy() if hasattr(values, "asnumpy") else values)
 
 
 def ordered_latents(latents: Any, shape: Sequence[int], layout: str | None) -> np.ndarray:

@@ -29,6 +29,7 @@ from latte.inference.inputs import check_interval, choose_inputs, guidance, late
 from latte.inference.latents import Request
 from latte.io.atomic import atomic_path, check_writable
 from latte.io.csv_files import write_csv
+from latte.runtime.tensors import uploaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,10 +102,8 @@ def error_table(
     calls = request.solver.calls(request.num_inference_steps)
     pairs, made = pairs_of(calls, max_gap), sampler.graphs
     made.net.temporal = request.temporal
-    follow, null = (
-        [ms.Tensor(np.ascontiguousarray(each)) for each in part] for part in (request.conditions, request.null)
-    )
-    scale, numbers = ms.Tensor(np.float32(request.guidance_scale)), itertools.count()
+    follow, null = ([uploaded(each) for each in part] for part in (request.conditions, request.null))
+    scale, numbers = uploaded(np.float32(request.guidance_scale)), itertools.count()
     residuals: dict[int, tuple[float, tuple[ms.Tensor, ...], bool]] = {}  # of the full run: timestep, passes, guided
     begins: list[int] = []  # calls in which guidance begins
 

@@ -106,7 +106,7 @@ def rows(table: Tensor, index: Tensor) -> Tensor:
     return mint.index_select(table, 0, index) if on_ascend() else ops.gather(table, index, 0)
 
 
-def uploaded(values: np.ndarray) -> Tensor:
+def uploaded(values: np.ndarray | np.generic) -> Tensor:
     """Return an array as a tensor that lies on the device: a graph waits at each call for one that does not."""
     tensor = ms.Tensor(np.asarray(values, order="C"))
     return _clone(tensor) if on_ascend() else tensor

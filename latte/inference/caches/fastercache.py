@@ -65,6 +65,7 @@ class HalfGuided:
         self.halves = [method.within.start(made, walk) for _ in range(2)]  # the conditional and the other one
         self.as_one = isinstance(method.within, Nothing) and device.current().batches_videos
         self.bands: tuple[ms.Tensor, ms.Tensor] | None = None  # low and high, (B, F, C, H, W) float32
+        self.waves: ms.Tensor | None = None  # see `low_frequencies`
         self.left_out = self.both = 0  # halves that were not run, calls that ran both as one batch
 
     @property
@@ -95,7 +96,10 @@ class HalfGuided:
                 uncond = self.halves[1](plain, x, t, scale, *conditions[half:])
                 out = guide(cond, uncond, scale, channels)
             if needed:
-                self.bands = bands(float32(narrow(uncond, 2, 0, channels)) - float32(narrow(cond, 2, 0, channels)))
+                if self.waves is None:
+                    self.waves = uploaded(low_frequencies(*x.shape[-2:]))
+                moved = float32(narrow(uncond, 2, 0, channels)) - float32(narrow(cond, 2, 0, channels))
+                self.bands = bands(moved, self.waves)
             return out
         self.left_out += 1
         cond = self.halves[0](plain, x, t, scale, *conditions[:half])  # (B, F, C or 2C, H, W)
@@ -108,13 +112,13 @@ class HalfGuided:
         return guide(cond, uncond, scale, channels)
 
 
-def bands(values: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
+def bands(values: ms.Tensor, waves: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
     """Return the low and the high frequencies of videos (B, F, C, H, W) float32, which sum up to them.
 
-    Each video has products of its own, so that it does not depend on how many there are, even in its last bits.
+    waves: their `low_frequencies` (N, H * W). Each video has products of its own, so that it does not depend on how
+    many there are, even in its last bits.
     """
     size = values.shape[-2] * values.shape[-1]
-    waves = uploaded(low_frequencies(*values.shape[-2:]))  # (N, H * W)
     lows = []
     for row in range(values.shape[0]):
         images = narrow(values, 0, row, row + 1)  # (1, F, C, H, W)
