@@ -146,6 +146,13 @@ def sniff(data: Mapped) -> str | None:
     return None
 
 
+def _ends_as_zip(path: str | Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # an archive in several files, which zipfile does not read
+        return True
+
+
 def not_a_checkpoint(path: str | Path, data: Mapped) -> UserError:
     """Return the error for a file that holds no weights; it names what the file is instead."""
     head = data[:64].lstrip().lower()
@@ -154,7 +161,7 @@ def not_a_checkpoint(path: str | Path, data: Mapped) -> UserError:
     for offset, mark, what in FOREIGN:
         if data[offset : offset + len(mark)] == mark:
             return UserError(f"{path} is {what}, not a checkpoint" if ";" not in what else f"{path} is {what}")
-    if zipfile.is_zipfile(path):
+    if _ends_as_zip(path):
         return UserError(
             f"{path} is a zip archive without data.pkl, not a checkpoint; name the file that holds weights"
         )

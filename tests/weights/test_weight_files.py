@@ -257,6 +257,13 @@ def test_a_graph_of_mindspore_is_not_taken_for_a_checkpoint(tmp_path):
         read_state_dict(tmp_path / "x.mindir")
 
 
+def test_the_last_of_several_files_of_an_archive(tmp_path):
+    locator = b"PK\x06\x07" + bytes(4) + bytes(8) + (2).to_bytes(4, "little")
+    (tmp_path / "x.ckpt").write_bytes(bytes(50) + locator + b"PK\x05\x06" + bytes(18))
+    with pytest.raises(UserError, match="is a zip archive without data.pkl"):
+        read_state_dict(tmp_path / "x.ckpt")
+
+
 def test_metadata_that_could_not_be_written_again(tmp_path):
     described = pickle.dumps({"ema": {}, "metadata": {"config": "\ud800"}}, 2)
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
