@@ -21,7 +21,7 @@ start() {
     trap : TERM
     srun --kill-on-bad-exit=1 --mpi=none --label "$PYTHON" -u "$@" --use_parallel True &
     step=$!
-    trap 'due=1; kill -TERM "$step"' USR1 # to the ranks
+    trap 'due=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1 # to the ranks: srun itself would kill them at SIGTERM
     while kill -0 "$step" 2>/dev/null; do
         code=0
         wait "$step" || code=$? # a signal ends this too

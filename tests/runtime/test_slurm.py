@@ -105,9 +105,12 @@ class Job:
         )
 
     def begin_again(self):
-        """Wait until it is in the queue again, and begin at once: Slurm lets a job wait for two minutes there."""
+        """Wait until it is in the queue again, and begin soon: Slurm lets a job wait for two minutes there.
+
+        In the second in which it was ended, its right to run is still taken back ("Job credential revoked").
+        """
         wait_until((), lambda: self.is_in_state("PENDING"), 180)
-        said(self.environment, "scontrol", "update", f"JobId={self.number}", "StartTime=now")
+        said(self.environment, "scontrol", "update", f"JobId={self.number}", "StartTime=now+3")
 
     def end(self):
         """Wait for its end, and return the exit code."""
