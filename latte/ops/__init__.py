@@ -26,7 +26,7 @@ from latte.ops.exchange import (
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
-from latte.ops.target import CustomGrad
+from latte.runtime.tensors import CustomGrad
 
 __all__ = [
     "CustomGrad",

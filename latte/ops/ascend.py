@@ -22,8 +22,8 @@ from mindspore.ops.auto_generate import (
 )
 from mindspore.ops.primitive import constexpr
 
-from latte.ops.target import CustomGrad, only_infers
-from latte.runtime.tensors import assign, split
+from latte.ops.target import only_infers
+from latte.runtime.tensors import CustomGrad, assign, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,8 +16,8 @@ from mindspore import ops
 from mindspore.ops.auto_generate import SliceExt, SplitTensor
 from mindspore.ops.primitive import constexpr
 
-from latte.ops.target import CustomGrad
 from latte.runtime import device
+from latte.runtime.tensors import CustomGrad
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from mindspore import ops
 from mindspore.ops.auto_generate import SigmoidGrad
 from mindspore.ops.primitive import constexpr
 
-from latte.ops.target import CustomGrad
+from latte.runtime.tensors import CustomGrad
 
 LINEAR, CUBIC = 1.5957691216057308, 0.07135481627159896  # 2 sqrt(2/pi), and that times 0.044715
 

@@ -21,8 +21,8 @@ from mindspore import ops
 from mindspore.ops.primitive import constexpr
 
 from latte.ops.cpu import column_sums, repeat_rows
-from latte.ops.target import CustomGrad
 from latte.runtime import device
+from latte.runtime.tensors import CustomGrad
 
 STRIP = 1 << 21  # elements of a strip: 8 MB, of which the last caches hold some
 STRIPS = 8  # at most, as a graph takes time and memory to compile; larger images have larger strips

@@ -17,7 +17,6 @@ from mindspore.ops.auto_generate import SliceExt
 from mindspore.ops.primitive import constexpr
 
 from latte.ops.attention import swap
-from latte.ops.target import CustomGrad
 from latte.runtime.collective import (
     gather_outside,
     group_in_graph,
@@ -27,7 +26,7 @@ from latte.runtime.collective import (
     rows_in_graph,
     size,
 )
-from latte.runtime.tensors import in_graph, narrow, on_ascend, on_cpu
+from latte.runtime.tensors import CustomGrad, in_graph, narrow, on_ascend, on_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable

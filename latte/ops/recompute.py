@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import mindspore as ms
 from mindspore import ops
 
-from latte.ops.target import CustomGrad
+from latte.runtime.tensors import CustomGrad
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn
 from mindspore.ops.primitive import constexpr
 
 from latte.runtime import device
@@ -31,10 +30,3 @@ def only_infers() -> bool:
 def channels_last() -> bool:
     """Return whether images are (N, H, W, C) in the graph being compiled."""
     return device.current().channels_last
-
-
-class CustomGrad(nn.Cell):
-    """A function with a gradient of its own, its `bprop`; one object serves for all calls."""
-
-    def __del__(self) -> None:
-        """Do nothing: at the end of the process the clean-up of cells fails, as its own module is gone by then."""

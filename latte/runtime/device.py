@@ -251,6 +251,9 @@ def init_device(
         ranks.connect(target)
     # Everything that is to be a graph is compiled by `compile_step` or `block_graph`; the rest is glue.
     ms.set_context(mode=ms.PYNATIVE_MODE)
+    if target == "CPU":
+        # Its queues of operations wait by spinning: with two cores each small operation outside graphs takes 4 ms.
+        ms.runtime.launch_blocking()
     _current = Device(target, rank, world_size, jit_level, mode == 0, chip, sequence, guidance)
     if sequence * guidance > 1:
         layout.make_groups(_current)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
-from mindspore import mint, ops
+from mindspore import mint, nn, ops
 from mindspore.ops.auto_generate import Clone, InplaceAddExt, InplaceCopy, InplaceZero, SliceExt, SplitTensor
 from mindspore.ops.primitive import constexpr
 
@@ -30,6 +30,7 @@ _slice, _split, _clone, _copy, _add, _zero = (
     InplaceAddExt(),
     InplaceZero(),
 )
+_zeros, _joins = ops.Zeros(), [ops.Concat(axis) for axis in range(3)]
 
 
 @constexpr
@@ -58,13 +59,57 @@ def silent() -> None:
     """Do nothing."""
 
 
+class CustomGrad(nn.Cell):
+    """A function with a gradient of its own, its `bprop`; one object serves for all calls."""
+
+    def __del__(self) -> None:
+        """Do nothing: at the end of the process the clean-up of cells fails, as its own module is gone by then."""
+
+
+class _Narrow(CustomGrad):
+    """`narrow` on Ascend, where MindSpore's gradient of a slice is zero in graphs."""
+
+    def construct(self, x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+        """Return the elements."""
+        return _slice(x, axis, start, stop, 1)
+
+    def bprop(self, x: Tensor, axis: int, start: int, stop: int, out: Tensor, d: Tensor) -> tuple:
+        """Return the gradient, which is zero for the elements that are not there."""
+        before = (*x.shape[:axis], start, *x.shape[axis + 1 :])
+        after = (*x.shape[:axis], x.shape[axis] - stop, *x.shape[axis + 1 :])
+        parts = [d]
+        if start:
+            parts = [_zeros(before, d.dtype), *parts]
+        if stop < x.shape[axis]:
+            parts = [*parts, _zeros(after, d.dtype)]
+        return _joins[axis](parts) if len(parts) > 1 else d, axis, start, stop
+
+
+_narrow = _Narrow()
+
+
+# What chooses a function does not call it: see `latte.ops.recompute`.
+def _narrow_of(ascend: bool, axis: int) -> Callable:
+    if ascend:
+        return _narrow
+    return (_narrow_first, _narrow_second, _narrow_third)[axis]
+
+
+def _narrow_first(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    return x[start:stop]
+
+
+def _narrow_second(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    return x[:, start:stop]
+
+
+def _narrow_third(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    return x[:, :, start:stop]
+
+
 def narrow(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
     """Return the elements from `start` up to `stop` along `axis`, which is 0, 1 or 2."""
-    if on_ascend():
-        return _slice(x, axis, start, stop, 1)
-    if axis == 0:
-        return x[start:stop]
-    return x[:, start:stop] if axis == 1 else x[:, :, start:stop]
+    return _narrow_of(on_ascend(), axis)(x, axis, start, stop)
 
 
 def split(x: Tensor, size: int, axis: int) -> Sequence[Tensor]:

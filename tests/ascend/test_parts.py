@@ -12,7 +12,6 @@ from ascend import kernels, standin
 from support.golden_values import ROOT
 
 pytestmark = pytest.mark.slow
-LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/ascend -m slow`
 if reason := standin.why_not():
     pytest.skip(reason, allow_module_level=True)
 
@@ -52,7 +51,7 @@ def one(tmp_path_factory):
     return {part: compute(tmp_path_factory.mktemp(part), 1, 1, 1, part)[0] for part in ("forward", "training")}
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=LONG)])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_share_five_frames_by_all_to_all(ranks, one, tmp_path):
     """Two exchanges per block over frames, of which there are two; the outputs are gathered, those of images too."""
     found, launches, chosen = compute(tmp_path, ranks, ranks, 1, "forward")
@@ -61,7 +60,6 @@ def test_ranks_share_five_frames_by_all_to_all(ranks, one, tmp_path):
     assert not {op for op, kind in chosen if kind not in kernels.GOOD}
 
 
-@LONG
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ten_training_steps_are_those_of_one_rank(ranks, one, tmp_path):
     """For the block over frames two exchanges forward and two back in each step; and a gathering of outputs."""

@@ -126,7 +126,7 @@ def test_two_ranks_share_five_frames(one, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks, sequence", [(2, 2), pytest.param(4, 4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("ranks, sequence", [(2, 2), (4, 4)])
 def test_ranks_keep_their_rows_where_guidance_ends(ranks, sequence, one, tmp_path):
     """Where images are shared row by row, rows of the conditional half are at other ranks than those of one half."""
     found = compute(tmp_path, ranks, sequence, 1, "batched")
