@@ -7,10 +7,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from latte.diffusion.solvers import Model
     from latte.diffusion.timesteps import Steps
+
+
+def showing(model: Callable[[np.ndarray, np.ndarray], np.ndarray], given: np.ndarray, frames: Sequence[int]) -> Model:
+    """Return a model that shows its network the conditioning frames without noise, at timestep 0, as it was trained.
+
+    given (B, n, C, H, W) are their clean latents, `frames` (n,) their places. The model is called with a timestep for
+    each frame, (F,).
+    """
+    places = list(frames)
+
+    def shown(x: np.ndarray, t: float) -> np.ndarray:
+        x, times = np.array(x), np.full(x.shape[1], t, np.float32)
+        x[:, places], times[places] = given, 0.0
+        return model(x, times)
+
+    return shown
 
 
 def holding(model: Model, given: np.ndarray, frames: Sequence[int], steps: Steps) -> Model:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import mindspore as ms
 import numpy as np
 
-from latte.diffusion.fixed_frames import holding
+from latte.diffusion.fixed_frames import holding, showing
 from latte.diffusion.noise import NoiseStream
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference.caches import Graphs, Nothing, Step, Walk
+from latte.inference.windows import SharedNoise, Windows, fused
 from latte.runtime import device
 
 if TYPE_CHECKING:
@@ -46,9 +47,12 @@ class Request:
     strength: float = 1.0  # below 1: start from copies of the conditioning frames and do this share of the steps
     cache: Method = field(default_factory=Nothing)  # a way to skip work
     guidance_interval: tuple[float, float] | None = None  # timesteps to guide at, both included; None = all
+    windows: Windows | None = None  # over time, for videos that the network does not take as a whole
 
     def noise(self) -> NoiseStream:
         """Return the noise of its videos, of which each has its own."""
+        if self.windows and self.windows.shared:
+            return SharedNoise(self.seeds, self.shape, self.windows)
         return NoiseStream(self.seeds, self.shape)
 
     def guides_at(self, timestep: float) -> bool:
@@ -111,8 +115,11 @@ class LatentSampler:
         for part in [request] if together else [request.one(k) for k in range(count)]:
             stream = part.noise()
             latents = stream.normal() if part.latents is None else np.asarray(part.latents, np.float32)
-            denoise, begin = self._denoiser(part), None
-            model = self._model(denoise, part, on_step)
+            denoisers = [self._denoiser(part) for _ in (part.windows.starts if part.windows else [0])]
+            models, begin = [self._model(denoise, part, on_step) for denoise in denoisers], None
+            if part.held is not None:
+                models = [self._showing(each, part, window) for window, each in enumerate(models)]
+            model = fused(models, part.windows) if part.windows else models[0]
             if part.held is not None:
                 steps = part.solver.steps(part.num_inference_steps)
                 begin = nearest(part.held, part.held_frames, part.shape[0])
@@ -122,7 +129,8 @@ class LatentSampler:
             if part.held is not None:
                 latents[:, list(part.held_frames)] = part.held
             made.append(latents)
-            passes, skipped = passes + denoise.passes, skipped + denoise.skipped
+            passes += sum(denoise.passes for denoise in denoisers)
+            skipped += sum(denoise.skipped for denoise in denoisers)
         self.skipped = skipped / passes
         return np.concatenate(made)
 
@@ -147,6 +155,20 @@ class LatentSampler:
         )
         return request.cache.start(self.graphs, walk)
 
+    def _showing(self, model: Callable, request: Request, window: int) -> Callable:
+        """Return the model of a window that shows the network conditioning frames if it was trained to be given them.
+
+        They must be the first frames of the window, and not more than in the training.
+        """
+        windows, places, held = request.windows, list(request.held_frames), request.held
+        start, length = (windows.starts[window], windows.length) if windows else (0, request.shape[0])
+        there = [(place - start) % request.shape[0] for place in places]
+        rows = sorted((k for k in range(len(there)) if there[k] < length), key=lambda k: there[k])
+        first = [there[k] for k in rows]
+        if held is None or first != list(range(len(first))) or not 0 < len(first) <= self.net.config.condition_frames:
+            return model
+        return showing(model, held[:, rows], first)
+
     def _model(self, denoise: Denoiser, request: Request, on_step: Callable[[int], object]) -> Callable:
         """Return the function that a solver calls: NumPy arrays in, NumPy arrays out."""
         follow, null = (
@@ -157,10 +179,10 @@ class LatentSampler:
         scale = ms.Tensor(np.asarray(given, np.float32))  # () or (2,), an input, so that one graph serves every scale
         numbers, calls = itertools.count(), request.solver.calls(request.num_inference_steps, request.strength)
 
-        def model(x: np.ndarray, t: float) -> np.ndarray:
-            start = time.perf_counter()
-            step = Step(next(numbers), calls, t, request.guides_at(t))
-            times = ms.Tensor(np.full(len(x), t, np.float32))  # (B,)
+        def model(x: np.ndarray, t: float | np.ndarray) -> np.ndarray:
+            start, top = time.perf_counter(), float(np.max(t))
+            step = Step(next(numbers), calls, top, request.guides_at(top))
+            times = ms.Tensor(np.broadcast_to(np.float32(t), (len(x), *np.shape(t))).copy())  # (B,), or (B, F)
             conditions = (*follow, *null) if step.guided else follow
             out = denoise(step, ms.Tensor(x), times, scale, *conditions).asnumpy()
             self.step_seconds.append(time.perf_counter() - start)
