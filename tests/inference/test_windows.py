@@ -122,7 +122,7 @@ def test_on_an_accelerator_videos_go_through_together(pipe):
 
 
 def test_conditioning_frames_stay_in_a_long_video(pipe):
-    frames = rng.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    frames = rng.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
     held = made(pipe, (1,), video_length=7, frames=frames, sampler="dpmpp_2m")
     own = made(pipe, (1,), frames=frames, sampler="dpmpp_2m")
     assert (held[:, :2] == own[:, :2]).all()
@@ -154,7 +154,7 @@ def options(folder, **changes):
 def test_sample_makes_long_videos_and_loops(tmp_path):
     cfg = options(tmp_path, num_frames=7, window=4)
     (folder,), _ = videos.run(cfg, videos.build_pipeline(cfg))
-    assert read_any(folder).shape == (7, 64, 64, 3)
+    assert read_any(folder).shape == (7, 16, 16, 3)
     other = options(tmp_path, num_frames=7, loop=True, window_stride=3)
     assert videos.check(other).network.config.num_frames == 4  # not adapted to 7
     work = [estimate.sampling(each, videos.check(each).network.config, videos.check(each).vae.config).calls
@@ -165,7 +165,7 @@ def test_sample_makes_long_videos_and_loops(tmp_path):
 def test_a_loop_of_the_trained_length(tmp_path):
     cfg = options(tmp_path, loop=True)
     (folder,), _ = videos.run(cfg, videos.build_pipeline(cfg))
-    assert read_any(folder).shape == (4, 64, 64, 3)
+    assert read_any(folder).shape == (4, 16, 16, 3)
 
 
 def test_a_longer_video_without_windows_hints_at_them(caplog, tmp_path):
