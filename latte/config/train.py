@@ -11,6 +11,7 @@ from latte.config.evaluate import metrics_of
 from latte.config.parser import OptionError, Options, in_range, option
 
 TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
+FRAMES = 16  # of a training by default
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,6 +69,11 @@ class ConditionOptions(Options):
     class_dropout_prob: float = option(
         0.1, "probability that a condition is replaced by the null condition, for guidance"
     )
+    condition_frames: int = option(
+        0,
+        "learn to continue videos: of each, a random number of first frames up to this stays without noise; sampling "
+        "with init_frames then follows them; 0 = all frames are noisy",
+    )
     text_embeddings: str | None = option(
         None, "CLIP embeddings, an .npz of `text` (N, 77, 768), `captions` (N,) and `null` (77, 768)"
     )
@@ -80,6 +86,7 @@ class ConditionOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "class_dropout_prob", 0, 1)
+        in_range(self, "condition_frames", 0)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -265,6 +272,10 @@ class TrainConfig(
             )
         if self.eval_metrics and (self.condition == "text" or self.model_name == TEXT_TO_VIDEO):
             raise OptionError("eval_metrics", self.eval_metrics, "empty for text, of which it makes no samples")
+        if self.condition_frames >= (self.num_frames or FRAMES):
+            raise OptionError("condition_frames", self.condition_frames, "less than num_frames: some are to be learned")
+        if self.condition_frames and (self.model_name == TEXT_TO_VIDEO or self.sequence_parallel > 1):
+            raise OptionError("condition_frames", self.condition_frames, "0 for LatteT2V and with sequence_parallel")
         if self.model_name != TEXT_TO_VIDEO:
             if self.trainable != "all":
                 raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")

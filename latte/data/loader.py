@@ -49,7 +49,8 @@ class WorkerLostError(UserError):
 class TrainingSource:
     """What a training step takes, by position; `columns` are its names.
 
-    x: pixels (F, 3, H, W) or moments (F, 2 L, h, w); posterior_noise and noise (F, L, h, w); t (); skipped (8,); and
+    x: pixels (F, 3, H, W) or moments (F, 2 L, h, w); posterior_noise and noise (F, L, h, w); t (), or with
+    condition_frames (1 + frames of the video,), then for each frame 1 if it is to be noisy, else 0; skipped (8,); and
     for a condition label (1 + n,), text (77, 768), or, for `captions`, one per record, text (S, C) and mask (S,). With
     probability `dropout` the condition is the null one.
     """
@@ -64,7 +65,9 @@ class TrainingSource:
         dropout: float = 0.1,
         steps: int = 1000,
         captions: Captions | None = None,
+        condition_frames: int = 0,
     ):
+        self.condition_frames = condition_frames
         self.dataset, self.latent_shape, self.seed, self.steps = dataset, latent_shape, seed, steps
         self.num_classes, self.text, self.captions, self.dropout = num_classes, text, captions, dropout
         condition = ["label"] if num_classes else ["text"] if text else ["text", "mask"] if captions else []
@@ -88,6 +91,9 @@ class TrainingSource:
         dropped = rng.random() < self.dropout
         t = np.array(rng.integers(self.steps), np.int32)
         noise, posterior_noise = rng.standard_normal((2, *self.latent_shape), np.float32)
+        if self.condition_frames:
+            given = rng.integers(self.condition_frames + 1)
+            t = np.append(t, np.arange(self.dataset.num_frames) >= given).astype(np.int32)
         values = (sample.x, posterior_noise, t, noise, sample.skipped)
         if self.num_classes:
             return *values, np.full_like(sample.labels, self.num_classes) if dropped else sample.labels

@@ -25,6 +25,7 @@ from latte.inference.inputs import (
     DEFAULT_SIZE,
     Config,
     asked_solver,
+    asked_windows,
     guidance,
     latent_shape,
     model_options,
@@ -196,6 +197,7 @@ def sampling(
     not fit the network.
     """
     frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
+    windows = asked_windows(cfg, config)
     text, guided = config.conditioning == "prompt", guidance(cfg, config) != 1
     steps = cfg.sampling_steps or config.default_steps
     solver = solver or Solver(asked_solver(cfg) or config.default_solver or "ddim")
@@ -210,7 +212,7 @@ def sampling(
     return Work(
         kind="t2v sample guided" if text else "sample guided" if both else "sample",
         config=config,
-        sizes=_sizes(config, batch * halves, frames, h, w, fused, parts),
+        sizes=_sizes(config, batch * halves, windows.length if windows else frames, h, w, fused, parts),
         grid=_vae_grid(h, w, vae),
         dtype=cfg.dtype,
         fused=fused,
@@ -220,7 +222,7 @@ def sampling(
         halves=2 if cfg.cfg_parallel else 1,
         vae_slice=cfg.vae_slice,
         vae_tile=cfg.vae_tile,
-        calls=solver.calls(steps),
+        calls=solver.calls(steps) * (len(windows.starts) if windows else 1),
         videos=videos,
         int8=bool(cfg.quantize),
         text_encoder=text_encoder,

@@ -58,6 +58,7 @@ BOUNDS = {  # of the sizes that a file may tell, far beyond those that anybody h
     "num_frames": (1, 1 << 16),
     "in_channels": (1, 4096),
     "num_classes": (0, 10**7),
+    "condition_frames": (0, 1 << 16),
 }
 SIDE = {"input_size": (1, 1 << 13)}  # latents of one side
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
@@ -70,6 +71,7 @@ class LatteConfig:
     default_steps: ClassVar[int] = 250
     default_guidance: ClassVar[float] = 1.0  # none
     default_solver: ClassVar[str | None] = "ddpm"
+    takes_any_length: ClassVar[bool] = False  # its embeddings of frames are weights
 
     hidden_size: int = 1152
     depth: int = 28
@@ -81,6 +83,7 @@ class LatteConfig:
     learn_sigma: bool = True  # twice the channels out: noise and variance
     condition: str | None = None  # None, "class" or "text"
     num_classes: int | None = None
+    condition_frames: int = 0  # the most first frames of a video that it was trained to be given
 
     def __post_init__(self) -> None:
         if self.condition not in (None, "class", "text"):
@@ -125,7 +128,8 @@ class LatteConfig:
         for key in RESIZABLE:
             old, new = getattr(stored, key), getattr(self, key)
             if old != new:
-                log.warning("%s: position embeddings adapted from %s %s to %s", source, key, old, new)
+                hint = f"; window: {old} keeps to {old} frames at a time" if key == "num_frames" and new > old else ""
+                log.warning("%s: position embeddings adapted from %s %s to %s%s", source, key, old, new, hint)
         return self.with_positions(tensors, stored.grid)
 
     def with_positions(
@@ -235,7 +239,7 @@ def _stored(
     ranks = {"x_embedder.proj.weight": 4, "pos_embed": 3, "temp_embed": 3, "final_layer.linear.bias": 1}
     shapes = shapes_of(tensors, source, "a Latte network", ranks | ({label: 2} if label in tensors else {}))
     width, channels, patch, _ = shapes["x_embedder.proj.weight"]
-    beside = sizes_beside(metadata, {"num_heads": BOUNDS["num_heads"]}, source)
+    beside = sizes_beside(metadata, {key: BOUNDS[key] for key in ("num_heads", "condition_frames")}, source)
     heads = beside.get("num_heads") or num_heads or HEADS.get(width)
     if not heads:
         raise UserError(
@@ -255,6 +259,7 @@ def _stored(
         "learn_sigma": shapes["final_layer.linear.bias"][0] == 2 * channels * patch**2,
         "condition": condition,
         "num_classes": shapes[label][0] - 1 if condition == "class" else None,
+        "condition_frames": beside.get("condition_frames") or 0,
     }
 
 
@@ -429,8 +434,9 @@ class Latte(Network):
     def construct(self, x: ms.Tensor, t: ms.Tensor, *conditions: ms.Tensor) -> ms.Tensor:
         """Predict the noise in `x` and the interpolation of its variance.
 
-        x (B, F, C, H, W) float32; t (B,) timesteps 0 .. 999; conditions: labels (B,) int32, or CLIP text (B, 77, 768)
-        float32, or none for the unconditional network. Single images (B, 1, C, H, W) skip the temporal blocks.
+        x (B, F, C, H, W) float32; t (B,) timesteps 0 .. 999, or (B, F), one for each frame; conditions: labels (B,)
+        int32, or CLIP text (B, 77, 768) float32, or none for the unconditional network. Single images (B, 1, C, H, W)
+        skip the temporal blocks.
         Returns (B, F, 2C, H, W) float32, or C channels without learn_sigma.
         Raises ValueError if the shapes are others, or the condition is missing or not taken.
         """
@@ -441,17 +447,18 @@ class Latte(Network):
     def embed(self, x: ms.Tensor, t: ms.Tensor, y: Any = None) -> tuple[ms.Tensor, tuple]:
         """Return this rank's part of the tokens (B, F, T, D), and what blocks and final layer are conditioned on.
 
-        Those are the condition (B, D) of the blocks, that of the final layer, and the shape (B, F) of the whole.
+        Those are the condition (B, D) of the blocks, or (B F, D) where frames have timesteps of their own, that of the
+        final layer, and the shape (B, F) of the whole.
         """
         self._check(x, t, y)
         whole = x.shape[:2]
         x, t, y = share_videos(x, t, y)
         x = (self.x_embedder(x) + self.pos_embed).astype(self.dtype)  # (B, F, T, D)
-        c = final = self.t_embedder(t)  # (B, D), and so all that is added to it
+        c = final = self.t_embedder(t)  # (B, D) or (B F, D), and so all that is added to it
         if self.config.condition == "class":
-            c = final = c + self.y_embedder(y)
+            c = final = _added(c, self.y_embedder(y))
         if self.config.condition == "text":  # the official final layer does not see the text
-            c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
+            c = _added(c, self.text_embedding_projection(y.reshape(y.shape[0], -1)))
         return x, (c, final, whole)
 
     def run_blocks(self, x: ms.Tensor, c: tuple, first: int, last: int) -> ms.Tensor:
@@ -500,6 +507,13 @@ class Latte(Network):
         fits = x.shape[2:] == self.shape[1:] and (image or x.shape[1] == self.shape[0])
         if not fits or t.shape[0] != x.shape[0] or (y is not None and y.shape[0] != x.shape[0]):
             raise ValueError(f"the network takes x (B, *{self.shape}), with a timestep and a condition per video")
+
+
+def _added(c: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
+    """Return c + y for c (B, D), or (B F, D) for each frame, and y (B, D) for each video."""
+    if c.shape[0] == y.shape[0]:
+        return c + y
+    return (c.reshape(y.shape[0], -1, c.shape[1]) + y.expand_dims(1)).reshape(c.shape)
 
 
 def named_sizes(name: str) -> dict[str, int]:

@@ -75,7 +75,9 @@ class LatteT2VConfig:
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 7.5
     default_solver: ClassVar[str | None] = None  # the folder's
+    takes_any_length: ClassVar[bool] = True  # its embeddings of frames are computed
     conditioning: ClassVar[str] = "prompt"  # what the videos are conditioned on
+    condition_frames: ClassVar[int] = 0  # no training gives it first frames
     num_classes: ClassVar[int | None] = None
 
     num_attention_heads: int = 16

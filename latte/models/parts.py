@@ -100,7 +100,7 @@ def run_in_parts(
             heads, _, flash, _ = block.settings()
             y = kept[len(new)] if len(kept) > 0 else None
             if (TEMPORAL if temporal else SPATIAL) in computed:
-                y = call(attended, (x, modulation), weights, (heads, temporal, flash), block.independent_axis)
+                y = call(attended, (x, modulation), weights, (heads, temporal, flash), block.axis_for((x, modulation)))
             new = (*new, y)
             z = None
             if cross is not None:

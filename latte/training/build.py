@@ -172,7 +172,16 @@ def _source(
     if kind == "prompt":
         captions = captions_for(cfg, [record.caption for record in records], config.text_width)
     shape = (shape[0] + cfg.images_per_video, *shape[1:])
-    return TrainingSource(dataset, shape, cfg.seed, classes, text, cfg.class_dropout_prob, captions=captions)
+    return TrainingSource(
+        dataset,
+        shape,
+        cfg.seed,
+        classes,
+        text,
+        cfg.class_dropout_prob,
+        captions=captions,
+        condition_frames=cfg.condition_frames,
+    )
 
 
 def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:

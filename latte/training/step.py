@@ -133,8 +133,9 @@ class TrainStep(nn.Cell):
         """Return the mean loss of a batch, a () float32 tensor, what the host is to know, and the buffers' gradients.
 
         x: pixels (B, F, 3, H, W) in [-1, 1], or moments (B, F, 2 L, h, w); posterior_noise, noise: (B, F, L, h, w);
-        t: (B,) int32; skipped_videos: (B, n) int32, filled up with -1; condition: labels (B, 1 + images) int32, or
-        CLIP text (B, 77, 768), or for a LatteT2V text (B, S, D) with its mask (B, S).
+        t: (B,) int32, or (B, 1 + frames) as `DiffusionLoss` takes it; skipped_videos: (B, n) int32, filled up with -1;
+        condition: labels (B, 1 + images) int32, or CLIP text (B, 77, 768), or for a LatteT2V text (B, S, D) with its
+        mask (B, S).
         The second result is (5,) float32: loss, squared error, VLB term, skipped videos, and the norm of the gradients
         that follow, summed over ranks. With accumulation these are added to those of earlier batches instead.
         """
@@ -196,6 +197,7 @@ class TrainStep(nn.Cell):
         loss, mse, bound = mean(terms[0]), mean(terms[1]), mean(terms[2])
         if images:
             of_images = [_as_videos(narrow(a, 1, frames, a.shape[1])) for a in (x_start, noise)]  # (B n, 1, L, h, w)
+            t = narrow(t, 1, 0, 1).reshape(-1) if t.ndim > 1 else t
             t = ops.repeat_interleave(t, images)  # (B n,)
             terms = self.loss(of_images[0], t, of_images[1], self.condition_of(condition, 1))
             share = images / x_start.shape[1]  # every frame has the same weight
