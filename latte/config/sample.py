@@ -128,7 +128,7 @@ class WindowOptions(Options):
         "overlap; null = as many as trained if window_stride or loop is set, else no windows",
     )
     window_stride: int | None = option(
-        None, "frames between the starts of two windows: less is smoother and takes longer; null = half a window"
+        None, "frames between the starts of two windows: less is smoother and takes longer; null = window / 4"
     )
     loop: bool = option(False, "make the end of the video meet its start: windows also cross its end")
     shared_noise: bool = option(

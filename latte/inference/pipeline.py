@@ -94,7 +94,8 @@ class LattePipeline(LoraMixin):
     - height, width: in pixels; video_length: in frames. Default: the sizes of the training. One frame is an image.
     - window, window_stride: longer videos are made by windows of so many frames, that begin so many frames one after
       the other; where they overlap, their predictions are averaged. Default: a window is as long as trained, the stride
-      half of it. A Latte makes every video by windows that is longer than trained, a text-to-video network if asked to.
+      a quarter of it. A Latte makes every video by windows that is longer than trained, a text-to-video network if
+      one of these arguments or loop asks for it.
     - loop: the end of the video meets its start.
     - shared_noise: all windows have the noise of the first one, its frames in another order; False draws new noise.
 

@@ -57,7 +57,8 @@ def choose_windows(
 ) -> Windows | None:
     """Return windows of `length` frames for videos of `frames` frames; None if one window is the whole video.
 
-    stride: frames between the starts of two windows; None = half a window. Raises UserError if they do not fit.
+    stride: frames between the starts of two windows; None = a quarter of a window, as FreeNoise has.
+    Raises UserError if they do not fit.
     """
     if length == frames and not loop:
         return None
@@ -67,7 +68,7 @@ def choose_windows(
         )
     if length < 2:
         raise UserError(f"window is {length}, but windows of fewer than 2 frames do not overlap")
-    stride = stride or length // 2
+    stride = stride or max(length // 4, 1)
     if not 1 <= stride < length:
         raise UserError(f"window_stride is {stride}, but must be from 1 to {length - 1}, so that windows overlap")
     return Windows(frames, length, stride, loop, shared)
