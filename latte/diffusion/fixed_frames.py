@@ -54,7 +54,7 @@ def holding(model: Model, given: np.ndarray, frames: Sequence[int], steps: Steps
 
 
 def _masks(given: np.ndarray, frames: Sequence[int], start: Latents) -> tuple[Latents, Latents, Latents]:
-    """Return the conditioning frames among zeros, like `start`, and 1 for the other frames, and for these, (F, 1, 1, 1).
+    """Return the conditioning frames among zeros, like `start`, and (F, 1, 1, 1) of 1 for the other frames, for these.
 
     Sums with them set frames exactly, on every device and without a wait.
     """

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mindspore as ms
 import numpy as np
-from mindspore import ops
 
+from latte.diffusion.arrays import join, like
 from latte.diffusion.noise import NoiseStream
 from latte.errors import UserError
 
@@ -80,19 +79,25 @@ def fused(models: Sequence[Model], windows: Windows) -> Model:
     models: one for each window, so that each may keep what it needs for its next call; x of a window is (B, length, C,
     H, W). What they say of a frame is averaged with the weights of their windows.
     """
-    starts, weights, frames = windows.starts, windows.weights, windows.frames
+    starts, weights, frames = windows.starts, windows.weights[:, :, None, None, None], windows.frames
+    shares: dict[tuple[int, int], Any] = {}  # (n, 1, 1, 1) of a window in a piece, brought to the device once
+
+    def share(window: int, low: int, high: int, x: Any) -> Any:
+        if (window, low) not in shares:
+            shares[window, low] = like(weights[window, low:high], x)
+        return shares[window, low]
 
     def model(x: Any, t: float) -> Any:
         parts = [each(_cut(x, start, windows.length), t) for each, start in zip(models, starts, strict=True)]
         pieces = []
         for low, high in _pieces(windows):
             terms = []
-            for part, start, row in zip(parts, starts, weights, strict=True):
+            for window, (part, start) in enumerate(zip(parts, starts, strict=True)):
                 first = (low - start) % frames
                 if first < windows.length:
-                    terms.append(part[:, first : first + high - low] * _like(row[low:high], part))
+                    terms.append(part[:, first : first + high - low] * share(window, low, high, part))
             pieces.append(sum(terms[1:], terms[0]))
-        return _joined(pieces)  # (B, F, C or 2C, H, W)
+        return join(pieces, 1)  # (B, F, C or 2C, H, W)
 
     return model
 
@@ -138,14 +143,4 @@ def _pieces(windows: Windows) -> Iterator[tuple[int, int]]:
 def _cut(x: Any, start: int, length: int) -> Any:
     """Return the frames of a window (B, length, C, H, W), which may go on at the beginning of the video."""
     over = start + length - x.shape[1]
-    return x[:, start : start + length] if over <= 0 else _joined([x[:, start:], x[:, :over]])
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    return np.concatenate(parts, 1) if isinstance(parts[0], np.ndarray) else ops.concat(tuple(parts), axis=1)
-
-
-def _like(weights: np.ndarray, values: Any) -> Any:
-    """Return weights (n,) as (n, 1, 1, 1), in the library of `values`."""
-    shaped = weights[:, None, None, None]
-    return shaped if isinstance(values, np.ndarray) else ms.Tensor(shaped)
+    return x[:, start : start + length] if over <= 0 else join([x[:, start:], x[:, :over]], 1)

@@ -79,7 +79,7 @@ def test_without_conditioning_frames_the_loss_is_the_usual_one(net):
 def test_a_network_is_shown_its_conditioning_frames_without_noise():
     seen = []
     given = np.full((2, 2, 4, 8, 8), 7.0, np.float32)
-    showing(lambda x, t: seen.append((x, t)), given, [0, 1])(X, 300.0)
+    showing(lambda x, t: seen.append((x, t)), given, [0, 1], X)(X, 300.0)
     (x, t), copy = seen[0], X.copy()
     copy[:, :2] = 7.0
     assert (x == copy).all() and t.tolist() == [0, 0, 300, 300]
