@@ -129,7 +129,7 @@ def _weighted_block(temporal, flash):
     def weighted(x, c, *weights):
         halves = [weight.astype(x.dtype) for weight in weights]
         pairs = [(halves[i], halves[i + 1]) for i in range(0, 10, 2)]
-        y = transformer_block(x, c, *pairs, 2, temporal, flash, False).astype(ms.float32)
+        y = transformer_block(x, c, *pairs, 2, temporal, flash, False, False).astype(ms.float32)
         return (y * ops.cos(y)).sum()
 
     return weighted
