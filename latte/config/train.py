@@ -265,21 +265,25 @@ class TrainConfig(
             )
         if self.eval_metrics and (self.condition == "text" or self.model_name == TEXT_TO_VIDEO):
             raise OptionError("eval_metrics", self.eval_metrics, "empty for text, of which it makes no samples")
+        if self.images_per_video and self.patch_embedding == "compression":
+            raise OptionError(
+                "images_per_video", self.images_per_video, "0 with patch_embedding compression, which joins two frames"
+            )
         if self.model_name != TEXT_TO_VIDEO:
             if self.trainable != "all":
                 raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")
             return
         if not self.pretrained_model_path:
             raise OptionError("pretrained_model_path", None, f"the folder of a Latte-1 for model_name {TEXT_TO_VIDEO}")
-        for key in ("hidden_size", "depth", "num_heads", "patch_size", "num_classes", "frame_list"):
+        sizes = ("hidden_size", "depth", "num_heads", "patch_size", "num_classes")
+        choices = ("variant", "patch_embedding", "injection", "temporal_position")
+        for key in (*sizes, *choices, "frame_list"):
             if getattr(self, key) is not None:
                 raise OptionError(key, getattr(self, key), f"null for {TEXT_TO_VIDEO}, whose folder determines it")
         if self.condition == "class":
             raise OptionError(
                 "condition", self.condition, f"text or null for {TEXT_TO_VIDEO}, which is conditioned on captions"
             )
-        if self.images_per_video:
-            raise OptionError("images_per_video", self.images_per_video, f"0 for {TEXT_TO_VIDEO}")
 
 
 @dataclasses.dataclass(kw_only=True)
