@@ -21,6 +21,7 @@ COMMANDS = {  # modules of latte.commands; only the requested one is imported
     "export": "export a network as a MindIR file",
     "evaluate": "measure the Frechet video distance (FVD) of generated videos to real ones",
     "estimate": "predict memory and time of a training or a sampling on a card",
+    "ablation": "train several networks one after the other and compare them in one page",
     "schedule": "find which network calls of a sampling are worth computing",
     "compare": "measure videos against a reference: PSNR, SSIM, VMAF, flicker, motion",
     "doctor": "list the devices of this machine and what is missing for them",
