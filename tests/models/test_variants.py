@@ -2,21 +2,28 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
-from support.golden_values import FIXTURES, error
+from mindspore import nn
+from support.golden_values import FIXTURES, ROOT, error
 from support.variants import CHOICES, CLASSES, SMALL, Reference, inputs, network, rotated, tensors
 
 from latte import create_model
 from latte.components.loading import load, read
 from latte.components.quantize import matrices
+from latte.config import ExportConfig
 from latte.diffusion.loss import DiffusionLoss
 from latte.diffusion.schedule import create_schedule
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference import caches
+from latte.inference.export import export
 from latte.inference.latents import LatentSampler, Request
 from latte.models.latte import SIZES, Latte, LatteConfig, named_sizes
 from latte.models.precision import prepare
@@ -24,10 +31,16 @@ from latte.ops.attention import _rotated
 from latte.runtime import device
 from latte.weights.files import CONFIG, write_state_dict
 
+
+def quick(*names):
+    """Return all choices as parameters, of which only these are not slow."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in CHOICES]
+
+
 PAPER = {1: 673.68, 2: 673.68, 3: 676.33, 4: 676.44}  # millions of parameters of XL/2, without position embeddings
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", quick("variant 3", "everything"))
 def test_each_choice_computes_what_numpy_does(name):
     net, given = network(name), inputs()
     expected = Reference(net)(*given)
@@ -37,9 +50,8 @@ def test_each_choice_computes_what_numpy_does(name):
         assert error(net(*tensors(image)), Reference(net)(*image)) <= 1e-5
 
 
-@pytest.mark.parametrize(
-    "name", ["variant 2", "variant 3", "variant 4", pytest.param("everything", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHOICES)
 def test_the_accelerators_graph_is_the_same(name):
     net, given = network(name), inputs()
     with device.use("GPU"):
@@ -77,7 +89,9 @@ def changed(net, block, at):
     return np.abs(block(ms.Tensor(x), c, *more).asnumpy() - before).max(-1)[0] > 1e-6
 
 
-@pytest.mark.parametrize("name", ["variant 1", "variant 2", "rotary"])
+@pytest.mark.parametrize(
+    "name", ["variant 2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("variant 1", "rotary"))]
+)
 def test_a_spatial_block_never_mixes_frames_and_a_temporal_one_never_patches(name):
     net = network(name, depth=4)
     for block in net.blocks:
@@ -127,7 +141,7 @@ def test_tubelets_halve_the_tokens_and_one_token_more_is_that_of_the_condition()
     assert shapes["everything"] == (2, 2, 7, 32)
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", quick("everything"))
 def test_official_initialisation_gives_zeros(name):
     net = create_model("Latte-S/2", **SMALL, **CLASSES, **CHOICES[name])
     assert not net(*tensors(inputs())).asnumpy().any()
@@ -141,10 +155,9 @@ def test_official_initialisation_gives_zeros(name):
             assert (gates == 1).all() and values.sum() == gates.size
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("variant 4",) else pytest.param(name, marks=pytest.mark.slow) for name in CHOICES]
-)
-@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("recompute", [False, True])
 def test_every_weight_has_a_gradient(name, recompute):
     """That of a weight is what a small step against it changes the loss by, by which it is checked."""
     net = network(name, for_training=True)
@@ -177,14 +190,14 @@ def written(net, path, told=True):
     return path
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", quick("variant 2", "everything"))
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_files_tell_their_choices(name, suffix, tmp_path):
     net = network(name)
     path = written(net, tmp_path / f"net{suffix}")
-    again = load(path)
+    again, values = load(path), {name: weight.asnumpy() for name, weight in net.parameters_and_names()}
     assert again.config == net.config
-    assert np.array_equal(again(*tensors(inputs())).asnumpy(), net(*tensors(inputs())).asnumpy())
+    assert all(np.array_equal(weight.asnumpy(), values[name]) for name, weight in again.parameters_and_names())
     assert read(path, **CHOICES[name]).config == net.config
     with pytest.raises(UserError, match="variant"):
         read(path, variant=1 if net.config.variant > 1 else 2)
@@ -206,7 +219,7 @@ def test_files_that_do_not_tell_are_asked_for(tmp_path):
     assert read(FIXTURES / "latte_class.pt").config.variant == 1
 
 
-@pytest.mark.parametrize("name", ["variant 3", "everything"])
+@pytest.mark.parametrize("name", [pytest.param("variant 3", marks=pytest.mark.slow), "everything"])
 def test_int8_weights_of_both_attentions(name, tmp_path):
     net = network(name)
     path = written(net, tmp_path / "net.safetensors")
@@ -215,8 +228,17 @@ def test_int8_weights_of_both_attentions(name, tmp_path):
     assert 1e-4 < error(int8(*tensors(inputs())), net(*tensors(inputs())).asnumpy()) < 0.05
 
 
-@pytest.mark.parametrize("name", ["variant 2", "variant 4", "everything"])
-@pytest.mark.parametrize("cache", ["every2-order1", "teacache:0.4", "pab:111"])
+@pytest.mark.parametrize(
+    "name, cache",
+    [
+        ("variant 4", "pab:111"),
+        *(
+            pytest.param(name, cache, marks=pytest.mark.slow)
+            for name in ("variant 2", "rotary", "all_tokens", "everything")
+            for cache in ("every2-order1", "teacache:0.4", "pab:111")
+        ),
+    ],
+)
 def test_ways_to_skip_work(name, cache):
     net = network(name)
     request = {
@@ -260,3 +282,37 @@ def test_heads_of_a_half_are_padded_by_themselves():
     prepare(net)
     for attention in (net.blocks[0].attn, net.blocks[0].temporal_attn):  # two heads of 20, padded to 32
         assert attention.qkv.weight.shape == (3 * 2 * 32, 40) and attention.proj.weight.shape == (40, 2 * 32)
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_frames_of_every_choice(tmp_path):
+    """By exchanges around each attention over frames; four frames, six patches and one token more in some."""
+    found = []
+    for ranks in (1, 2):
+        file = tmp_path / f"{ranks}.npz"
+        words = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)] if ranks > 1 else []
+        words += [sys.executable, "tests/support/in_parts.py", "CPU", "fp32", str(file), str(ranks), "1", "choices"]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mpirun is beside Python
+        environment = os.environ | {"PATH": path, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        with np.load(file) as arrays:
+            found.append({name: values for name, values in arrays.items() if not name.endswith("sent")})
+    one, two = found
+    assert set(one) == set(two) > set(CHOICES)
+    for name, values in one.items():
+        assert error(two[name], values) <= (1e-4 if "gradients" in name else 1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["variant 3", "everything"])
+def test_a_mindir_file_computes_the_same(name, tmp_path):
+    path = written(network(name, input_size=4), tmp_path / "net.ckpt")
+    target, vae = str(tmp_path / "graph.mindir"), str(FIXTURES / "vae")
+    export(ExportConfig(checkpoint=str(path), vae_checkpoint=vae, target=target))
+    (file,) = tmp_path.glob("*.mindir")
+    x, t, y = inputs(videos=1)
+    given = tensors((x[..., :4].copy(), t.astype(np.float32), y))
+    assert error(nn.GraphCell(ms.load(str(file)))(*given), load(path)(*given).asnumpy()) <= 1e-5
