@@ -15,6 +15,7 @@ from support.golden_values import FIXTURES, ROOT, error
 from support.variants import CHOICES, CLASSES, SMALL, Reference, inputs, network, rotated, tensors
 
 from latte import create_model
+from latte.commands.convert import main_latte
 from latte.components.loading import load, read
 from latte.components.quantize import matrices
 from latte.config import ExportConfig
@@ -25,10 +26,12 @@ from latte.errors import UserError
 from latte.inference import caches
 from latte.inference.export import export
 from latte.inference.latents import LatentSampler, Request
+from latte.models import latte
 from latte.models.latte import SIZES, Latte, LatteConfig, named_sizes
 from latte.models.precision import prepare
 from latte.ops.attention import _rotated
 from latte.runtime import device
+from latte.training.identity import compare
 from latte.weights.files import CONFIG, write_state_dict
 
 
@@ -217,6 +220,25 @@ def test_files_that_do_not_tell_are_asked_for(tmp_path):
     with pytest.raises(UserError, match="temp_embed missing"):
         read(tmp_path / "rotary.safetensors", num_heads=4)
     assert read(FIXTURES / "latte_class.pt").config.variant == 1
+
+
+def test_a_converted_file_tells_its_variant(tmp_path):
+    source = written(network("variant 4", input_size=4), tmp_path / "net.safetensors", told=False)
+    words = ["--source", str(source), "--target", str(tmp_path / "net.ckpt"), "--num_heads=4"]
+    with pytest.raises(UserError, match="give it with --variant"):
+        main_latte(words)
+    main_latte([*words, "--variant=4"])
+    assert read(tmp_path / "net.ckpt").config == network("variant 4", input_size=4).config
+
+
+def test_a_run_of_before_is_variant_one_when_it_is_resumed():
+    told = LatteConfig(**SMALL).to_json()
+    before = {key: value for key, value in told.items() if key not in latte.CHOICES}
+    stored = {CONFIG: json.dumps(before), "world_size": "1"}
+    assert compare(stored, {CONFIG: json.dumps(told)}, "state") == []
+    other = LatteConfig(**SMALL, variant=2).to_json()
+    with pytest.raises(UserError, match="a network with variant 1, but the options ask for variant 2"):
+        compare(stored, {CONFIG: json.dumps(other)}, "state")
 
 
 @pytest.mark.parametrize("name", [pytest.param("variant 3", marks=pytest.mark.slow), "everything"])
