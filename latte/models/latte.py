@@ -493,15 +493,17 @@ class Mlp(nn.Cell):
 class Modulated(Block):
     """A block with shifts, scales and gates: of the condition, or with injection all_tokens a table of its own."""
 
-    def __init__(self, config: LatteConfig, start: tuple[float, ...]):
-        super().__init__()
+    def new_modulation(self, config: LatteConfig, start: tuple[float, ...]) -> nn.Cell:
+        """Add the layer of shifts, scales and gates, and return it; `start`: what each is in the beginning of a table.
+
+        It comes last in a block: the order of weights is that of the official code.
+        """
         width = config.hidden_size
         if config.injection == "adaln":
             self.adaLN_modulation = nn.SequentialCell(SiLU(), Linear(width, len(start) * width, zeros))
-            ada: nn.Cell = self.adaLN_modulation[1]
-        else:
-            self.modulation = ada = Table(start, width)
-        object.__setattr__(self, "ada", ada)  # not as an attribute of the cell, which would list it a second time
+            return self.adaLN_modulation[1]
+        self.modulation = Table(start, width)
+        return self.modulation
 
 
 class TransformerBlock(Modulated):
@@ -511,11 +513,12 @@ class TransformerBlock(Modulated):
     both = False  # whether it attends over patches and over frames
 
     def __init__(self, config: LatteConfig, temporal: bool, flash: bool, init: Initializers):
-        super().__init__(config, GATES_OPEN)
+        super().__init__()
         self.attn = Attention(config.hidden_size, init)
         self.mlp = Mlp(config.hidden_size, init)
+        ada = self.new_modulation(config, GATES_OPEN)
         self.temporal = temporal
-        layers = (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, self.ada)
+        layers = (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2, ada)
         self.takes(*layers, **attends(config, temporal, flash))
         self.independent_axis = independent_axis(config, temporal)
 
@@ -537,23 +540,24 @@ class DoubleBlock(Modulated):
     temporal = False  # it runs for images, which then have attention over patches and the MLP
 
     def __init__(self, config: LatteConfig, flash: bool, init: Initializers):
-        super().__init__(config, GATES_OPEN)
+        super().__init__()
         self.attn = Attention(config.hidden_size, init)
         self.temporal_attn = Attention(config.hidden_size, init)
         self.mlp = Mlp(config.hidden_size, init)
+        ada = self.new_modulation(config, GATES_OPEN)
         self.halves = config.variant == 4
         over_patches, over_frames = (attends(config, temporal, flash) for temporal in (False, True))
         patches, frames = (independent_axis(config, temporal) for temporal in (False, True))
         qkv, proj = self.attn.qkv, self.attn.proj
         last = (self.temporal_attn.qkv, self.temporal_attn.proj)
-        mlp = (self.mlp.fc1, self.mlp.fc2, self.ada)
+        mlp = (self.mlp.fc1, self.mlp.fc2, ada)
         self.takes(qkv, proj, *last, *mlp)
         stages = {
             "image": Stage(transformer_block, patches, qkv, proj, *mlp, **over_patches),
-            "over_patches": Stage(attention_block, patches, qkv, proj, self.ada, **over_patches, alone=self.halves),
+            "over_patches": Stage(attention_block, patches, qkv, proj, ada, **over_patches, alone=self.halves),
         }
         if self.halves:
-            stages["over_frames"] = Stage(attention_block, frames, *last, self.ada, **over_frames, alone=True)
+            stages["over_frames"] = Stage(attention_block, frames, *last, ada, **over_frames, alone=True)
             stages["rest"] = Stage(mlp_block, None, *mlp)
         else:
             stages["over_frames"] = Stage(transformer_block, frames, *last, *mlp, **over_frames)
@@ -620,10 +624,11 @@ class FinalLayer(Modulated):
     quantizes = False
 
     def __init__(self, config: LatteConfig):
-        super().__init__(config, (0, 0))
+        super().__init__()
         width, patch = config.hidden_size, config.patch_size
         self.linear = Linear(width, patch * patch * config.tubelet * config.out_channels, zeros)
-        self.takes(self.linear, self.ada, grid=config.grid, patch_size=patch)
+        ada = self.new_modulation(config, (0, 0))
+        self.takes(self.linear, ada, grid=config.grid, patch_size=patch)
 
 
 class TimestepEmbedder(nn.Cell):

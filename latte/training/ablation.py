@@ -142,7 +142,7 @@ def results(cfg: AblationConfig, entry: Entry) -> dict[str, Any]:
     row = {
         "name": entry.name,
         "steps": entry.step,
-        "parameters": _parameters(run),
+        "parameters": check(runs.newest_weights(run), "latte").parameter_count if entry.step else None,
         "seconds_per_step": statistics.median(seconds) if seconds else None,
         "held_out_loss": float(held_out[-1]["loss"]) if held_out else None,
     }
@@ -152,10 +152,6 @@ def results(cfg: AblationConfig, entry: Entry) -> dict[str, Any]:
             value = measured[-1][column] if measured else ""
             row[column.replace("fvd", metric, 1)] = float(value) if value else None
     return row
-
-
-def _parameters(run: Path) -> int | None:
-    return check(runs.newest_weights(run), "latte").parameter_count if runs.run_of(run) else None
 
 
 def _text(path: Path) -> str:

@@ -81,6 +81,17 @@ def test_parameters_are_counted_without_building_the_network(name):
     assert net.config.parameter_count == sum(math.prod(weight.shape) for weight in net.get_parameters())
 
 
+def test_weights_of_a_block_are_in_the_official_order():
+    """By which norms of gradients are summed, and files written; so it is the same as ever."""
+    layers = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"]
+    names = [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    net = network("variant 1")
+    found = [weight.name for weight in net.get_parameters() if weight.name.startswith("blocks.0.")]
+    assert found == [f"blocks.0.{name}" for name in names]
+    ends = ["linear.weight", "linear.bias", "adaLN_modulation.1.weight", "adaLN_modulation.1.bias"]
+    assert [weight.name for weight in net.final_layer.get_parameters()] == [f"final_layer.{end}" for end in ends]
+
+
 def changed(net, block, at):
     """Return which frames and patches of a block's output depend on one token of its input, (F, T) of bool."""
     rng = np.random.default_rng(0)

@@ -99,7 +99,7 @@ def test_the_page_has_a_table_curves_and_strips(tmp_path):
     cfg = asked(tmp_path, configs(tmp_path, one="variant: 1", two="variant: 2"))
     for name, fvd in (("one", 300.5), ("two", 200.25)):
         run = tmp_path / "out" / name / "run-20260101-000000"
-        for folder in ("samples", "evaluation"):
+        for folder in ("ckpt", "samples", "evaluation"):
             (run / folder).mkdir(parents=True)
         (run / "config.yaml").write_text("seed: 1\n")
         (run / "log.txt").write_text("step 2: 1.5 s per step\nstep 4: 0.5 s per step\nstep 6: 0.7 s per step\n")
