@@ -732,7 +732,7 @@ class Latte(Network):
         if self.config.condition == "text":  # the official final layer does not see the text
             c = c + self.text_embedding_projection(y.reshape(y.shape[0], -1))
         if self.config.injection == "all_tokens":
-            token = c.reshape(c.shape[0], 1, 1, -1) + _zeros((1, x.shape[1], 1, 1))  # (B, F, 1, D)
+            token = c.reshape(x.shape[0], -1, 1, c.shape[1]) + _zeros((1, x.shape[1], 1, 1))  # (B, F, 1, D)
             x = ops.concat((x, token.astype(self.dtype)), 2)  # (B, F, T + 1, D)
         return x, (c, final, whole)
 
