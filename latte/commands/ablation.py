@@ -3,7 +3,8 @@
     latte ablation configs/training/ablation/*.yaml --real datasets/held_out/frames --metrics fvd64_16f
 
 Every training is that of `latte train -c CONFIG`, in a folder of its own below --output_path, and every checkpoint is
-measured as `latte evaluate` measures a run. Stopped and started again, it goes on where it was. --dry_run says what is left.
+measured as `latte evaluate` measures those of a run. Stopped and started again, it goes on where it was. --dry_run says
+what is left.
 """
 
 from __future__ import annotations
