@@ -47,9 +47,10 @@ from latte.ops import (
     silu,
     to_frames,
     to_patches,
+    without_last,
 )
 from latte.runtime import device
-from latte.runtime.tensors import narrow, split
+from latte.runtime.tensors import split
 from latte.weights.match import check_asked, check_elements, count_of, shapes_of, sizes_beside
 
 if TYPE_CHECKING:
@@ -756,7 +757,7 @@ class Latte(Network):
         """Return the output (B, F, 2C, H, W) of the last tokens; c is `embed`'s."""
         config = self.config
         if config.injection == "all_tokens":
-            x = narrow(x, 2, 0, x.shape[2] - 1)  # without the token of the condition
+            x = without_last(x)  # that of the condition
         out = join_videos(self.final_layer(x, c[1]), c[2])
         if config.tubelet > 1:
             b, f, channels, h, w = out.shape

@@ -13,7 +13,16 @@ from latte.ops.conv import (
     upsample_nearest,
 )
 from latte.ops.conv3d import conv3d, max_pool3d
-from latte.ops.exchange import exchange, join_parts, join_videos, own_part, share_videos, to_frames, to_patches
+from latte.ops.exchange import (
+    exchange,
+    join_parts,
+    join_videos,
+    own_part,
+    share_videos,
+    to_frames,
+    to_patches,
+    without_last,
+)
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
@@ -55,4 +64,5 @@ __all__ = [
     "to_patches",
     "upsample_conv",
     "upsample_nearest",
+    "without_last",
 ]

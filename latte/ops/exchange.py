@@ -38,7 +38,7 @@ FRAMES, PATCHES = 1, 2  # axes of tokens
 KIND: Kind = "sequence"  # of the group
 
 
-_take, _slice = ops.Gather(), SliceExt()
+_take, _slice, _join_patches = ops.Gather(), SliceExt(), ops.Concat(2)
 
 
 # In a gradient that is written out only primitives: `latte.ops.recompute` says why.
@@ -110,8 +110,21 @@ class PartsOutside(CustomGrad):
         return (d[place(KIND)],)
 
 
+class WithoutLast(CustomGrad):
+    """Tokens x (B, F, T + 1, D) without the last of each frame, on Ascend, where this slice has no gradient."""
+
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the tokens (B, F, T, D)."""
+        return _slice(x, 2, 0, x.shape[2] - 1, 1)
+
+    def bprop(self, x: ms.Tensor, out: ms.Tensor, d: ms.Tensor) -> tuple:
+        """Return the gradient of the tokens, which is zero for the last."""
+        return (_join_patches((d, _zeros((x.shape[0], x.shape[1], 1, x.shape[3]), d.dtype))),)
+
+
 _rows_in_graph, _rows_outside = RowsInGraph(), RowsOutside()
 _parts_in_graph, _parts_on_ascend, _parts_outside = PartsInGraph(), PartsOnAscend(), PartsOutside()
+_without_last_on_ascend = WithoutLast()
 
 
 # What chooses a function does not call it.
@@ -210,6 +223,24 @@ def join_parts(part: ms.Tensor, axis: int, length: int) -> ms.Tensor:
     whole = parts if axis == 0 else _first_to_second(parts.reshape(1, parts.shape[0], shape[0], -1))
     lead = (-1,) if axis == 0 else (shape[0], -1)
     return narrow(whole.reshape(*lead, *shape[axis + 1 :]), axis, 0, length)
+
+
+def without_last(tokens: ms.Tensor) -> ms.Tensor:
+    """Return the tokens of each frame but the last, (B, F, T + 1, D) -> (B, F, T, D)."""
+    drop = _without_last_of(on_ascend())
+    return drop(tokens)
+
+
+def _without_last_of(ascend: bool) -> Callable:
+    return _slice_on_ascend if ascend else _slice_patches
+
+
+def _slice_on_ascend(tokens: ms.Tensor) -> ms.Tensor:
+    return _without_last_on_ascend(tokens)
+
+
+def _slice_patches(tokens: ms.Tensor) -> ms.Tensor:
+    return narrow(tokens, PATCHES, 0, tokens.shape[2] - 1)
 
 
 def fill(x: ms.Tensor, axis: int) -> ms.Tensor:
