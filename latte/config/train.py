@@ -272,25 +272,32 @@ class TrainConfig(
             )
         if self.eval_metrics and (self.condition == "text" or self.model_name == TEXT_TO_VIDEO):
             raise OptionError("eval_metrics", self.eval_metrics, "empty for text, of which it makes no samples")
-        if self.condition_frames >= (self.num_frames or FRAMES):
-            raise OptionError("condition_frames", self.condition_frames, "less than num_frames: some are to be learned")
-        if self.condition_frames and (self.model_name == TEXT_TO_VIDEO or self.sequence_parallel > 1):
-            raise OptionError("condition_frames", self.condition_frames, "0 for LatteT2V and with sequence_parallel")
+        self._check_frames()
         if self.model_name != TEXT_TO_VIDEO:
             if self.trainable != "all":
                 raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")
             return
         if not self.pretrained_model_path:
             raise OptionError("pretrained_model_path", None, f"the folder of a Latte-1 for model_name {TEXT_TO_VIDEO}")
-        for key in ("hidden_size", "depth", "num_heads", "patch_size", "num_classes", "frame_list"):
+        sizes = ("hidden_size", "depth", "num_heads", "patch_size", "num_classes")
+        choices = ("variant", "patch_embedding", "injection", "temporal_position")
+        for key in (*sizes, *choices, "frame_list"):
             if getattr(self, key) is not None:
                 raise OptionError(key, getattr(self, key), f"null for {TEXT_TO_VIDEO}, whose folder determines it")
         if self.condition == "class":
             raise OptionError(
                 "condition", self.condition, f"text or null for {TEXT_TO_VIDEO}, which is conditioned on captions"
             )
-        if self.images_per_video:
-            raise OptionError("images_per_video", self.images_per_video, f"0 for {TEXT_TO_VIDEO}")
+
+    def _check_frames(self) -> None:
+        if self.condition_frames >= (self.num_frames or FRAMES):
+            raise OptionError("condition_frames", self.condition_frames, "less than num_frames: some are to be learned")
+        if self.condition_frames and (self.model_name == TEXT_TO_VIDEO or self.sequence_parallel > 1):
+            raise OptionError("condition_frames", self.condition_frames, "0 for LatteT2V and with sequence_parallel")
+        if self.patch_embedding == "compression":  # joins two frames
+            for key in ("images_per_video", "condition_frames"):
+                if getattr(self, key):
+                    raise OptionError(key, getattr(self, key), "0 with patch_embedding compression, which joins frames")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -52,7 +52,8 @@ class TrainingSource:
     x: pixels (F, 3, H, W) or moments (F, 2 L, h, w); posterior_noise and noise (F, L, h, w); t (), or with
     condition_frames (1 + frames of the video,), then for each frame 1 if it is to be noisy, else 0; skipped (8,); and
     for a condition label (1 + n,), text (77, 768), or, for `captions`, one per record, text (S, C) and mask (S,). With
-    probability `dropout` the condition is the null one.
+    n single images, which are among the F, texts and masks have an axis (1 + n) before these. With probability
+    `dropout` the condition is the null one.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class TrainingSource:
         texts: tuple[np.ndarray, ...] = self.captions.padded(None) if self.captions else ()
         if self.text:
             texts = (self.text[2],)
-        return 4 * numbers + sum(array.nbytes for array in texts)
+        count = 1 + self.dataset.options.images_per_video
+        return 4 * numbers + count * sum(array.nbytes for array in texts)
 
     def complete(self, position: int, sample: Sample) -> tuple[np.ndarray, ...]:
         """Return the sample of a position with its random numbers."""
@@ -97,12 +99,19 @@ class TrainingSource:
         values = (sample.x, posterior_noise, t, noise, sample.skipped)
         if self.num_classes:
             return *values, np.full_like(sample.labels, self.num_classes) if dropped else sample.labels
-        if self.text:
-            embeddings, places, null = self.text
-            return *values, null if dropped else embeddings[places[sample.record]]
+        if not (self.text or self.captions):
+            return values
+        texts = [self._text(None if dropped else number) for number in (sample.record, *sample.images)]
+        if not sample.images:
+            return *values, *texts[0]
+        return *values, *(np.stack(each) for each in zip(*texts, strict=True))
+
+    def _text(self, record: int | None) -> tuple[np.ndarray, ...]:
+        """Return the text of a record, None being the null one, and for `captions` its mask."""
         if self.captions:
-            return *values, *self.captions.padded(None if dropped else sample.record)
-        return values
+            return self.captions.padded(record)
+        embeddings, places, null = self.text  # type: ignore[misc]
+        return (null if record is None else embeddings[places[record]],)
 
 
 class _Rows:

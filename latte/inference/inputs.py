@@ -21,7 +21,7 @@ from latte.errors import UserError
 from latte.inference.windows import Windows, choose_windows
 from latte.io.arrays import read_npz
 from latte.io.json_files import is_unicode
-from latte.models.latte import CLIP_TEXT, LatteConfig, named_sizes
+from latte.models.latte import CHOICES, CLIP_TEXT, LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def windows_for(
 def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, Any]:
     """Return the model options as arguments of `load`; None stands for the value of the checkpoint."""
     names = ("model_name", "condition", "num_classes", "hidden_size", "depth", "num_heads", "patch_size", "num_frames")
-    asked = {name: getattr(cfg, name) for name in names}
+    asked = {name: getattr(cfg, name) for name in (*names, *CHOICES)}
     if cfg.by_windows:
         asked["num_frames"] = cfg.window
     return asked | {"input_size": cfg.image_size and cfg.image_size // vae.downsampling}
@@ -165,9 +165,10 @@ def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, Any]:
 
 def trained_config(cfg: TrainConfig, vae: AutoencoderConfig) -> LatteConfig:
     """Return the Latte that the options of a training name, for the latents of an autoencoder."""
-    asked = {name: getattr(cfg, name) for name in ("hidden_size", "depth", "num_heads", "patch_size")}
+    names = ("hidden_size", "depth", "num_heads", "patch_size", *CHOICES)
+    asked = {name: getattr(cfg, name) for name in names if getattr(cfg, name)}
     return LatteConfig(
-        **(named_sizes(cfg.model_name or DEFAULT_MODEL) | {name: value for name, value in asked.items() if value}),
+        **(named_sizes(cfg.model_name or DEFAULT_MODEL, asked.get("variant", 1)) | asked),
         input_size=(cfg.image_size or DEFAULT_SIZE) // vae.downsampling,
         num_frames=cfg.num_frames or DEFAULT_FRAMES,
         in_channels=vae.latent_channels,

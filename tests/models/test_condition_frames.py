@@ -86,7 +86,7 @@ def test_a_network_is_shown_its_conditioning_frames_without_noise():
     assert (X[:, :2] != 7.0).any()
 
 
-@pytest.mark.parametrize("options", [{}, {"video_length": 7}])
+@pytest.mark.parametrize("options", [{}, {"video_length": 7, "window_stride": 2}])
 def test_sampling_shows_them_to_a_network_that_was_trained_so(options):
     codec, net = Codec(load_vae(FIXTURES / "vae.bin")), tiny("class")
     frames = rng.integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
