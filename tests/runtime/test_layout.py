@@ -1,14 +1,11 @@
 """How ranks are laid out; and on CPU for real: what ranks compute that share frames and halves of guidance."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
-from support import in_parts
+from support import in_parts, mpi
 from support.golden_values import ROOT
 
 from latte.errors import UserError
@@ -17,7 +14,6 @@ from latte.runtime.device import Device
 
 ALL = ("forward", "text", "sampling", "ways", "batched", "int8", "decoding")
 LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/runtime -m slow`
-ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # ranks share the cores
 
 
 def of(rank, world, sequence=1, guidance=1):
@@ -80,13 +76,8 @@ def test_rows_are_shared_without_gaps(ranks, count, unit):
 def compute(folder, ranks, sequence, guidance, *parts):
     """Return what rank 0 has saved."""
     file = folder / f"{ranks}-{sequence}-{guidance}-{'-'.join(parts)}.npz"
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mpirun is beside Python
-    environment = os.environ | ENVIRONMENT | {"PATH": path, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    program = [sys.executable, "tests/support/in_parts.py", "CPU", "fp32", file, str(sequence), str(guidance), *parts]
-    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)] if ranks > 1 else []
-    done = subprocess.run(
-        [*launcher, *program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False
-    )
+    words = ("tests/support/in_parts.py", "CPU", "fp32", file, sequence, guidance, *parts)
+    done = mpi.run(*words, ranks=ranks, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     with np.load(file) as found:
         return dict(found)
@@ -155,19 +146,12 @@ def test_ten_training_steps_are_those_of_one_rank(ranks, sequence, one, tmp_path
     assert max(differences(found, one("training", "joint")).values()) <= 1e-5
 
 
+SAMPLE = ("sample.py", "-c", "demo", "--device_target", "CPU", "--output_format", "png")
+
+
 def sample(*words, ranks=1):
     """Return sample.py when it has ended, started by itself or by mpirun."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mpirun is beside Python
-    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)] if ranks > 1 else []
-    return subprocess.run(
-        [*launcher, sys.executable, "sample.py", "-c", "demo", "--device_target", "CPU", *words],
-        cwd=ROOT,
-        env=os.environ | ENVIRONMENT | {"PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    return mpi.run(*SAMPLE, *words, ranks=ranks, timeout=280)
 
 
 @pytest.mark.slow
@@ -185,7 +169,7 @@ def test_a_layout_that_does_not_divide_ends_each_rank_with_a_sentence(tmp_path):
 def test_two_ranks_make_the_video_of_one(tmp_path):
     """sample.py with each layout: the same frames, in files that a later start of one rank finds made."""
     words = ["--num_samples", "1", "--sampling_steps", "3", "--guidance_scale", "3", "--class_labels", "1"]
-    words += ["--output_format", "png", "--output_path"]
+    words += ["--output_path"]
 
     def make(folder, *more):
         done = sample(*words, tmp_path / folder, *more, ranks=2 if more else 1)
@@ -202,3 +186,30 @@ def test_two_ranks_make_the_video_of_one(tmp_path):
         assert said.count("2 ranks = 1 data x ") == 1
         assert np.abs(frames(name) - frames("one")).max() <= 1
         assert "1 of 1 videos are in" in make(name)
+
+
+@pytest.mark.slow
+def test_a_rank_killed_while_sampling_ends_all_and_leaves_whole_videos(tmp_path):
+    words = ["--num_samples", "4", "--class_labels", "1", "--sampling_steps", "20", "--output_path", tmp_path]
+    process = mpi.start(*SAMPLE, *words, "--use_parallel", "--sequence_parallel", "2", ranks=2)
+    try:
+        end = time.time() + 500
+        while not (found := images(tmp_path)):
+            assert time.time() < end and process.poll() is None
+            time.sleep(0.1)
+        mpi.kill_a_rank(process, "sample.py")
+        done = mpi.ended(process, 30)
+    finally:
+        process.terminate()
+    assert done.returncode != 0 and "signal 9" in done.stdout + done.stderr
+    before = {file: np.asarray(Image.open(file)) for file in images(tmp_path)}
+    assert len(found) <= len(before) < 4 * 16
+    again = sample(*words)
+    kept = f"{len({file.parent for file in before})} of 4 videos are in"
+    assert again.returncode == 0 and kept in again.stdout, again.stderr[-3000:]
+    assert all((np.asarray(Image.open(file)) == image).all() for file, image in before.items())
+
+
+def images(folder):
+    """Return the frames of videos that are finished: what is being written is in hidden folders."""
+    return [file for file in folder.rglob("*.png") if not any(part.startswith(".") for part in file.parts)]

@@ -2,7 +2,6 @@
 
 import csv
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support import mpi
 from support.golden_values import FIXTURES, ROOT
 
 from latte.weights.safetensors_file import read_safetensors
@@ -80,7 +80,7 @@ def one_rank(folder):
 def test_two_ranks_are_one_with_twice_the_batch(script, zero, folder, one_rank):
     out = folder / f"{script}{zero}"
     process = launch(folder, script, max_steps=10, train_batch_size=2, zero_stage=zero, output_path=out)
-    text, _ = process.communicate(timeout=280)
+    text, _ = process.communicate(timeout=580)
     assert process.returncode == 0, text[-3000:]
     found = state(out)
     assert set(found) == set(one_rank)
@@ -89,17 +89,31 @@ def test_two_ranks_are_one_with_twice_the_batch(script, zero, folder, one_rank):
             assert np.abs(values - found[name]).max() < 1e-6, name
 
 
-def test_when_a_rank_is_killed_the_job_ends_with_a_message(folder):
-    out = folder / "killed"
-    process = launch(folder, "run_mpirun.sh", max_steps=100000, train_batch_size=2, output_path=out)
-    end = time.time() + 200
-    while not any(len(file.read_text().splitlines()) > 3 for file in out.glob("*/metrics.csv")):
-        assert time.time() < end and process.poll() is None
-        time.sleep(0.2)
-    listed = subprocess.run(["pgrep", "-f", f"train.py.*{out}"], capture_output=True, text=True, check=True).stdout
-    os.kill(max(map(int, listed.split())), signal.SIGKILL)  # mpirun itself was there before its ranks
-    text, _ = process.communicate(timeout=30)
+@pytest.mark.parametrize("sequence", [1, 2])
+def test_when_a_rank_is_killed_the_job_ends_with_a_message(sequence, folder):
+    out = folder / f"killed{sequence}"
+    more = {"train_batch_size": 2, "sequence_parallel": sequence, "ckpt_save_interval": 2, "output_path": out}
+    with launch(folder, "run_mpirun.sh", max_steps=100000, **more) as process:
+        try:
+            end = time.time() + 500
+            while not any(len(file.read_text().splitlines()) > 3 for file in out.glob("*/metrics.csv")):
+                assert time.time() < end and process.poll() is None
+                time.sleep(0.2)
+            mpi.kill_a_rank(process, "train.py")
+            text, _ = process.communicate(timeout=30)
+        finally:
+            process.terminate()
     assert process.returncode != 0 and "signal 9" in text
+    states = sorted(out.glob("*/ckpt/state-*.safetensors"))
+    assert states and all(read_safetensors(file)[0] for file in states)
+
+
+def test_a_layout_that_does_not_divide_ends_a_training_with_a_sentence(folder):
+    process = launch(folder, "run_mpirun.sh", sequence_parallel=3, max_steps=2, output_path=folder / "wrong")
+    text, _ = process.communicate(timeout=580)
+    assert process.returncode == 2 and "Traceback" not in text
+    assert "sequence_parallel 3 needs a multiple of 3 ranks, and there are 2; take sequence_parallel 2, or" in text
+    assert not (folder / "wrong").exists()
 
 
 PARTS = {"train_batch_size": 4, "sequence_parallel": 2}
@@ -130,3 +144,11 @@ def test_a_run_goes_on_with_other_layouts(folder, one_rank):
     for name, values in one_rank.items():
         if not name.startswith("sums"):
             assert np.abs(values - found[name]).max() < 1e-6, name
+
+
+def test_a_run_resumed_on_the_same_layout_is_the_uninterrupted_one(folder):
+    whole, losses = train(folder, "whole", 2, max_steps=6, **PARTS)
+    train(folder, "cut", 2, max_steps=2, **PARTS)
+    resumed, again = train(folder, "cut", 2, max_steps=6, **PARTS)
+    assert np.array_equal(losses, again) and set(whole) == set(resumed)
+    assert all(np.array_equal(values, resumed[name]) for name, values in whole.items())
