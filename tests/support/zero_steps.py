@@ -37,11 +37,11 @@ def steps(stage, accumulation=1, start=None):
             first = (part * here.data_ranks + here.data_rank) * count
             call(*(ms.Tensor(each[first : first + count]) for each in everything))
         if number + 1 in (1, HALF, STEPS):
-            found |= {f"{number + 1} {name}": values for name, values in state_of(step).items()}
-    before = [weight.asnumpy() for weight in step.weights]
+            found |= {f"{number + 1} {name}": values.copy() for name, values in state_of(step).items()}  # not views
+    before = [weight.asnumpy().copy() for weight in step.weights]
     with net_to_sample(step) as sampled:
         weights = dict(sampled.parameters_and_names())
-        found |= {f"sampled {name}": weights[name].asnumpy() for name in step.names}
+        found |= {f"sampled {name}": weights[name].asnumpy().copy() for name in step.names}
     assert all(np.array_equal(weight.asnumpy(), old) for weight, old in zip(step.weights, before, strict=True))
     return found
 
