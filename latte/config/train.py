@@ -141,7 +141,9 @@ class OptimizerOptions(Options):
     loss_scaler_type: Literal["dynamic", "static"] = option("dynamic", "scaling of the fp16 loss")
     init_loss_scale: float = option(65536.0, "first scale of the fp16 loss")
     loss_scale_window: int = option(2000, "dynamic: double the scale after this many steps without an overflow")
-    zero_stage: Literal[0, 1] = option(0, "1 = share AdamW's moments among the ranks")
+    zero_stage: Literal[0, 1, 2] = option(
+        0, "what ranks share: 1 = AdamW's moments, 2 = gradients and EMA weights too; 0 = nothing"
+    )
     use_recompute: bool = option(False, "recompute each block in the backward pass, to save memory")
     recompute_every: int = option(
         1, "with use_recompute: one pair of blocks in so many is recomputed, which saves time where memory is left"

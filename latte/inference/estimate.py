@@ -80,7 +80,7 @@ class Work:
     ema: bool = True
     recompute: bool = False
     recomputed: float = 1  # share of the pairs of blocks that are, with `recompute`
-    shared: bool = False  # AdamW's moments, by ZeRO-1
+    zero_stage: int = 0  # 1: ranks share AdamW's moments, 2: gradients and EMA weights too
     total_steps: int | None = None  # of this training; None = not known
     videos: int = 1  # to sample
     int8: bool = False
@@ -179,7 +179,7 @@ def training(
         ema=cfg.use_ema,
         recompute=cfg.use_recompute,
         recomputed=math.ceil(sizes.pairs / cfg.recompute_every) / max(sizes.pairs, 1),
-        shared=cfg.zero_stage > 0,
+        zero_stage=cfg.zero_stage,
         total_steps=cfg.max_steps,
     )
 
@@ -307,7 +307,8 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
     exchange = 0.0
     if work.trains and ranks > 1:
         exchange = roofline.all_reduce(4 * work.trained, on, ranks, hosts)
-        exchange += roofline.all_gather(4 * work.trained, on, ranks) if work.shared else 0.0
+        # Stage 1 gathers weights besides; stage 2 too, but its sum is only the first half of one, and costs as much.
+        exchange += roofline.all_gather(4 * work.trained, on, ranks) if work.zero_stage == 1 else 0.0
     once = roofline.seconds(found, on, exchange + exchanging(work, on, ranks // hosts))
     table = roofline.tables()[work.table]
     return Prediction(
@@ -374,8 +375,9 @@ def memory(work: Work, ranks: int = 1) -> Memory:
         least = max(held + max(activations, images), work.text_encoder)
         return Memory(weights, 0, activations, held + images, weights + least)
     weights = 4 * sizes.weights
-    moments = MOMENTS / (ranks if work.shared else 1)
-    optimizer = work.trained * (moments + 4 * work.ema + 4 * (work.accumulation > 1))
+    moments = MOMENTS / (ranks if work.zero_stage else 1)
+    others = (4 * work.ema + 4 * (work.accumulation > 1)) / (ranks if work.zero_stage > 1 else 1)
+    optimizer = work.trained * (moments + others)
     optimizer += work.trained * max(0.0, table["weight"] - 16)  # what the plan keeps besides: 16 are the usual ones
     # Gradients take the place of activations, block by block, until all of them are there, and copies of them.
     passing = max(activations, images, table["gradient"] * work.trained)

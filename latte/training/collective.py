@@ -13,7 +13,7 @@ from mindspore import ops
 
 from latte.errors import UserError
 from latte.runtime import device, graphs
-from latte.runtime.tensors import narrow
+from latte.runtime.tensors import narrow, on_cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -33,6 +33,22 @@ def sum_over_ranks(tensors: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
     if device.current().world_size == 1:
         return tensors
     return ops.HyperMap()(ops.partial(_sum, ops.AllReduce()), tensors)
+
+
+def sum_to_parts(tensors: tuple[ms.Tensor, ...], is_part: tuple[bool, ...]) -> tuple[ms.Tensor, ...]:
+    """Return the sum of each tensor over all ranks, of those that are shared only this rank's part (n / ranks, ...)."""
+    if device.current().world_size == 1:
+        return tensors
+    reduce, found = ops.AllReduce(), []
+    for k, tensor in enumerate(tensors):
+        found.append(_sum_to_part(tensor) if is_part[k] else reduce(tensor))
+    return tuple(found)
+
+
+def _sum_to_part(tensor: ms.Tensor) -> ms.Tensor:
+    if on_cpu():  # which has no ReduceScatter
+        return own_part(ops.AllReduce()(tensor))
+    return ops.ReduceScatter()(tensor)
 
 
 def own_part(tensor: ms.Tensor) -> ms.Tensor:

@@ -12,6 +12,7 @@ from mindspore import ops
 from latte.errors import UserError
 from latte.ops import adam, adam_step, sum_of_squares
 from latte.runtime.tensors import add_all, assign_add
+from latte.training.collective import sum_over_ranks
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
@@ -50,9 +51,20 @@ def _square_sum(gradient: ms.Tensor) -> ms.Tensor:
     return sum_of_squares(gradient)
 
 
-def global_norm(gradients: tuple[ms.Tensor, ...]) -> ms.Tensor:
-    """Return the 2-norm of all gradients, a () float32 tensor; it is not finite if an element is not."""
-    return ops.sqrt(add_all(_map(_sum_of_squares, gradients)))
+def global_norm(gradients: tuple[ms.Tensor, ...], is_part: tuple[bool, ...] = ()) -> ms.Tensor:
+    """Return the 2-norm of all gradients, a () float32 tensor; it is not finite if an element is not.
+
+    is_part: of which of them each rank has other rows; then every rank must call this function.
+    """
+    squares = _map(_sum_of_squares, gradients)
+    if len(is_part) == 0:
+        return ops.sqrt(add_all(squares))
+    own = add_all([squares[k] for k, cut in enumerate(is_part) if cut])
+    total = sum_over_ranks((own,))[0]
+    for k, cut in enumerate(is_part):
+        if not cut:
+            total = total + squares[k]
+    return ops.sqrt(total)
 
 
 @_add.register("Tensor", "Tensor")

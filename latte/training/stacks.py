@@ -21,7 +21,7 @@ class Group(NamedTuple):
 
     numbers: tuple[int, ...]  # of the weights, in the order of the buffer
     rows: tuple[int, ...]  # of each
-    is_part: bool  # with ZeRO-1, a rank has its part of the rows
+    is_part: bool  # with ZeRO, a rank has its part of the rows
 
     def parts(self, values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and values of each weight in the values of the whole buffer, as views."""
@@ -52,7 +52,7 @@ def groups_of(weights: Sequence[ms.Tensor], zero_stage: int = 0) -> list[Group]:
     groups = []
     for numbers in found:
         rows = tuple(weights[k].shape[0] if weights[k].ndim else 1 for k in numbers)
-        groups.append(Group(tuple(numbers), rows, zero_stage > 0 and sum(rows) % ranks == 0))
+        groups.append(Group(tuple(numbers), rows, zero_stage > 0 and ranks > 1 and sum(rows) % ranks == 0))
     return groups
 
 
@@ -62,10 +62,10 @@ def buffer_of(group: Group, values: Sequence[np.ndarray], name: str) -> ms.Param
     return _parameter(np.concatenate((first, *rest)) if rest else first.copy(), name)
 
 
-def zeros_of(group: Group, weights: Sequence[ms.Parameter], name: str) -> ms.Parameter:
-    """Return a new float32 parameter of zeros for a group of weights."""
+def zeros_of(group: Group, weights: Sequence[ms.Parameter], name: str, parts: int = 1) -> ms.Parameter:
+    """Return a new float32 parameter of zeros for a group of weights, or for one of so many parts of its rows."""
     first = weights[group.numbers[0]]
-    return _parameter(np.zeros((sum(group.rows), *first.shape[1:]) if first.ndim else (), np.float32), name)
+    return _parameter(np.zeros((sum(group.rows) // parts, *first.shape[1:]) if first.ndim else (), np.float32), name)
 
 
 def spread(group: Group, buffer: ms.Tensor, weights: Sequence[ms.Parameter]) -> None:

@@ -91,13 +91,17 @@ def weights_of(step: TrainStep, state: dict[str, np.ndarray], trained_only: bool
 
 @contextmanager
 def net_to_sample(step: TrainStep) -> Iterator[Latte | LatteT2V]:
-    """Yield the network to sample from, with EMA weights if there are any; behind it, all weights are as before."""
-    if not (step.stacks and step.has_ema):
+    """Yield the network to sample from, with EMA weights if there are any; behind it, all weights are as before.
+
+    Where ranks share EMA weights, every rank must call this function.
+    """
+    if step.ema or not step.has_ema:
         yield step.ema or step.net
         return
     before = [weight.copy() for weight in step.weights]
     for group, buffer in zip(step.groups, step.ema_weights, strict=True):
-        spread(group, buffer, step.weights)
+        cut = step.shares_gradients and group.is_part
+        spread(group, join_parts(buffer) if cut else buffer, step.weights)
     try:
         yield step.net
     finally:
@@ -109,7 +113,7 @@ def _buffers(step: TrainStep) -> Iterator[tuple[str, Sequence[ms.Parameter], boo
     """Yield the name and the buffers of weights, EMA weights and moments, and whether a rank may have parts of them."""
     yield "net", step.optimizer.weights, True
     if step.has_ema:
-        yield "ema", step.ema_weights, False
+        yield "ema", step.ema_weights, step.shares_gradients
     yield "adam_m", step.optimizer.moment1, True
     yield "adam_v", step.optimizer.moment2, True
 

@@ -19,7 +19,7 @@ from latte.models.precision import set_trained_dtype
 from latte.ops import join_parts, own_part
 from latte.runtime import device
 from latte.runtime.tensors import assign, mean, narrow, read, split, stack
-from latte.training.collective import own_rows, sum_over_ranks
+from latte.training.collective import own_rows, sum_over_ranks, sum_to_parts
 from latte.training.optim import AdamW, add_to, global_norm
 from latte.training.stacks import buffer_of, groups_of, zeros_of
 from latte.training.update import SUMS, CompiledStep, set_counter
@@ -87,27 +87,34 @@ class TrainStep(nn.Cell):
         self.weights = ms.ParameterTuple([by_name[name] for name in self.names])
         ema_weights = [ema_by_name[name] for name in self.names] if ema else []
         self.has_ema, self.stacks = ema is not None, device.current().stacks_weights
-        self.ema = None if self.stacks else ema  # the network
         values, ema_values = (
             [w.asnumpy() for w in each] if self.stacks else [] for each in (self.weights, ema_weights)
         )
         if self.stacks:
             set_trained_dtype(net)
-        # With ZeRO-1 (Rajbhandari et al., 2020) a rank updates its part of a buffer and then gathers the other parts.
+        # With ZeRO (Rajbhandari et al., 2020) a rank updates its part of a buffer and then gathers the other parts; in
+        # stage 2 it has only this part of the gradients and EMA weights, which nothing but the update needs.
         groups = groups_of(self.weights, options.zero_stage)
         self.groups, self.shared = groups, [group.is_part for group in groups]
+        self.shares_gradients = options.zero_stage > 1 and any(self.shared)  # and EMA weights
+        self.parts = tuple(self.shared) if self.shares_gradients else ()  # of the gradients, for the graph
+        self.ema = None if self.stacks or self.shares_gradients else ema  # the network
         self.numbers = [group.numbers for group in groups]  # for the graph
         buffers = list(self.weights)
         if self.stacks:
             buffers = [buffer_of(group, values, f"weights.{k}") for k, group in enumerate(groups)]
             ema_weights = [buffer_of(group, ema_values, f"ema.{k}") for k, group in enumerate(groups) if ema]
+        if self.shares_gradients:
+            ema_weights = [_part(w, "ema") if cut else w for w, cut in zip(ema_weights, self.shared, strict=False)]
         del values, ema_values  # as large as the weights
         self.ema_weights = ms.ParameterTuple(ema_weights) if ema else ()
-        parts = [_part(buffer) if cut else buffer for buffer, cut in zip(buffers, self.shared, strict=True)]
+        parts = [_part(buffer, "part") if cut else buffer for buffer, cut in zip(buffers, self.shared, strict=True)]
         self.optimizer = AdamW(parts, options.betas, options.eps, options.weight_decay)
         self.scales_loss = options.loss_scale != 1 or options.loss_scale_window > 0
         self.accumulates = options.accumulation > 1
-        sums = [zeros_of(group, self.weights, f"sum.{k}") for k, group in enumerate(groups) if self.accumulates]
+        ranks = [device.current().world_size if self.shares_gradients and cut else 1 for cut in self.shared]
+        counted = enumerate(zip(groups, ranks, strict=True)) if self.accumulates else ()
+        sums = [zeros_of(group, self.weights, f"sum.{k}", parts) for k, (group, parts) in counted]
         self.accumulated = ms.ParameterTuple(sums) if sums else ()
         self.learning_rates = learning_rates
         # The host counts, and need not ask the device: the graph has the loss scale in a parameter of its own.
@@ -147,12 +154,15 @@ class TrainStep(nn.Cell):
         gradients = self.stacked(gradients)
         videos = (skipped_videos >= 0).astype(ms.float32).sum()
         norm = ops.zeros_like(loss)
+        if self.shares_gradients:
+            gradients = sum_to_parts(gradients, self.parts)
+        elif not self.accumulates:
+            gradients = sum_over_ranks(gradients)
         if self.accumulates:
             add_to(self.accumulated, gradients)
             gradients = ()
         else:
-            gradients = sum_over_ranks(gradients)
-            norm = global_norm(gradients)
+            norm = global_norm(gradients, self.parts)
         return (loss, stack((loss, mse, bound, videos, norm)), *gradients)
 
     def stacked(self, gradients: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
@@ -230,6 +240,6 @@ def _counter(name: str, value: float, dtype: ms.Type) -> ms.Parameter:
     return ms.Parameter(ms.Tensor(value, dtype), name=name, requires_grad=False)
 
 
-def _part(buffer: ms.Parameter) -> ms.Parameter:
+def _part(buffer: ms.Parameter, name: str) -> ms.Parameter:
     values = own_rows(buffer.asnumpy())
-    return ms.Parameter(ms.Tensor(values), name=f"part.{buffer.name}", requires_grad=False)
+    return ms.Parameter(ms.Tensor(values), name=f"{name}.{buffer.name}", requires_grad=False)

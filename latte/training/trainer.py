@@ -100,7 +100,7 @@ class Trainer:
 
     def _fit(self) -> None:
         training, cfg = self.training, self.cfg
-        if self.cfg.resume and self.step and not self._samples_file().exists():
+        if self.cfg.resume and self.step and any_rank(self.is_first and not self._samples_file().exists()):
             self._sample()  # the process that saved this step was killed before it had its samples
         if self.at_end:
             log.info(
@@ -348,8 +348,14 @@ class Trainer:
                 f"step {self.step} has numbers in {wrong} that are not finite, so it is not saved; {self.folder} keeps "
                 f"its checkpoints; {REMEDY}"
             )
-        if not self.is_first:
-            return
+        if self.is_first:
+            self._write(state, prune)
+        if samples:
+            self._sample()
+        self.seen = time.perf_counter(), self.step  # the time to save does not count as training time
+
+    def _write(self, state: dict[str, np.ndarray], prune: bool) -> None:
+        """Write a checkpoint of this state, on one rank only."""
         if not (self.folder / CONFIG_FILE).exists():  # somebody removed it; without it nothing is resumed
             run_folder.save_options(self.cfg, self.folder, self.step)
         self.metrics.sync()  # before the checkpoint that counts on its rows
@@ -360,9 +366,6 @@ class Trainer:
         file = self.checkpoints.save(self.step, state, weights, metadata, kind, of_state=self.identity, prune=prune)
         log.info("saved %s", file)
         self.metrics.plot()
-        if samples:
-            self._sample()
-        self.seen = time.perf_counter(), self.step  # the time to save does not count as training time
 
     @functools.cached_property
     def previews(self) -> Previews:
@@ -383,13 +386,18 @@ class Trainer:
         return self.folder / "samples" / f"step-{self.step:08d}.gif"
 
     def _sample(self) -> None:
-        """Write a grid of videos sampled with the current weights, always from the same seeds, on one rank only."""
-        count = self.cfg.sample_videos
-        if not (self.is_first and count):
+        """Write a grid of videos sampled with the current weights, always from the same seeds, on one rank only.
+
+        Every rank must call this function, as EMA weights may be shared.
+        """
+        count, step = self.cfg.sample_videos, self.training.step
+        if not count or not (self.is_first or step.shares_gradients):
             return
-        bar = tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False)
-        with bar, net_to_sample(self.training.step), device.alone():
-            videos = self.previews.make(bar.update)
+        with net_to_sample(step), device.alone():
+            if not self.is_first:
+                return
+            with tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
+                videos = self.previews.make(bar.update)
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
         save_video(board, self._samples_file().with_suffix(""), ["gif"])
 

@@ -47,8 +47,8 @@ class CompiledStep:
             return loss
         norm = None
         if step.accumulates:
-            gradients = list(sum_over_ranks(step.accumulated))
-            norm = global_norm(tuple(gradients))
+            gradients = list(step.accumulated if step.shares_gradients else sum_over_ranks(step.accumulated))
+            norm = global_norm(tuple(gradients), step.parts)
         rows = [tensor.asnumpy() for tensor in self.numbers]  # the host waits for the device here, and nowhere else
         self.numbers = []
         set_counter(step.batch, 0)
@@ -86,17 +86,17 @@ class CompiledStep:
         step.optimizer.begin(learning_rate, taken)
         for number, group in enumerate(step.groups):
             gradient, gradients[number] = gradients[number], None  # so that its memory is free as soon as it is used
-            if group.is_part:
+            if group.is_part and not step.shares_gradients:
                 gradient = own_part(gradient)
             if factor != 1:
                 gradient = gradient * float(factor)
             weights = step.optimizer.update(number, gradient)
-            if group.is_part:
-                weights = join_parts(weights)
+            whole = join_parts(weights) if group.is_part else weights
             if step.has_ema:
-                move_towards(step.ema_weights[number], weights, 1 - step.options.ema_decay)
+                new = weights if step.shares_gradients else whole
+                move_towards(step.ema_weights[number], new, 1 - step.options.ema_decay)
             if step.stacks or group.is_part:
-                spread(group, weights, step.weights)
+                spread(group, whole, step.weights)
 
     def _rescale(self, finite: bool) -> None:
         """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""

@@ -240,7 +240,7 @@ def one_rank(clips, tmp_path_factory):
     return train(tmp_path_factory.mktemp("one"), clips, train_batch_size=4)
 
 
-@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=LONG)])
+@pytest.mark.parametrize("zero", [0, pytest.param(1, marks=LONG), 2])
 def test_two_ranks_are_one_with_twice_the_batch(zero, one_rank, clips, tmp_path):
     found = train(tmp_path, clips, ranks=2, train_batch_size=2, zero_stage=zero)
     assert set(found) == set(one_rank)

@@ -207,7 +207,8 @@ def test_what_ranks_exchange():
     assert roofline.all_to_all(400, mesh, 8, inside=4) == 400 / 8 / 50 + 4 / 8 * 400 / 10
     one, eight = (estimate.predict(trained(), on(), ranks) for ranks in (1, 8))
     assert one.times.exchange == 0 and eight.times.exchange > 0.05
-    assert estimate.memory(trained(zero_stage=1), 8).peak < estimate.memory(trained(), 8).peak
+    sizes = [estimate.memory(trained(zero_stage=stage), 8).peak for stage in (0, 1, 2)]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
 
 
 def test_exact_attention_reads_and_writes_its_scores():

@@ -1,0 +1,102 @@
+"""Ranks that share by ZeRO what they keep train as one does, and go on from each other's states; on CPU for real."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.golden_values import ROOT
+from support.zero_steps import steps
+
+pytestmark = pytest.mark.slow
+LONG = pytest.mark.long  # by hand, and before a release: `pytest tests/training -m slow`
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run the program on so many ranks, once for the same options; return what it has saved, and the file."""
+    folder, made = tmp_path_factory.mktemp("zero"), {}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # mpirun is beside Python
+    environment = os.environ | {"PATH": path, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+
+    def compute(ranks, stage, sequence=1, accumulation=1, start=""):
+        key = ranks, stage, sequence, accumulation, str(start)
+        if key not in made:
+            made[key] = folder / f"{len(made)}.npz"
+            words = [stage, sequence, accumulation, made[key], *([start] if start else [])]
+            program = [sys.executable, "tests/support/zero_steps.py", "CPU", *words]
+            command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", ranks, *program]
+            done = subprocess.run(
+                [*map(str, command)],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=580,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+        with np.load(made[key]) as found:
+            return dict(found), made[key]
+
+    return compute
+
+
+@pytest.fixture(scope="module")
+def one():
+    """What one rank computes, in this process, by the number of batches that it accumulates."""
+    made = {}
+
+    def compute(accumulation):
+        if accumulation not in made:
+            made[accumulation] = steps(0, accumulation)
+        return made[accumulation]
+
+    return compute
+
+
+def deviations(found, expected):
+    """Return the largest deviation of each kind of values after each step, relative to the largest of them."""
+    largest: dict[str, float] = {}
+    farthest: dict[str, float] = {}
+    for name, values in found.items():
+        if "." in name:  # no counter
+            kind = name.split(".")[0] if name[0].isdecimal() else "sampled"
+            farthest[kind] = max(farthest.get(kind, 0), float(np.abs(values - expected[name]).max()))
+            largest[kind] = max(largest.get(kind, 0), float(np.abs(expected[name]).max()))
+    return {kind: farthest[kind] / largest[kind] for kind in farthest}
+
+
+@pytest.mark.parametrize(
+    "ranks, stage, sequence, accumulation",
+    [
+        (2, 2, 1, 1),
+        (4, 2, 1, 1),
+        pytest.param(2, 1, 1, 1, marks=LONG),
+        pytest.param(2, 2, 1, 2, marks=LONG),
+        pytest.param(4, 2, 2, 1, marks=LONG),
+    ],
+)
+def test_ten_steps_are_those_of_one_rank(ranks, stage, sequence, accumulation, run, one):
+    (found, _), expected = run(ranks, stage, sequence, accumulation), one(accumulation)
+    differing = deviations(found, expected)
+    print(ranks, stage, sequence, accumulation, differing)
+    # The first moments of the first step are its gradients, times 1 - beta.
+    assert set(found) == set(expected) and {"1 adam_m", "10 net", "10 ema", "10 adam_v", "sampled"} <= set(differing)
+    assert max(differing.values()) <= 1e-5
+    for name in expected:
+        if name.startswith("sampled "):
+            assert np.array_equal(found[name], found[name.replace("sampled ", "10 ema.")])
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=LONG)])
+def test_ranks_go_on_from_a_state_of_two(ranks, run):
+    """Bit for bit on as many ranks, closely on more."""
+    whole, file = run(2, 2)
+    found, _ = run(ranks, 2, start=file)
+    if ranks == 2:
+        assert all(np.array_equal(values, whole[name]) for name, values in found.items())
+    else:
+        assert max(deviations(found, whole).values()) <= 1e-5
