@@ -83,6 +83,7 @@ class LattePipeline(LoraMixin):
     Load one with `LattePipeline.from_pretrained(path, vae)` and call it: `pipe("a prompt", seed=0).frames[0]`.
 
     What the videos show:
+
     - prompt: a text or a list of texts; class_labels: a number or a list; or prompt_embeds (B, S, D) float32.
     - num_images_per_prompt or num_videos_per_prompt: videos per prompt or label.
     - negative_prompt or negative_prompt_embeds: what guidance leads away from; a class-conditional network takes its
@@ -91,6 +92,7 @@ class LattePipeline(LoraMixin):
       Default: 7.5 for text to video, else 1.
 
     Size:
+
     - height, width: in pixels; video_length: in frames. Default: the sizes of the training. One frame is an image.
     - window, window_stride: longer videos are made by windows of so many frames, that begin so many frames one after
       the other; where they overlap, their predictions are averaged. Default: a window is as long as trained, the stride
@@ -100,6 +102,7 @@ class LattePipeline(LoraMixin):
     - shared_noise: all windows have the noise of the first one, its frames in another order; False draws new noise.
 
     Random numbers:
+
     - seed: the seed of the first video, and the next videos count up from it; or a list with one seed per video.
       Without it the seeds are drawn at random; the result has them in `seeds`. A video depends only on its seed and
       condition. The seeds of diffusers make other videos.
@@ -108,6 +111,7 @@ class LattePipeline(LoraMixin):
       first noise of the seeds. Where there are as many frames as channels, latents_layout ("BFCHW" or "BCFHW") says it.
 
     Denoising:
+
     - num_inference_steps: denoising steps; without a text-to-video folder also "ddim50" or sections such as "10,15,20".
       Default: 50 for text to video, else 250.
     - timesteps: the timesteps themselves, falling from at most 999, in place of num_inference_steps.
@@ -126,12 +130,14 @@ class LattePipeline(LoraMixin):
     - enable_temporal_attentions: False skips the temporal blocks, so that every frame is an independent image.
 
     Conditioning frames, for image to video and video continuation:
+
     - frames (n, H, W, 3) uint8: frames of the videos that are given and do not change.
     - frame_indices: their n positions in the video. Default: the first n.
     - strength: above 0, at most 1. Below 1 the other frames start as noisy copies of the nearest conditioning frame;
       the lower, the more similar they stay to it and the less they move.
 
     Output:
+
     - output_type: "pil", "np", "ms", "uint8" or "latent"; see `LatteOutput`.
     - decode_chunk_size: frames that the autoencoder decodes at once. Default: as suits the device.
     - progress: show progress bars, in a notebook as widgets; `set_progress_bar_config` changes all of them.
