@@ -25,12 +25,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     from latte.runtime.layout import table
     from latte.training.agreement import check_options, check_training
     from latte.training.build import build, describe, predict
+    from latte.training.start import complete
 
     here = device.init_device(
         *(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel),
         connect=True,
         sequence=cfg.sequence_parallel,
     )
+    cfg = complete(cfg)
     check_options(cfg)
     training = build(cfg)
     check_training(training)

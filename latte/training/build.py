@@ -87,6 +87,12 @@ def build(cfg: TrainConfig) -> Training:
     if total < 1:
         raise UserError(f"{len(dataset)} videos are fewer than the {batch} per step; make train_batch_size smaller")
     check_span(cfg.profile_span, total)
+    if cfg.use_ema and (old := cfg.ema_decay**total) > 0.5 and device.current().rank == 0:
+        log.warning(
+            "ema_decay %g: after %d steps the EMA weights, which samples are made with, are still %.0f %% those of the "
+            "start; try --ema_decay %.2g",
+            *(cfg.ema_decay, total, 100 * old, max(0.0, 1 - 10 / total)),
+        )
     flash = device.use_flash_attention(cfg.enable_flash_attention, compute, training=True)
     config = start.config or _network_config(cfg, size, vae.config)
     if vae.config.latent_channels != config.in_channels:

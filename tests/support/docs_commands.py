@@ -1,4 +1,4 @@
-"""The commands in the blocks of shell code of README.md and docs/, and which program of ours each one starts."""
+"""The commands in the blocks of shell code of README.md, docs/ and the model card, and what starts each one."""
 
 import re
 import shlex
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from support.golden_values import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "models/demo/README.md"]
 FENCE = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 STAND_INS = {
     "[options": "",
