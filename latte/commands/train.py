@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from latte.config import TrainConfig, parse_config
+from latte.config.parser import describe_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the options, build the training, and run it."""
     cfg = parse_config(TrainConfig, argv, __doc__)
+
+    from latte.training import tracker
+
+    tracker.check(cfg.tracker)
 
     from latte.runtime import device  # after the options: MindSpore takes seconds to import
     from latte.runtime.layout import table
@@ -32,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         connect=True,
         sequence=cfg.sequence_parallel,
     )
+    settings = describe_settings(cfg)
     cfg = complete(cfg)
     check_options(cfg)
     training = build(cfg)
@@ -39,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if here.rank == 0:
         if here.sequence > 1:
             print(table(here))
-        print(describe(cfg, training))
+        print(f"settings: {settings}\ndevice: {device.describe_machine()}\n{describe(cfg, training)}")
     if cfg.dry_run:
         if here.rank == 0:
             print(predict(cfg, training))

@@ -203,6 +203,12 @@ class RunOptions(Options):
     vae_check: bool = option(
         True, "at the start reconstruct frames of the data, write them to vae.png, and warn if the autoencoder is poor"
     )
+    tensorboard: bool = option(
+        True, "write scalars, samples and histograms of the held-out loss by timestep for TensorBoard"
+    )
+    tracker: Literal["wandb", "swanlab"] | None = option(
+        None, "also send metrics and samples to Weights & Biases or SwanLab, by their own package; null = neither"
+    )
     compile_cache: bool = option(
         True, "keep the compiled training step in the user's cache folder, so that the next start does not compile"
     )

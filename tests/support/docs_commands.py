@@ -12,6 +12,7 @@ STAND_INS = {
     "[options": "",
     "of": "",
     "train.py]": "",
+    "$@": "",
     "sample.py]": "",
 }  # what readers put their own words in place of
 LAUNCHERS = {"scripts/run_mpirun.sh": 2, "scripts/run_msrun.sh": 2, "scripts/run_distributed.sh": 4}  # own words first
