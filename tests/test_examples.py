@@ -76,9 +76,7 @@ def test_the_notebook_runs_from_top_to_bottom(here, monkeypatch):
         exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)
     assert [len(read_any(path)) for path, _ in shown] == [16, 16, 16]
     first, longer = (read_any(path) for path in ("sunset.gif", "goes_on.gif"))
-    assert (
-        np.abs(first[-1].astype(int) - longer[0]).mean() < 8
-    )  # of 255: it goes on from there
+    assert np.abs(first[-1].astype(int) - longer[0]).mean() < 8  # of 255: it goes on from there
 
 
 def test_the_notebook_is_kept_without_outputs():

@@ -116,6 +116,12 @@ def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder
     return Parts(_only(path, "latte"), Path(vae) if vae else _only(path, "vae"), scheduler=scheduler)
 
 
+def find_vae(path: str | Path) -> Path:
+    """Return an autoencoder: the path itself, or vae.* of a folder of ours; raises UserError if there is none."""
+    path = check_there(path, AUTOENCODER)
+    return _only(path, "vae") if path.is_dir() and not exists(path / "config.json") else path
+
+
 def read_scheduler(folder: Path | None) -> dict[str, Any]:
     """Return the scheduler_config.json of a folder; raises UserError if it is missing, or no configuration."""
     if folder is None:

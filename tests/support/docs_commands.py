@@ -13,6 +13,8 @@ STAND_INS = {
     "of": "",
     "train.py]": "",
     "$@": "",
+    "${own[@]}": "",
+    "$vae_steps": "100",
     "sample.py]": "",
 }  # what readers put their own words in place of
 LAUNCHERS = {"scripts/run_mpirun.sh": 2, "scripts/run_msrun.sh": 2, "scripts/run_distributed.sh": 4}  # own words first
@@ -41,7 +43,7 @@ def commands():
             found += [(page.name, line.strip()) for line in lines if line.strip() and not line.strip().startswith("#")]
     for script in sorted((ROOT / "examples").glob("*.sh")):
         lines = script.read_text(encoding="utf-8").splitlines()
-        found += [(script.name, line) for line in lines if line.startswith("latte ")]
+        found += [(script.name, line.strip()) for line in lines if line.strip().startswith("latte ")]
     return found
 
 
