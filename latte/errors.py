@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 ABANDONED: list[object] = []
 # By which a program is asked to end, and how it says so; Python itself answers the first with a KeyboardInterrupt.
 ENDINGS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+MINDSPORE_LOG = "GLOG_v"  # the level of MindSpore's log in the environment: 2 is of warnings, 3 of errors
+DETAIL = {"detail": True}  # `extra` of log lines that say no more than a progress bar does, and belong into files
 _OF_NAMES = (errno.EACCES, errno.ENAMETOOLONG, errno.ELOOP)  # of files by their names
 
 
@@ -59,10 +62,22 @@ def reason(error: Exception) -> str:
 def run_main(main: Callable[[], None]) -> None:
     """Call `main` with its log on the console; print a UserError as one line and exit with 2.
 
+    With --verbose on the command line MindSpore's warnings are shown, and the lines marked as DETAIL, which a terminal
+    does not get otherwise. Where there is no terminal, progress bars are written every ten seconds.
+
     After a signal of ENDINGS one word is printed, and the code is 128 and its number: 130 after Ctrl-C. If something
     is ABANDONED, the process ends at once.
     """
-    log, handler = logging.getLogger("latte"), logging.StreamHandler()
+    log, handler, verbose = logging.getLogger("latte"), logging.StreamHandler(), "--verbose" in sys.argv
+    on_terminal = sys.stderr.isatty()
+    if verbose:  # before MindSpore is imported; see latte/__init__.py
+        os.environ[MINDSPORE_LOG] = min(os.environ.get(MINDSPORE_LOG, "2"), "2")
+    else:
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+    if not on_terminal:
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
+    handler.addFilter(lambda record: verbose or not on_terminal or not hasattr(record, "detail"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name need not be text, or not of the terminal's encoding

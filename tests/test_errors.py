@@ -1,6 +1,7 @@
 """How programs end: with one sentence, or with one word and the code of a signal."""
 
 import io
+import logging
 import os
 import pty
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from latte import errors
-from latte.errors import ENDINGS, Interrupted, UserError, reason, run_main
+from latte.errors import DETAIL, ENDINGS, MINDSPORE_LOG, Interrupted, UserError, reason, run_main
 from latte.io.atomic import atomic_path
 
 
@@ -136,3 +137,38 @@ def test_a_closed_terminal_does_not_break_what_is_written_at_the_end(tmp_path):
     os.close(terminal)  # as a closed ssh session
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 129 and (tmp_path / "saved").exists()
+
+
+class Terminal(io.StringIO):
+    """Stands for the standard error output of a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    "stream, words, shown", [(Terminal, [], 1), (Terminal, ["--verbose"], 2), (io.StringIO, [], 2)]
+)
+def test_a_terminal_gets_no_lines_that_say_what_a_bar_shows(stream, words, shown, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream())
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    monkeypatch.setenv(MINDSPORE_LOG, "3")
+    monkeypatch.setenv("TQDM_MININTERVAL", "1")  # so that it is put back
+    monkeypatch.delenv("TQDM_MININTERVAL")
+    log = logging.getLogger("latte")
+
+    def main():
+        log.info("step 20", extra=DETAIL)
+        log.info("saved")
+
+    run_main(main)
+    assert sys.stderr.getvalue().splitlines() == ["step 20", "saved"][-shown:]
+    assert os.environ[MINDSPORE_LOG] == ("2" if words else "3")  # what MindSpore reads when it is imported
+    assert ("TQDM_MININTERVAL" in os.environ) is (stream is io.StringIO)
+
+
+def test_a_level_of_the_log_that_shows_more_is_left(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--verbose"])
+    monkeypatch.setenv(MINDSPORE_LOG, "1")
+    run_main(lambda: None)
+    assert os.environ[MINDSPORE_LOG] == "1"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from latte.config import CacheConfig, parse_config
+from latte.config.parser import describe_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         verify_cache(cfg.cache_path)
         return
     here = device.init_device(cfg.device_target, cfg.device_id, cfg.mode, cfg.jit_level, cfg.use_parallel)
+    if here.rank == 0:
+        print(f"settings: {describe_settings(cfg)}\ndevice: {device.describe_machine()}", flush=True)
     with ranks.ending_together(here.world_size):
         report = make_cache(cfg)
     if report.failed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from latte.config import SampleConfig, keep_config, parse_config
+from latte.config.parser import describe_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sequence=cfg.sequence_parallel,
         guidance=2 if cfg.cfg_parallel else 1,
     )
-    if here.rank == 0 and here.data_ranks < here.world_size:
-        print(table(here))
+    if here.rank == 0:
+        if here.data_ranks < here.world_size:
+            print(table(here))
+        print(f"settings: {describe_settings(cfg)}\ndevice: {device.describe_machine()}")
     if cfg.dry_run:
         print(videos.dry_run(cfg))
         return
@@ -45,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("no video for this rank, because there are more ranks than videos")
         return
     plan = videos.check(cfg)
+    if here.rank == 0:
+        print(videos.describe(cfg, plan), flush=True)
     targets = videos.find_targets(cfg, plan)
     if here.leads:
         keep_config(cfg)
@@ -62,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(made) < len(targets):
         print(videos.summary(pipe))
     files += videos.save_grid(cfg, plan, targets, kept)
+    _list(files, cfg.output_path)
+
+
+def _list(files: Sequence[Path], folder: str) -> None:
     for file in files[:LISTED]:
         print(file)
     if len(files) > LISTED:
-        print(f"and {len(files) - LISTED} more files in {cfg.output_path}")
+        print(f"and {len(files) - LISTED} more files in {folder}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from latte.diffusion.scheduler_config import check_values
 from latte.errors import UserError, quoted
+from latte.io import resources
 from latte.io.json_files import exists, read_json
 from latte.weights.files import SUFFIXES
 from latte.weights.mapped import OFFICIAL
@@ -45,9 +46,9 @@ def is_t2v_folder(path: str | Path | None) -> bool:
 
 
 def check_there(path: str | Path, *official: str) -> Path:
-    """Return a path; raises UserError, with the repositories of official weights, if there is nothing."""
-    if exists(path):
-        return Path(path)
+    """Return a path, or that of what is shipped; raises UserError, with where weights are, if there is nothing."""
+    if exists(found := resources.find(path)):  # the demo model is installed with the package
+        return found
     name, home = str(path), f"{OFFICIAL}, of huggingface.co: " + " and ".join(official)
     asked = match[5] if (match := HUB.fullmatch(name)) else name
     known = {_spelled(repository): repository for repository in (text.partition(" ")[0] for text in official)}
@@ -92,7 +93,7 @@ def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder
     """
     path = check_there(path, LATTE, LATTE_1)
     if vae:
-        check_there(vae, AUTOENCODER)
+        vae = check_there(vae, AUTOENCODER)
     if is_t2v_folder(path):
         kind = read_json(path / INDEX, remedy=REMEDY).get("_class_name")
         if kind != "LattePipeline":
@@ -113,6 +114,12 @@ def find_parts(path: str | Path, vae: str | Path | None = None, temporal_decoder
         return Parts(path, Path(vae))
     scheduler = path / SCHEDULER if exists(path / SCHEDULER) else None
     return Parts(_only(path, "latte"), Path(vae) if vae else _only(path, "vae"), scheduler=scheduler)
+
+
+def find_vae(path: str | Path) -> Path:
+    """Return an autoencoder: the path itself, or vae.* of a folder of ours; raises UserError if there is none."""
+    path = check_there(path, AUTOENCODER)
+    return _only(path, "vae") if path.is_dir() and not exists(path / "config.json") else path
 
 
 def read_scheduler(folder: Path | None) -> dict[str, Any]:

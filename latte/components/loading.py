@@ -274,7 +274,7 @@ def open_weights(path: Source, kind: str | None = None, weights: str | None = No
     if isinstance(path, StateFile) and weights:
         raise ValueError("which of two sets of weights to take must be said when the file is read")
     if not isinstance(path, StateFile):
-        check_there(path, *([KINDS[kind].official] if kind else (LATTE, LATTE_1, AUTOENCODER)))
+        path = check_there(path, *([KINDS[kind].official] if kind else (LATTE, LATTE_1, AUTOENCODER)))
     state = path if isinstance(path, StateFile) else read_state_dict(path, weights)
     found = _as_asked(state.tensors, kind, state.path)
     tensors = without_prefix(state.tensors, found.sign, state.path)

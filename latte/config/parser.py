@@ -67,6 +67,8 @@ class OptionError(UserError):
 class Options:
     """The base class of a group of options; a group checks its values in `__post_init__`, after calling super."""
 
+    layers = tuple[Layer, ...]()  # no field: where the last `parse_config` found values, the command line last
+
     def __post_init__(self) -> None:
         """Raise OptionError if a value is not allowed; here, if a number is not finite."""
         for field in dataclasses.fields(self):
@@ -120,10 +122,27 @@ def parse_config(cls: type[Config], argv: Sequence[str] | None = None, descripti
         if _default(field) is REQUIRED and field.name not in values:
             raise UserError(f"{_shown(field)} is not given; it is the {field.metadata['help']}")
     try:
-        return cls(**values)
+        config = cls(**values)
     except OptionError as error:
         source = next((layer.place(error.key) for layer in reversed(layers) if error.key in layer.values), None)
         raise OptionError(error.key, error.value, error.allowed, source) from None
+    cls.layers = tuple(layers)
+    return config
+
+
+def describe_settings(config: Options) -> str:
+    """Return the files that set options, and those that the command line sets otherwise, with what they were before."""
+    if not config.layers:
+        return "those of the program"
+    *files, given = config.layers
+    below = {field.name: _default(field) for field in dataclasses.fields(config)} | _merged(files)
+    names = [Path(layer.source).name for layer in reversed(files)] or ["the defaults"]
+    changed = [
+        f"{name} {show(value)}" + ("" if below[name] in (None, REQUIRED) else f" ({show(below[name])})")
+        for name, value in given.values.items()
+        if value != below[name]
+    ]
+    return ", ".join(names) + (f"; but {', '.join(changed)}" if changed else "")
 
 
 def _config_file(name: str) -> str:
@@ -191,6 +210,9 @@ def _make_parser(cls: type[Options], hints: dict[str, Any], description: str | N
         formatter_class=_Help,
         allow_abbrev=False,  # otherwise a new option could change the meaning of an old command
     )
+    parser.add_argument(
+        "--verbose", action="store_true", help="show MindSpore's warnings too, and on a terminal every line of the log"
+    )
     parser.add_argument("--version", action="version", version=version(), help="show the versions and exit")
     parser.add_argument(
         "-c",
@@ -222,6 +244,7 @@ def _read_arguments(parser: _Parser, argv: Sequence[str] | None, hints: dict[str
     if rest:
         raise UserError(f"{COMMAND_LINE}: {rest[0]!r} is no option; write --name value")
     given = {key: value for key, value in vars(found).items() if value not in (None, [])}
+    given.pop("verbose", None)  # `run_main` looks for it
     path = given.pop("config", None)
     for key, words in given.items():
         value = read_words([words] if isinstance(words, str) else words, hints[key])

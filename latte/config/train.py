@@ -9,6 +9,7 @@ from typing import Literal
 from latte.config.common import CodecOptions, LayoutOptions, ModelOptions, ProfileOptions
 from latte.config.evaluate import metrics_of
 from latte.config.parser import OptionError, Options, in_range, option
+from latte.io import resources
 
 TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
 FRAMES = 16  # of a training by default
@@ -174,7 +175,9 @@ class RunOptions(Options):
         "YAML file with the options of the data, relative to the file that names it; all other options override it",
     )
     pretrained_model_path: str | None = option(
-        None, "weights to start from: a Latte, the .pt of an ImageNet DiT, or the folder of Latte-1"
+        None,
+        "weights to start from: a Latte or its folder, which also gives what of the model is null; the .pt of an "
+        "ImageNet DiT; or the folder of Latte-1",
     )
     output_path: str = option("outputs/train", "folder in which each run gets a folder of its own")
     resume: str | None = option(None, "auto = continue the newest run of output_path; or the folder of a run")
@@ -209,6 +212,12 @@ class RunOptions(Options):
     vae_check: bool = option(
         True, "at the start reconstruct frames of the data, write them to vae.png, and warn if the autoencoder is poor"
     )
+    tensorboard: bool = option(
+        True, "write scalars, samples and histograms of the held-out loss by timestep for TensorBoard"
+    )
+    tracker: Literal["wandb", "swanlab"] | None = option(
+        None, "also send metrics and samples to Weights & Biases or SwanLab, by their own package; null = neither"
+    )
     compile_cache: bool = option(
         True, "keep the compiled training step in the user's cache folder, so that the next start does not compile"
     )
@@ -216,6 +225,8 @@ class RunOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pretrained_model_path:
+            self.pretrained_model_path = str(resources.find(self.pretrained_model_path))  # as for a checkpoint
         in_range(self, "seed", 0, 2**32 - 1)
         for key in ("sink_size", "log_interval", "ckpt_save_interval", "ckpt_max_keep"):
             in_range(self, key, 1)

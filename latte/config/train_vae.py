@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from latte.config.parser import OptionError, Options, in_range, option
+from latte.io import resources
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -17,6 +18,9 @@ class VaeTrainConfig(Options):
     target: str = option(
         "outputs/vae/vae.safetensors",
         "file to write; beside it go NAME.csv, a log, and NAME.png, held-out frames above their reconstructions",
+    )
+    pretrained_model_path: str | None = option(
+        None, "autoencoder to start from, or a folder with vae.*, such as models/demo; its sizes count; null = none"
     )
     block_out_channels: list[int] = option([32, 64, 96], "channels per level; each level halves width and height")
     layers_per_block: int = option(1, "residual blocks per level")
@@ -37,6 +41,8 @@ class VaeTrainConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pretrained_model_path:
+            self.pretrained_model_path = str(resources.find(self.pretrained_model_path))
         for key in ("layers_per_block", "latent_channels", "steps", "batch_size", "crop", "save_interval"):
             in_range(self, key, 1)
         for key in ("learning_rate", "l1_weight", "mse_weight", "kl_weight", "seed"):

@@ -308,6 +308,19 @@ def summary(pipe: LattePipeline) -> str:
     return f"{call:.3f} s per network call{compiling}{skipped}, peak memory {device.peak_memory() / GIB:.2f} GiB"
 
 
+def describe(cfg: SampleConfig, plan: Plan) -> str:
+    """Return two lines on the network and the videos of a run."""
+    config, vae = plan.network.config, plan.vae.config
+    frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
+    return (
+        f"network: {cfg.checkpoint}, {config.describe()}\n"
+        f"plan: {cfg.num_samples * len(cfg.prompts or [None])} videos of {frames} frames, {w * vae.downsampling} x "
+        f"{h * vae.downsampling} pixels, {cfg.sampling_steps or config.default_steps} "
+        f"{asked_solver(cfg) or config.default_solver or 'default'} steps, guidance "
+        f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}, to {cfg.output_path}"
+    )
+
+
 def dry_run(cfg: SampleConfig) -> str:
     """Check options and files without loading them, and describe the run and the memory it needs.
 
@@ -317,16 +330,7 @@ def dry_run(cfg: SampleConfig) -> str:
     config, vae, encoder = plan.network.config, plan.vae.config, 0
     if plan.text_encoder:
         encoder = encoder_bytes(plan.text_encoder, device.compute_dtype(cfg.dtype), cfg.quantize)
-    frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
-    work = estimate.sampling(cfg, config, vae, plan.solver, encoder)
-    lines = [
-        f"{cfg.checkpoint}: {config.describe()}",
-        f"{cfg.num_samples * len(cfg.prompts or [None])} videos of {frames} frames, {w * vae.downsampling} x "
-        f"{h * vae.downsampling} pixels, {cfg.sampling_steps or config.default_steps} "
-        f"{asked_solver(cfg) or config.default_solver or 'default'} steps, guidance "
-        f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}",
-        estimate.report_here(work),
-    ]
+    lines = [describe(cfg, plan), estimate.report_here(estimate.sampling(cfg, config, vae, plan.solver, encoder))]
     is_there = Path(cfg.output_path).is_dir()  # or else no weights need to be read
     if made := sum(target.done for target in find_targets(cfg, plan)) if is_there else 0:
         lines.append(f"{made} of this rank's videos are in {cfg.output_path} already, and are kept")

@@ -15,6 +15,8 @@ from mindspore import nn, ops
 from tqdm import tqdm
 
 from latte.components.codec import LOGVAR_RANGE
+from latte.components.folders import find_vae
+from latte.components.loading import load
 from latte.data.transforms import pixels_of
 from latte.errors import UserError
 from latte.io.csv_files import write_csv
@@ -192,7 +194,7 @@ def fit(
     """Train, and save at every interval, at the end and when told to stop; return the last PSNR and scaling factor."""
     rng = np.random.default_rng(settings.seed)
     side = settings.crop // ema.config.downsampling
-    shape = (settings.batch_size, settings.latent_channels, side, side)
+    shape = (settings.batch_size, ema.config.latent_channels, side, side)
     rows: list[list] = []
     recent: deque[list[float]] = deque(maxlen=REPORT)
     start = time.time()
@@ -218,15 +220,25 @@ def fit(
     return psnr, scale
 
 
-def train(settings: VaeTrainConfig) -> str:
-    """Train an autoencoder, save it, and return a line on its quality; raises UserError if data or sizes do not fit."""
-    check_suffix(settings.target)
+def _start(settings: VaeTrainConfig) -> tuple[AutoencoderKL, AutoencoderKL]:
+    """Return the autoencoder to train and the one of its EMA weights; raises UserError if a file is not one."""
+    if settings.pretrained_model_path:
+        path = find_vae(settings.pretrained_model_path)
+        return load(path, "autoencoder"), load(path, "autoencoder")
     config = AutoencoderConfig(
         latent_channels=settings.latent_channels,
         block_out_channels=tuple(settings.block_out_channels),
         layers_per_block=settings.layers_per_block,
         mid_block_add_attention=False,  # attention would depend on the size, and training sees only crops
     )
+    return AutoencoderKL(config, settings.seed), AutoencoderKL(config, settings.seed)
+
+
+def train(settings: VaeTrainConfig) -> str:
+    """Train an autoencoder, save it, and return a line on its quality; raises UserError if data or sizes do not fit."""
+    check_suffix(settings.target)
+    vae, ema = _start(settings)
+    config = vae.config
     all_frames, clips = read_clips(settings.data_folder)
     sides = all_frames.shape[1:3]
     if settings.crop % config.downsampling or settings.crop > min(sides):
@@ -240,7 +252,6 @@ def train(settings: VaeTrainConfig) -> str:
             f"but their sides must be multiples of {config.downsampling}; resize them, or use fewer block_out_channels"
         )
     frames, held_out = split(all_frames, clips, settings.data_folder)
-    vae, ema = (AutoencoderKL(config, settings.seed) for _ in range(2))
     rates = learning_rates("cosine", settings.learning_rate, 0.0, min(100, settings.steps // 10), settings.steps)
     step = VaeStep(vae, ema, rates, settings).as_function()
     psnr, scale = fit(step, ema, frames, held_out, settings)

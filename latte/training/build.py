@@ -203,7 +203,7 @@ def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
 
 
 def describe(cfg: TrainConfig, training: Training) -> str:
-    """Return three lines on the network, the data and the steps of a training; reads one sample.
+    """Return lines on the network, the data and the steps of a training, and a doubt if there is one; reads one sample.
 
     Raises UserError if no sample can be read.
     """
@@ -230,8 +230,21 @@ def describe(cfg: TrainConfig, training: Training) -> str:
             + compared,
             f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} steps per epoch, on "
             f"{device.current().world_size} x {device.current().target} in {cfg.dtype}",
+            *_doubt(cfg, training.total_steps),
         )
     )
+
+
+def _doubt(cfg: TrainConfig, steps: int) -> list[str]:
+    """Return a line if the EMA weights would end as they began, because the run is too short for ema_decay."""
+    old = cfg.ema_decay**steps if cfg.use_ema else 0.0
+    if old <= 0.5:
+        return []
+    better = f"; --ema_decay {1 - 10 / steps:.2g} would follow" if steps > 20 else ""
+    return [
+        f"EMA weights: samples are made with them, and after {steps} steps with ema_decay {cfg.ema_decay:g} they are "
+        f"still {old:.0%} those of the start{better}"
+    ]
 
 
 def predict(cfg: TrainConfig, training: Training) -> str:

@@ -320,6 +320,7 @@ def make_cache(cfg: CacheConfig) -> Report:
     ranks.wait_for_all(world_size)
     maker = CacheMaker(cfg, index, read_cache(cfg.cache_path), codec)
     if rank == 0:
+        _say(f"data: {_described(cfg, index, codec)}")
         _report(cfg, index, codec)
         _say(f"Start Video Index: {maker.todo[0][0] if maker.todo else len(index.records)}.")
     maker.run(ranks.WorkCounter(world_size))
@@ -360,11 +361,15 @@ def _dry_run(cfg: CacheConfig, codec: Codec) -> None:
     index = list_records(cfg)
     dataset = VideoDataset(index, frames, PixelStore(size, cfg.transform), cfg, cfg.seed)
     check_files(dataset, 1.0, f"data_folder {cfg.data_folder}")  # the cache tells of broken videos and goes on
+    _say(f"would write {_described(cfg, index, codec)}")
+
+
+def _described(cfg: CacheConfig, index: Index, codec: Codec) -> str:
     dtype = cfg.cache_dtype or DEFAULT_DTYPE
-    shape = codec.cache_settings(size)["frame_shape"]
+    shape = codec.cache_settings(cfg.image_size or DEFAULT_SIZE)["frame_shape"]
     each = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize * (2 if cfg.flip else 1)
-    _say(
-        f"would write moments {'x'.join(map(str, shape))} of {len(index.records)} videos as {cfg.cache_file_type} in "
+    return (
+        f"moments {'x'.join(map(str, shape))} of {len(index.records)} videos as {cfg.cache_file_type} in "
         f"{dtype} to {cfg.cache_path}: {each / 1e3:.1f} kB per frame"
     )
 

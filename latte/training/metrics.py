@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from tensorboardX import SummaryWriter
+
+    from latte.training.tracker import Tracker
+
 log = logging.getLogger("latte")
 # No times: a resumed run must write the same bytes as an uninterrupted one. Times go to TensorBoard and to the log.
 COLUMNS = ("step", "epoch", "loss", "mse", "bound", "grad_norm", "learning_rate", "loss_scale", "skipped_steps")
@@ -30,6 +34,7 @@ EDGES = [(STEPS * k // BINS, STEPS * (k + 1) // BINS - 1) for k in range(BINS)] 
 OF_BINS = tuple(f"mse_{first:03d}_{last:03d}" for first, last in EDGES)
 EVAL_COLUMNS = ("step", *LOSSES, *OF_BINS)
 _ROW = re.compile(rb"\d{1,15}(,[-+.\deainf]{1,32})+")
+BARS = "▁▂▃▄▅▆▇█"
 FLUSH_SECONDS = 10  # of TensorBoard events; a killed run loses at most these
 # How the log shows the values that only TensorBoard gets; `others` of `Trainer`.
 IN_LOG = {
@@ -93,17 +98,27 @@ class Table:
 class Metrics:
     """The metrics files of a run that is at `step`; with `evaluates`, also those of its evaluations.
 
-    Raises UserError if a file cannot be written.
+    What they say goes to TensorBoard too, if that is asked for, and to a tracker. Raises UserError if a file cannot be
+    written.
     """
 
-    def __init__(self, folder: Path, step: int, evaluates: bool = False):
-        from tensorboardX import SummaryWriter  # takes a second to import
-
+    def __init__(
+        self,
+        folder: Path,
+        step: int,
+        evaluates: bool = False,
+        tensorboard: bool = True,
+        tracker: Tracker | None = None,
+    ):
         self.folder = folder
         self.table = Table(folder / "metrics.csv", COLUMNS, step)
         self.evaluations = Table(folder / "eval.csv", EVAL_COLUMNS, step) if evaluates else None
-        # Also at step 0: a run that died before its first checkpoint starts again in the same folder.
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
+        self.tracker, self._events = tracker, None
+        if tensorboard:
+            from tensorboardX import SummaryWriter  # takes a second to import
+
+            # Also at step 0: a run that died before its first checkpoint starts again in the same folder.
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
 
     @property
     def file(self) -> Path:
@@ -120,15 +135,27 @@ class Metrics:
         assert self.evaluations is not None
         self.evaluations.write(values)
         self._show({name if name == "step" else f"held_out/{name}": value for name, value in values.items()})
+        if self._events:
+            add_histogram(self._events, "held_out/loss_by_timestep", [values[name] for name in OF_BINS], values["step"])
 
     def is_evaluated(self, step: int) -> bool:
         """Return whether there is a row of an evaluation at a step."""
         return self.evaluations is not None and any(int(row["step"]) == step for row in self.evaluations.rows)
 
     def _show(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            if name != "step":
-                self._events.add_scalar(name, value, int(values["step"]))
+        step, shown = int(values["step"]), {name: value for name, value in values.items() if name != "step"}
+        if self._events:
+            for name, value in shown.items():
+                self._events.add_scalar(name, value, step)
+        if self.tracker:
+            self.tracker.log(shown, step)
+
+    def show_samples(self, file: Path, shape: Sequence[int], step: int) -> None:
+        """Show a GIF of samples, whose frames are (F, H, W, 3), which TensorBoard plays."""
+        if self._events:
+            add_gif(self._events, "samples", file, shape, step)
+        if self.tracker:
+            self.tracker.log_video("samples", file, step)
 
     def sync(self) -> None:
         """Wait until the rows are on the disk; a checkpoint after this counts on them."""
@@ -172,7 +199,36 @@ class Metrics:
 
     def close(self) -> None:
         """Write the events that are still in memory."""
-        self._events.close()
+        if self._events:
+            self._events.close()
+        if self.tracker:
+            self.tracker.close()
+
+
+def add_histogram(events: SummaryWriter, name: str, means: Sequence[float], step: float) -> None:
+    """Add a histogram over the timesteps to TensorBoard's events, whose bars are the `means` (BINS,) of each tenth."""
+    heights = np.array(means, np.float64)
+    centres = np.array([(first + last) / 2 for first, last in EDGES])
+    events.add_histogram_raw(
+        name,
+        min=0,
+        max=STEPS - 1,
+        num=BINS,
+        sum=float(heights @ centres),
+        sum_squares=float(heights @ centres**2),
+        bucket_limits=[last for _, last in EDGES],
+        bucket_counts=heights.tolist(),
+        global_step=int(step),
+    )
+
+
+def add_gif(events: SummaryWriter, name: str, file: Path, shape: Sequence[int], step: int) -> None:
+    """Add a GIF with frames (F, H, W, 3) to TensorBoard's events as it is: tensorboardX would encode videos anew."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    _, height, width, channels = shape
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.read_bytes())
+    events.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
 
 def plot_evaluations(rows: Sequence[Mapping[str, str]], folder: Path) -> None:
@@ -257,3 +313,23 @@ def describe(values: Mapping[str, float], others: Mapping[str, float]) -> str:
         f"gradient norm {values['grad_norm']:.4f}, learning rate {values['learning_rate']:.3g}, "
         + ", ".join(IN_LOG[name].format(value) for name, value in others.items())
     )
+
+
+def describe_losses(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return a line with the course of the loss over the rows of metrics.csv; "" for fewer than two."""
+    losses = np.array([float(row["loss"]) for row in rows])
+    if len(losses) < 2:
+        return ""
+    course = sparkline(losses)
+    return f"loss {course} {losses[0]:.4g} at step {rows[0]['step']}, {losses[-1]:.4g} at step {rows[-1]['step']}"
+
+
+def sparkline(values: np.ndarray, width: int = 40) -> str:
+    """Return values (N,) as at most `width` bars, each the mean of its share; what is not finite is a gap."""
+    means = [part[np.isfinite(part)] for part in np.array_split(values, min(width, len(values)))]
+    heights = np.array([part.mean() if len(part) else np.nan for part in means])
+    if not np.isfinite(heights).any():
+        return " " * len(heights)
+    low, high = np.nanmin(heights), np.nanmax(heights)
+    places = (heights - low) / max(high - low, 1e-30) * (len(BARS) - 1)
+    return "".join(" " if np.isnan(place) else BARS[round(place)] for place in places)

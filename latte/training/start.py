@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from latte.components import runs
 from latte.components.folders import is_t2v_folder
 from latte.components.loading import KINDS, Kind, Weights, open_weights, read
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.errors import UserError
 from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.embeddings import KERNEL, resize_patches
+from latte.models.latte import LatteConfig
 from latte.models.precision import prepare
 from latte.runtime import device
 from latte.weights import lora
@@ -25,10 +27,10 @@ if TYPE_CHECKING:
     import mindspore as ms
 
     from latte.models import Latte, LatteT2V
-    from latte.models.latte import LatteConfig
     from latte.models.latte_t2v import LatteT2VConfig
 
 Options = TypeVar("Options", bound=TrainConfig)
+SIZES = "hidden_size", "depth", "num_heads", "patch_size", "num_frames", "image_size"  # options that weights know
 TRANSFORMER, VAE = KINDS["latte_t2v"].folder, KINDS["autoencoder"].folder
 
 
@@ -51,13 +53,39 @@ def read_start(cfg: Options) -> Start[Options]:
     """
     if cfg.model_name == TEXT_TO_VIDEO:
         return _read_folder(cfg)
-    if is_t2v_folder(cfg.pretrained_model_path):
-        raise UserError(f"{cfg.pretrained_model_path} is a text-to-video folder; set model_name: {TEXT_TO_VIDEO}")
+    cfg = complete(cfg)
     if not cfg.vae_checkpoint:
         raise UserError("vae_checkpoint is not set; name the autoencoder in the YAML or with --vae_checkpoint")
     vae = read(cfg.vae_checkpoint, "autoencoder")
     weights = open_weights(cfg.pretrained_model_path, "latte")[0] if cfg.pretrained_model_path else None
     return Start(cfg, KINDS["latte"], vae, weights)
+
+
+def complete(cfg: Options) -> Options:
+    """Return the options of a training with what the Latte it starts from says in place of null.
+
+    A folder (a run, or one with latte.* and vae.*) becomes the file of its network, and gives the autoencoder. Without
+    a model_name the network has the sizes of the weights, if they are all of a Latte's; those of a DiT are not.
+    Raises UserError if there is no such folder or file, or it is of another network.
+    """
+    if cfg.model_name == TEXT_TO_VIDEO or not cfg.pretrained_model_path:
+        return cfg
+    if is_t2v_folder(cfg.pretrained_model_path):
+        raise UserError(f"{cfg.pretrained_model_path} is a text-to-video folder; set model_name: {TEXT_TO_VIDEO}")
+    if Path(cfg.pretrained_model_path).is_dir():
+        parts = runs.find(cfg.pretrained_model_path, cfg.vae_checkpoint)
+        cfg = replace(cfg, pretrained_model_path=str(parts.network), vae_checkpoint=str(parts.vae))
+        cfg = replace(cfg, sd_scale_factor=parts.scale_factor if cfg.sd_scale_factor is None else cfg.sd_scale_factor)
+    if cfg.model_name or not cfg.vae_checkpoint or None not in (getattr(cfg, name) for name in SIZES):
+        return cfg
+    state = open_weights(str(cfg.pretrained_model_path), "latte")[0]
+    if "temp_embed" not in state.tensors:
+        return cfg
+    found = LatteConfig.from_weights(state.tensors, state.metadata, state.path, num_heads=cfg.num_heads)
+    sizes = {name: getattr(found, name) for name in SIZES if name != "image_size"}
+    if isinstance(found.input_size, int):
+        sizes["image_size"] = found.input_size * read(cfg.vae_checkpoint, "autoencoder").config.downsampling
+    return replace(cfg, **{name: value for name, value in sizes.items() if getattr(cfg, name) is None})
 
 
 def _read_folder(cfg: Options) -> Start[Options]:

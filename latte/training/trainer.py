@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -16,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from latte.components.runs import CHECKPOINTS, CONFIG_FILE
 from latte.data.loader import WorkerLostError, fetch, make_loader, unwrapped, watching
-from latte.errors import UserError
+from latte.errors import DETAIL, UserError
 from latte.io.atomic import remove_leftovers
 from latte.io.video import grid, save_video
 from latte.runtime import compile_cache, device, graphs
@@ -28,11 +29,12 @@ from latte.training.gallery import machine_line
 from latte.training.health import MAX_SKIPPED, REMEDY, SkippedSteps, unsound
 from latte.training.held_out import Evaluation, describe_evaluation
 from latte.training.identity import compare, identity
-from latte.training.metrics import Metrics, describe
+from latte.training.metrics import Metrics, describe, describe_losses
 from latte.training.next_command import next_command
 from latte.training.previews import Previews
 from latte.training.state import load_state, net_to_sample, state_of, weights_of
 from latte.training.stopping import StopSignal
+from latte.training.tracker import Tracker
 from latte.training.update import SUMS
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ GIB = 2**30
 NOT_COMPILED = {"output_path", "resume", "profile", "compile_cache", "device_id", "num_workers", "ckpt_max_keep"}
 NOT_COMPILED |= {"held_out", "eval_every", "eval_clips", "eval_metrics", "eval_real", "i3d"}
 NOT_COMPILED |= {"ckpt_keep_every", "sample_videos", "sample_steps", "guidance_scale", "vae_check", "log_interval"}
+NOT_COMPILED |= {"tensorboard", "tracker"}
 
 
 class Trainer:
@@ -77,12 +80,13 @@ class Trainer:
         if self.is_first and not self.at_end:
             run_folder.save_options(cfg, self.folder, self.step)
             run_folder.log_to(self.folder)
-            self.metrics = Metrics(self.folder, self.step, evaluates=training.held_out is not None)
+            tracker = Tracker(cfg.tracker, self.folder, dataclasses.asdict(cfg)) if cfg.tracker else None
+            self.metrics = Metrics(self.folder, self.step, training.held_out is not None, cfg.tensorboard, tracker)
         for change in self.changes:
             log.warning("%s", change)
         if not self.at_end:
             log.info("%s: from step %d to %d", self.folder, self.step, training.total_steps)
-            log.info("%s", machine_line(device.describe_machine()))
+            log.info("%s", machine_line(device.describe_machine()), extra=DETAIL)
 
     def fit(self) -> None:
         """Take steps until the end or until a signal asks to stop; then save. A run at its end stays as it is.
@@ -118,7 +122,12 @@ class Trainer:
             training.source, cfg.train_batch_size, first, last, here.data_rank, here.data_ranks, cfg.num_workers
         )
         bar = tqdm(
-            total=training.total_steps, initial=self.step, unit="step", disable=not self.is_first, smoothing=0.05
+            total=training.total_steps,
+            initial=self.step,
+            desc="training",
+            unit="step",
+            disable=not self.is_first,
+            smoothing=0.05,
         )
         if self.is_first and self.step == 0 and cfg.vae_check and not cfg.cache_folder:
             frames = [training.source[position][0][0] for position in range(reconstruction.SHOWN)]
@@ -160,7 +169,18 @@ class Trainer:
                 self.profile.begin(done, together)
         if self.is_first:
             self.metrics.close()
+            self._say_where()
             log.info("to sample from this run: %s", next_command(cfg, self.folder))
+
+    def _say_where(self) -> None:
+        """Log the course of the loss, and which files of the run a person looks for."""
+        if line := describe_losses(self.metrics.table.rows):
+            log.info("%s", line)
+        newest = max(self.checkpoints.steps(), default=self.step)
+        kinds = [*self.checkpoints.folder.glob(f"*-{newest:08d}.ckpt"), self._samples_file()]
+        names = ("loss.png", "eval.png", "metrics.csv", "log.txt", "tensorboard")
+        found = [path for path in (*kinds, *(self.folder / name for name in names)) if path.exists()]
+        log.info("%s has %s", self.folder, ", ".join(str(path.relative_to(self.folder)) for path in found))
 
     def _called(self, loader: ms.dataset.Dataset, batches: int) -> Iterator[tuple[int, ms.Tensor]]:
         """Yield the number of batches so far, of which `batches` were before, and the loss after each one.
@@ -289,7 +309,7 @@ class Trainer:
         }
         if not between:
             self.metrics.write(values, others)
-        log.info(describe(values, others))
+        log.info(describe(values, others), extra=DETAIL)
 
     @functools.cached_property
     def evaluation(self) -> Evaluation:
@@ -400,6 +420,8 @@ class Trainer:
                 videos = self.previews.make(bar.update)
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
         save_video(board, self._samples_file().with_suffix(""), ["gif"])
+        if not self.at_end:  # else nothing is open to show them in
+            self.metrics.show_samples(self._samples_file(), board.shape, self.step)
 
     def _resume(self) -> int:
         """Restore the newest checkpoint that is not damaged and return its step; 0 if there is none.

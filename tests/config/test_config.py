@@ -23,7 +23,7 @@ from latte.config import (
     parse_config,
     save_config,
 )
-from latte.config.parser import REQUIRED
+from latte.config.parser import REQUIRED, describe_settings
 from latte.config.sample import SolverName
 from latte.diffusion.solvers import SOLVERS
 from latte.errors import UserError
@@ -474,3 +474,26 @@ def test_a_flag_alone_is_true():
     assert parse_config(SampleConfig, ["--dry_run", "False"]).dry_run is False
     with pytest.raises(UserError, match="seed"):
         parse_config(SampleConfig, ["--seed", "--dry_run"])
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ([], "the defaults"),
+        (["-c", "demo"], "demo.yaml"),
+        (["-c", "demo", "--sampling_steps", "20"], "demo.yaml"),
+        (
+            ["-c", "demo", "--sampling_steps", "4", "--prompts", "a cat", "--verbose"],
+            'demo.yaml; but sampling_steps 4 (20), prompts ["a cat"]',
+        ),
+        (["--seed", "7"], "the defaults; but seed 7 (42)"),
+    ],
+)
+def test_settings_are_told_by_what_differs(words, said):
+    assert describe_settings(parse_config(SampleConfig, words)) == said
+
+
+def test_files_that_are_included_are_told_too():
+    words = ["-c", "demo_fine_video", "--max_steps", "3"]
+    said = describe_settings(parse_config(TrainConfig, words))
+    assert said.startswith("demo_fine_video.yaml, demo_video.yaml") and said.endswith("; but max_steps 3 (5000)")

@@ -208,7 +208,9 @@ def test_sample_writes_videos_a_grid_and_its_options(tmp_path, monkeypatch, caps
     formats = ("--output_format", "[mp4,gif,png]", "--num_samples", 2, "--output_path", tmp_path / "out")
     run_sample(monkeypatch, *TINY, *formats, "--class_labels", "[2,0]")
     printed = capsys.readouterr().out.splitlines()
-    assert "s per network call" in printed[0] and "peak memory" in printed[0] and "compile" in printed[0]
+    assert [line.split(":")[0] for line in printed[:4]] == ["settings", "device", "network", "plan"]
+    assert "num_samples 2 (1)" in printed[0] and str(tmp_path / "out") in printed[3]
+    assert "s per network call" in printed[4] and "peak memory" in printed[4] and "compile" in printed[4]
     names = {p.name for p in (tmp_path / "out").iterdir()}
     stems = ("video-0000-seed42-class2", "video-0001-seed43-class0")
     expected = {f"{stem}{suffix}" for stem in stems for suffix in (".mp4", ".gif", "")}

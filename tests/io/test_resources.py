@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from support.golden_values import ROOT
 
+from latte.components.folders import find_parts
+from latte.components.loading import read
 from latte.io import resources
 
 MODEL = "models/demo/latte.safetensors"
@@ -61,3 +63,8 @@ def test_a_config_that_nobody_has_keeps_its_name():
 def test_every_shipped_name_is_one_config():
     names = [path.stem for kind in ("inference", "training") for path in (ROOT / "configs" / kind).glob("*.yaml")]
     assert len(names) == len(set(names)) > 10
+
+
+def test_the_demo_model_is_loaded_from_any_folder():
+    assert find_parts("models/demo").network == ROOT / MODEL
+    assert read(MODEL).config.depth == 6

@@ -1,4 +1,4 @@
-"""The commands in the blocks of shell code of README.md and docs/, and which program of ours each one starts."""
+"""The commands in the blocks of shell code of README.md, docs/ and the model card, and what starts each one."""
 
 import re
 import shlex
@@ -6,12 +6,15 @@ from pathlib import Path
 
 from support.golden_values import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "models/demo/README.md"]
 FENCE = re.compile(r"^```(?:bash|sh|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 STAND_INS = {
     "[options": "",
     "of": "",
     "train.py]": "",
+    "$@": "",
+    "${own[@]}": "",
+    "$vae_steps": "100",
     "sample.py]": "",
 }  # what readers put their own words in place of
 LAUNCHERS = {"scripts/run_mpirun.sh": 2, "scripts/run_msrun.sh": 2, "scripts/run_distributed.sh": 4}  # own words first
@@ -40,7 +43,7 @@ def commands():
             found += [(page.name, line.strip()) for line in lines if line.strip() and not line.strip().startswith("#")]
     for script in sorted((ROOT / "examples").glob("*.sh")):
         lines = script.read_text(encoding="utf-8").splitlines()
-        found += [(script.name, line) for line in lines if line.startswith("latte ")]
+        found += [(script.name, line.strip()) for line in lines if line.strip().startswith("latte ")]
     return found
 
 

@@ -8,7 +8,16 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from latte.training.metrics import COLUMNS, Metrics, describe, read_metrics, smoothed
+from latte.training.metrics import (
+    COLUMNS,
+    OF_BINS,
+    Metrics,
+    describe,
+    describe_losses,
+    read_metrics,
+    smoothed,
+    sparkline,
+)
 
 OTHERS = {"videos_per_second": 2.5, "images_per_second": 40.0, "memory_gib": 1.25}
 
@@ -184,3 +193,40 @@ def test_a_line_for_the_log_names_everything():
         "2.5 videos per second, 40 images per second, peak memory 1.25 GiB",
     ):
         assert part in line
+
+
+def test_bars_show_the_course_of_values():
+    assert sparkline(np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])) == "▁▂▃▄▅▆▇█"
+    assert sparkline(np.arange(1000.0, 0, -1), 4) == "█▆▃▁"
+    assert sparkline(np.array([2.0, 2.0])) == "▁▁"
+    assert sparkline(np.array([1.0, np.nan, 2.0])) == "▁ █" and sparkline(np.array([np.inf, np.nan])) == "  "
+
+
+def test_the_course_of_the_loss_is_told_from_two_rows_on():
+    rows = [{"step": "20", "loss": "0.9"}, {"step": "40", "loss": "0.25"}]
+    assert describe_losses(rows) == "loss █▁ 0.9 at step 20, 0.25 at step 40"
+    assert describe_losses(rows[:1]) == describe_losses([]) == ""
+
+
+def test_tensorboard_has_samples_and_the_loss_by_timestep(tmp_path):
+    metrics = Metrics(tmp_path, 0, evaluates=True)
+    gif = tmp_path / "step-00000003.gif"
+    Image.new("RGB", (6, 4)).save(gif)
+    means = {name: 1.0 / (k + 1) for k, name in enumerate(OF_BINS)}
+    metrics.write_evaluation({"step": 3, "loss": 1.0, "mse": 0.9, "bound": 0.1, **means})
+    metrics.show_samples(gif, (2, 4, 6, 3), 3)
+    metrics.close()
+    found = {value.tag: (event.step, value) for event in events(tmp_path) for value in event.summary.value}
+    step, histogram = found["held_out/loss_by_timestep"]
+    assert step == 3 and list(histogram.histo.bucket) == list(means.values())
+    assert list(histogram.histo.bucket_limit) == [99 + 100 * k for k in range(10)]
+    step, image = found["samples"]
+    assert step == 3 and image.image.encoded_image_string == gif.read_bytes()
+    assert (image.image.height, image.image.width) == (4, 6)
+
+
+def test_without_tensorboard_there_is_no_folder_of_it(tmp_path):
+    metrics = Metrics(tmp_path, 0, tensorboard=False)
+    metrics.write(values(1), OTHERS)
+    metrics.close()
+    assert not (tmp_path / "tensorboard").exists() and len(metrics.table.rows) == 1

@@ -13,7 +13,7 @@ from latte.errors import UserError
 from latte.models import Latte
 from latte.models.embeddings import resize_patches
 from latte.runtime import device
-from latte.training.start import Start, networks, start_from
+from latte.training.start import Start, complete, networks, read_start, start_from
 from latte.weights.files import StateFile
 
 FRESH = KINDS["latte"].fresh
@@ -113,3 +113,38 @@ def test_ema_weights_begin_as_the_weights_and_are_not_theirs(weights):
         assert (weight is average[name]) == (not weight.requires_grad)
     expected = found.tensors if weights else values_of(Latte(found.config, seed=3))
     assert all(np.array_equal(weight.asnumpy(), expected[name]) for name, weight in own.items())
+
+
+def test_a_folder_gives_network_autoencoder_and_sizes():
+    cfg = complete(TrainConfig(pretrained_model_path="models/demo"))
+    assert (cfg.hidden_size, cfg.depth, cfg.num_heads, cfg.patch_size) == (256, 6, 4, 4)
+    assert (cfg.image_size, cfg.num_frames) == (64, 16) and cfg.condition is None
+    assert cfg.pretrained_model_path.endswith("latte.safetensors") and cfg.vae_checkpoint.endswith("vae.safetensors")
+    assert complete(cfg) == cfg
+
+
+def test_the_demo_model_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_start(TrainConfig(pretrained_model_path="models/demo")).weights is not None
+
+
+def test_what_is_asked_for_counts_more_than_the_weights():
+    asked = {"num_frames": 8, "image_size": 32, "patch_size": 2, "vae_checkpoint": "models/demo/vae.safetensors"}
+    cfg = complete(TrainConfig(pretrained_model_path="models/demo", **asked))
+    assert (cfg.num_frames, cfg.image_size, cfg.patch_size, cfg.depth) == (8, 32, 2, 6)
+    named = TrainConfig(pretrained_model_path=str(CLASS), model_name="Latte-S/2", vae_checkpoint="vae.ckpt")
+    assert complete(named) == named
+
+
+def test_an_image_network_does_not_tell_what_a_video_network_is(tmp_path):
+    state, _ = open_weights(CLASS, "latte")
+    without = StateFile({name: value for name, value in state.tensors.items() if name != "temp_embed"}, {}, "dit.pt")
+    cfg = TrainConfig(pretrained_model_path="dit.pt", vae_checkpoint="vae.ckpt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latte.training.start.open_weights", lambda *_: (without, None))
+        assert complete(cfg) == cfg
+
+
+def test_a_folder_without_a_network_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no file of weights named latte"):
+        complete(TrainConfig(pretrained_model_path=str(tmp_path)))

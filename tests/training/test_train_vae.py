@@ -1,6 +1,7 @@
 """tools/train_vae.py as users call it: the loss falls, the file loads, clips are held out, and what is refused."""
 
 import csv
+import re
 import signal
 import sys
 
@@ -171,3 +172,24 @@ def test_bad_data(train, capsys, tmp_path):
     refused(capsys, lambda: train(*argv), "b.png", "broken")
     Image.new("RGB", (24, 16)).save(tmp_path / "b.png")
     refused(capsys, lambda: train(*argv), "b.png has another size than a.png")
+
+
+def test_a_training_starts_from_an_autoencoder(train, images, tmp_path, capsys):
+    """Steps that change nothing save what it was, with its sizes."""
+    words = ["--data_folder", images, "--target", tmp_path / "vae.safetensors", "--steps", 1, "--learning_rate", 0]
+    train(*words, "--crop", 8, "--batch_size", 1, "--pretrained_model_path", "models/demo")
+    before = read_state_dict("models/demo/vae.safetensors").tensors
+    after = read_state_dict(tmp_path / "vae.safetensors").tensors
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name].astype(np.float32), after[name]) for name in before)
+    psnr = float(re.search(r"PSNR ([\d.]+) dB", capsys.readouterr().out)[1])
+    assert psnr > 15  # a new one has 6
+
+
+def test_what_is_no_autoencoder_is_no_start(train, images, tmp_path, capsys):
+    words = ["--data_folder", images, "--target", tmp_path / "vae.safetensors"]
+    refused(
+        capsys, lambda: train(*words, "--pretrained_model_path", "models/demo/latte.safetensors"), "a Latte network"
+    )
+    refused(capsys, lambda: train(*words, "--pretrained_model_path", "nowhere"), "nowhere")
+    refused(capsys, lambda: train(*words, "--pretrained_model_path", images), "no file of weights named vae")
