@@ -14,7 +14,7 @@ from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.errors import UserError
 from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.embeddings import KERNEL, resize_patches
-from latte.models.latte import LatteConfig
+from latte.models.latte import CHOICES, LatteConfig
 from latte.models.precision import prepare
 from latte.runtime import device
 from latte.weights import lora
@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from latte.models.latte_t2v import LatteT2VConfig
 
 Options = TypeVar("Options", bound=TrainConfig)
-SIZES = "hidden_size", "depth", "num_heads", "patch_size", "num_frames", "image_size"  # options that weights know
+SIZES = (
+    "hidden_size",
+    "depth",
+    "num_heads",
+    "patch_size",
+    "num_frames",
+    "image_size",
+    *CHOICES,
+)  # options that weights know
 TRANSFORMER, VAE = KINDS["latte_t2v"].folder, KINDS["autoencoder"].folder
 
 
