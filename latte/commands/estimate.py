@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--card is not given; it is the card to predict for, such as 910B3, H100 or cpu")
 
     from latte.inference import estimate, scaling  # after the options: MindSpore takes seconds to import
+    from latte.training.start import complete
 
     if cfg.scaling:
         print(scaling.report(cfg, cfg.card))
@@ -82,7 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(assumed)
         work = estimate.sampling(cfg, config, vae)
     else:
-        work = estimate.training(cfg, *estimate.described(cfg))
+        start = cfg.pretrained_model_path
+        whole = complete(cfg) if start and exists(resources.find(start)) else cfg
+        work = estimate.training(whole, *estimate.described(whole))
     print(estimate.report(work, cfg.card, cfg.cards, cfg.hosts))
 
 

@@ -284,6 +284,8 @@ class LattePipeline(LoraMixin):
         if parts.prompts is None and quantize:
             raise UserError(f"quantize {quantize} is for text-to-video folders, and {path} is not one; leave it out")
         if parts.prompts is not None and model:
+            if "variant" in model:  # diffusers' name of a form of the weights
+                raise unknown_argument("from_pretrained", "variant", FROM_PRETRAINED)
             raise UserError(f"{', '.join(model)}: a text-to-video folder determines this; leave it out")
         options: dict[str, Any] = {"dtype": name, "quantize": quantize, **model}
         options |= {"enable_flash_attention": enable_flash_attention, "keep_text_encoder": keep_text_encoder}

@@ -12,6 +12,7 @@ from latte.components.folders import is_t2v_folder
 from latte.components.loading import KINDS, Kind, Weights, open_weights, read
 from latte.config import TEXT_TO_VIDEO, TrainConfig
 from latte.errors import UserError
+from latte.io import resources
 from latte.models.adapters import choose_trained, share_frozen_weights
 from latte.models.embeddings import KERNEL, resize_patches
 from latte.models.latte import CHOICES, LatteConfig
@@ -80,8 +81,8 @@ def complete(cfg: Options) -> Options:
         return cfg
     if is_t2v_folder(cfg.pretrained_model_path):
         raise UserError(f"{cfg.pretrained_model_path} is a text-to-video folder; set model_name: {TEXT_TO_VIDEO}")
-    if Path(cfg.pretrained_model_path).is_dir():
-        parts = runs.find(cfg.pretrained_model_path, cfg.vae_checkpoint)
+    if (folder := resources.find(cfg.pretrained_model_path)).is_dir():
+        parts = runs.find(folder, cfg.vae_checkpoint)
         cfg = replace(cfg, pretrained_model_path=str(parts.network), vae_checkpoint=str(parts.vae))
         cfg = replace(cfg, sd_scale_factor=parts.scale_factor if cfg.sd_scale_factor is None else cfg.sd_scale_factor)
     if cfg.model_name or not cfg.vae_checkpoint or None not in (getattr(cfg, name) for name in SIZES):

@@ -155,7 +155,10 @@ def test_what_is_said_counts_every_frame_and_names_the_folder_and_what_comes_nex
         make_cache(options(videos / "day", tmp_path / "c"))
     assert "14 frames encoded" in caplog.text  # 5 and 9: the first slice, which is not timed, is counted
     assert f"the latents of 2 videos are in {tmp_path / 'c'}; train from them with train.py" in caplog.text
-    assert capsys.readouterr().out == "Start Video Index: 0.\nSaving Attempts: 1: save 2 videos, failed 0 videos.\n"
+    assert capsys.readouterr().out == (
+        f"data: moments 8x8x8 of 2 videos as numpy in fp16 to {tmp_path / 'c'}: 1.0 kB per frame\n"
+        "Start Video Index: 0.\nSaving Attempts: 1: save 2 videos, failed 0 videos.\n"
+    )
 
 
 def test_a_dry_run_says_what_would_be_written_and_writes_nothing(videos, tmp_path, caplog, capsys):

@@ -23,6 +23,7 @@ LATTE = {
     "patch_embedding": "uniform",
     "injection": "adaln",
     "temporal_position": "absolute",
+    "condition_frames": 0,
 }
 
 
