@@ -15,6 +15,7 @@ STAND_INS = {
     "$@": "",
     "${own[@]}": "",
     "$vae_steps": "100",
+    "$size": "512",
     "sample.py]": "",
 }  # what readers put their own words in place of
 LAUNCHERS = {"scripts/run_mpirun.sh": 2, "scripts/run_msrun.sh": 2, "scripts/run_distributed.sh": 4}  # own words first
