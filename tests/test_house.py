@@ -29,7 +29,12 @@ KNOWS_DEVICES = (
     "tools/benchmark",
     "tests/",
 )
-CONFIGS = {"inference": "SampleConfig", "training": "TrainConfig", "training/data": "DataConfig"}
+CONFIGS = {
+    "inference": "SampleConfig",
+    "training": "TrainConfig",
+    "training/ablation": "TrainConfig",
+    "training/data": "DataConfig",
+}
 
 
 def check_devices(path: str, text: str) -> list[str]:

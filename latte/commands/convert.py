@@ -58,6 +58,9 @@ class LatteOptions(Options):
         None, "which set of weights to convert; null = ema if the file has it"
     )
     num_heads: int | None = option(None, "attention heads, for a width that no official size has")
+    variant: Literal[1, 2, 3, 4] | None = option(
+        None, "variant of figure 2 of the paper, where no configuration lies beside the weights; null = 1"
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -141,7 +144,7 @@ def main_folder(argv: Sequence[str] | None = None) -> None:
 
 def _convert_latte(options: ConvertLatteConfig | ConvertConfig, state: StateFile | None = None) -> None:
     weights = None if state else options.weights  # what was read is already the set that was asked for
-    _convert_file(options, "latte", state, weights=weights, num_heads=options.num_heads)
+    _convert_file(options, "latte", state, weights=weights, num_heads=options.num_heads, variant=options.variant)
 
 
 def _convert_vae(options: ConvertVaeConfig | ConvertConfig, state: StateFile | None = None) -> None:

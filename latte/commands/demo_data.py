@@ -5,6 +5,7 @@ Nothing is downloaded; the same options give the same clips. The files below the
     frames/<class>/<clip>/<clip>_0001.jpg ...
     videos/<class>/<clip>.mp4
     demo.csv with the columns video,class,caption
+    clip/ with text_encoder: a random text encoder, which tells the captions apart but knows no words
 
 Running it again draws only the clips that are missing.
 """
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from latte.config.parser import OptionError, Options, in_range, option, parse_config
 from latte.data.demo import CLASSES, caption, clip_name, make_clip, write_frames
+from latte.data.demo_clip import write_demo_clip
 from latte.errors import UserError
 from latte.io.csv_files import write_csv
 from latte.io.video import read_frames, read_video, save_mp4
@@ -39,6 +41,9 @@ class Settings(Options):
     size: int = option(64, "width and height in pixels, an even number")
     seed: int = option(0, "seed of the first clip of each class; the next clips count up from it")
     formats: list[Literal["frames", "mp4"]] = option(["frames", "mp4"], "what to write")
+    text_encoder: bool = option(
+        False, "also write clip/, a text encoder with random weights: enough to tell the captions apart, nothing more"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +68,8 @@ def make(settings: Settings) -> None:
                 rows.append((where, kind, caption(label, seed)))
                 bar.update()
     write_csv(root / "demo.csv", ("video", "class", "caption"), rows)
+    if settings.text_encoder and not (root / "clip").exists():
+        write_demo_clip(root / "clip")
     side = settings.size
     print(f"{len(rows)} clips of {settings.num_frames} frames, {side} x {side} pixels, in {root}")
 

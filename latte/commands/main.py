@@ -25,6 +25,7 @@ COMMANDS = {  # modules of latte.commands; only the requested one is imported
     "web": "open a page in the browser to sample videos with",
     "gallery": "write a training as one HTML file: samples, curves, options, metrics",
     "estimate": "predict memory and time of a training or a sampling on a card",
+    "ablation": "train several networks one after the other and compare them in one page",
     "schedule": "find which network calls of a sampling are worth computing",
     "compare": "measure videos against a reference: PSNR, SSIM, VMAF, flicker, motion",
     "doctor": "list the devices of this machine and what is missing for them",

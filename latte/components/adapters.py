@@ -117,7 +117,7 @@ class Adapters:
             name = f"{layer}.weight"
             shape: tuple[int, ...] = (up.shape[0], down.shape[1])
             if padded:
-                shape = pad_heads(name, np.empty(shape, np.int8), self.net.config.num_heads).shape
+                shape = pad_heads(name, np.empty(shape, np.int8), self.net.config.attention_heads).shape
             if name not in weights or tuple(weights[name].shape) != shape:
                 there = tuple(weights[name].shape) if name in weights else "no such weight"
                 raise UserError(
@@ -142,7 +142,7 @@ class Adapters:
         result = {}
         for key, delta in added.items():
             if self.net.flash:
-                delta = pad_heads(key, delta, self.net.config.num_heads)
+                delta = pad_heads(key, delta, self.net.config.attention_heads)
             result[key] = (self._without(key).astype(np.float64) + delta).astype(np.float32)
             dtype = numpy_dtype(str(self.weights[key].dtype).lower())
             if not np.isfinite(result[key].astype(dtype).astype(np.float32)).all():

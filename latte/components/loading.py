@@ -261,7 +261,7 @@ def fill(net: Net, state: StateFile) -> Net:
     """Load weights strictly into a network as it was built, or as it was already prepared, and return it."""
     tensors = state.tensors
     if net.prepared and net.flash:
-        tensors = {name: pad_heads(name, values, net.config.num_heads) for name, values in tensors.items()}
+        tensors = {name: pad_heads(name, values, net.config.attention_heads) for name, values in tensors.items()}
     load_state(net, tensors, state.path)
     return net if net.prepared else prepare(net)
 

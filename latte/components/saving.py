@@ -32,7 +32,7 @@ def weights_of(net: nn.Cell) -> dict[str, np.ndarray]:
     weights = {name: weight.asnumpy() for name, weight in net.parameters_and_names()}
     if not getattr(net, "flash", False):
         return weights
-    heads, width = net.config.num_heads, net.config.hidden_size // net.config.num_heads
+    heads, width = net.config.attention_heads, net.config.hidden_size // net.config.attention_heads
     return {name: unpad_heads(name, values, heads, width) for name, values in weights.items()}
 
 

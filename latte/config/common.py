@@ -86,6 +86,22 @@ class ModelOptions(Options):
         "conv", "embed patches with a convolution, or with the equivalent matrix product"
     )
 
+    variant: Literal[1, 2, 3, 4] | None = option(
+        None,
+        "1 = blocks over patches and over frames in turn; 2 = first those over patches; 3 = both attentions in each "
+        "block; 4 = half of the heads for each",
+    )
+    patch_embedding: Literal["uniform", "compression"] | None = option(
+        None, "uniform = patches of each frame; compression = of two frames together, which halves the tokens"
+    )
+    injection: Literal["adaln", "all_tokens"] | None = option(
+        None,
+        "how timestep and condition enter: adaln = norms and gates of blocks; all_tokens = one more token per frame",
+    )
+    temporal_position: Literal["absolute", "rotary"] | None = option(
+        None, "absolute = an embedding of the frame is added; rotary = queries and keys over frames are rotated"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("num_classes", "num_frames", "hidden_size", "depth", "num_heads", "patch_size"):

@@ -106,14 +106,45 @@ class ConditioningFrameOptions(Options):
         None, "conditioning frames: an image, a video, or a folder of frames; the videos begin with the last ones"
     )
     init_count: int = option(1, "number of conditioning frames")
-    init_strength: float = option(
-        0.6, "how much the other frames may differ from the last conditioning frame: low = still, 1 = free"
+    init_strength: float | None = option(
+        None,
+        "how much the other frames may differ from the last conditioning frame: low = still, 1 = free; null = 0.6, or "
+        "1 for a network trained with condition_frames, which follows them by itself",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "init_count", 1)
         in_range(self, "init_strength", 0.01, 1)
+
+
+@dataclasses.dataclass(kw_only=True)
+class WindowOptions(Options):
+    """Videos longer than trained, loops"""
+
+    window: int | None = option(
+        None,
+        "frames that the network makes at once; num_frames is then the length of the whole video, made by windows that "
+        "overlap; null = as many as trained if window_stride or loop is set, else no windows",
+    )
+    window_stride: int | None = option(
+        None, "frames between the starts of two windows: less is smoother and takes longer; null = window / 4"
+    )
+    loop: bool = option(False, "make the end of the video meet its start: windows also cross its end")
+    shared_noise: bool = option(
+        True,
+        "all windows have the noise of the first one, its frames shuffled, so that they begin alike; false = new noise",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range(self, "window", 2)
+        in_range(self, "window_stride", 1)
+
+    @property
+    def by_windows(self) -> bool:
+        """Whether the options ask for windows."""
+        return bool(self.window or self.window_stride or self.loop)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -151,6 +182,7 @@ class GuidanceLayoutOptions(LayoutOptions):
 class SampleConfig(
     ProfileOptions,
     OutputOptions,
+    WindowOptions,
     ConditioningFrameOptions,
     TextToVideoOptions,
     SamplingOptions,

@@ -12,6 +12,7 @@ from latte.config.parser import OptionError, Options, in_range, option
 from latte.io import resources
 
 TEXT_TO_VIDEO = "LatteT2V"  # the model_name of the text-to-video network
+FRAMES = 16  # of a training by default
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -69,6 +70,11 @@ class ConditionOptions(Options):
     class_dropout_prob: float = option(
         0.1, "probability that a condition is replaced by the null condition, for guidance"
     )
+    condition_frames: int = option(
+        0,
+        "learn to continue videos: of each, a random number of first frames up to this stays without noise; sampling "
+        "with init_frames then follows them; 0 = all frames are noisy",
+    )
     text_embeddings: str | None = option(
         None, "CLIP embeddings, an .npz of `text` (N, 77, 768), `captions` (N,) and `null` (77, 768)"
     )
@@ -81,6 +87,7 @@ class ConditionOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         in_range(self, "class_dropout_prob", 0, 1)
+        in_range(self, "condition_frames", 0)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -276,21 +283,32 @@ class TrainConfig(
             )
         if self.eval_metrics and (self.condition == "text" or self.model_name == TEXT_TO_VIDEO):
             raise OptionError("eval_metrics", self.eval_metrics, "empty for text, of which it makes no samples")
+        self._check_frames()
         if self.model_name != TEXT_TO_VIDEO:
             if self.trainable != "all":
                 raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")
             return
         if not self.pretrained_model_path:
             raise OptionError("pretrained_model_path", None, f"the folder of a Latte-1 for model_name {TEXT_TO_VIDEO}")
-        for key in ("hidden_size", "depth", "num_heads", "patch_size", "num_classes", "frame_list"):
+        sizes = ("hidden_size", "depth", "num_heads", "patch_size", "num_classes")
+        choices = ("variant", "patch_embedding", "injection", "temporal_position")
+        for key in (*sizes, *choices, "frame_list"):
             if getattr(self, key) is not None:
                 raise OptionError(key, getattr(self, key), f"null for {TEXT_TO_VIDEO}, whose folder determines it")
         if self.condition == "class":
             raise OptionError(
                 "condition", self.condition, f"text or null for {TEXT_TO_VIDEO}, which is conditioned on captions"
             )
-        if self.images_per_video:
-            raise OptionError("images_per_video", self.images_per_video, f"0 for {TEXT_TO_VIDEO}")
+
+    def _check_frames(self) -> None:
+        if self.condition_frames >= (self.num_frames or FRAMES):
+            raise OptionError("condition_frames", self.condition_frames, "less than num_frames: some are to be learned")
+        if self.condition_frames and (self.model_name == TEXT_TO_VIDEO or self.sequence_parallel > 1):
+            raise OptionError("condition_frames", self.condition_frames, "0 for LatteT2V and with sequence_parallel")
+        if self.patch_embedding == "compression":  # joins two frames
+            for key in ("images_per_video", "condition_frames"):
+                if getattr(self, key):
+                    raise OptionError(key, getattr(self, key), "0 with patch_embedding compression, which joins frames")
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -94,6 +94,7 @@ class Sample(NamedTuple):
     labels: np.ndarray  # (1 + n,) int32
     record: int
     skipped: np.ndarray  # (MAX_SKIPPED,) int32, filled up with -1
+    images: tuple[int, ...] = ()  # the records of the single images
 
 
 class VideoDataset:
@@ -140,7 +141,8 @@ class VideoDataset:
             x = np.concatenate([x, *[image for _, image in images]])
         # More than fit are rare, and other samples meet them again.
         noted = [*dict.fromkeys(skipped), *[-1] * MAX_SKIPPED][:MAX_SKIPPED]
-        return Sample(x, np.array(labels, np.int32), record, np.array(noted, np.int32))
+        numbers = tuple(number for number, _ in images)
+        return Sample(x, np.array(labels, np.int32), record, np.array(noted, np.int32), numbers)
 
     def reason(self, number: int) -> str:
         """Return why a record was skipped; this may read the whole of it."""
@@ -167,7 +169,8 @@ class VideoDataset:
         if not self.index.images:
             return self.numbers
         used = {self.index.records[number].path for number in self.numbers}
-        listed = [k for k, image in enumerate(self.index.images) if image.path.parent in used]
+        kept_out = {record.path for record in self.index.records} - used
+        listed = [k for k, image in enumerate(self.index.images) if image.path.parent not in kept_out]
         if not listed:
             raise UserError(
                 f"frame_list {self.options.frame_list} names images of held-out videos only; leave held_out or "

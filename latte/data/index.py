@@ -65,7 +65,13 @@ def list_records(options: DataOptions) -> Index:
             f"data_folder {root} holds no videos in the layout {options.data_layout} ({', '.join(wanted)}); "
             "check --data_folder and --data_layout"
         )
-    return Index(records, classes, list(_listed_images(root, options, records)))
+    images = list(_listed_images(root, options, records))
+    if options.data_layout == "csv" and options.images_per_video:  # lines that name images are no videos then
+        images += [record for record in records if record.path.suffix.lower() in FRAME_SUFFIXES]
+        records = [record for record in records if record.path.suffix.lower() not in FRAME_SUFFIXES]
+        if not records:
+            raise UserError(f"csv_path {options.csv_path} names images only; joint training needs videos beside them")
+    return Index(records, classes, images)
 
 
 def _frame_folders(root: Path, _: DataOptions) -> tuple[list[Record], list[str]]:
@@ -293,7 +299,7 @@ def _listed_images(root: Path, options: DataOptions, records: list[Record]) -> I
             raise UserError(f"{where}: {len(found)} videos are called {video!r}; write the folders above it too")
         if frame in ("", ".", ".."):
             raise UserError(f"{where} names no image; a line is video/frame.jpg")
-        yield Record(found[0].path / frame, found[0].label)
+        yield Record(found[0].path / frame, found[0].label, found[0].caption)
 
 
 LAYOUTS = {

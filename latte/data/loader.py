@@ -49,9 +49,11 @@ class WorkerLostError(UserError):
 class TrainingSource:
     """What a training step takes, by position; `columns` are its names.
 
-    x: pixels (F, 3, H, W) or moments (F, 2 L, h, w); posterior_noise and noise (F, L, h, w); t (); skipped (8,); and
+    x: pixels (F, 3, H, W) or moments (F, 2 L, h, w); posterior_noise and noise (F, L, h, w); t (), or with
+    condition_frames (1 + frames of the video,), then for each frame 1 if it is to be noisy, else 0; skipped (8,); and
     for a condition label (1 + n,), text (77, 768), or, for `captions`, one per record, text (S, C) and mask (S,). With
-    probability `dropout` the condition is the null one.
+    n single images, which are among the F, texts and masks have an axis (1 + n) before these. With probability
+    `dropout` the condition is the null one.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class TrainingSource:
         dropout: float = 0.1,
         steps: int = 1000,
         captions: Captions | None = None,
+        condition_frames: int = 0,
     ):
+        self.condition_frames = condition_frames
         self.dataset, self.latent_shape, self.seed, self.steps = dataset, latent_shape, seed, steps
         self.num_classes, self.text, self.captions, self.dropout = num_classes, text, captions, dropout
         condition = ["label"] if num_classes else ["text"] if text else ["text", "mask"] if captions else []
@@ -80,7 +84,8 @@ class TrainingSource:
         texts: tuple[np.ndarray, ...] = self.captions.padded(None) if self.captions else ()
         if self.text:
             texts = (self.text[2],)
-        return 4 * numbers + sum(array.nbytes for array in texts)
+        count = 1 + self.dataset.options.images_per_video
+        return 4 * numbers + count * sum(array.nbytes for array in texts)
 
     def complete(self, position: int, sample: Sample) -> tuple[np.ndarray, ...]:
         """Return the sample of a position with its random numbers."""
@@ -88,15 +93,25 @@ class TrainingSource:
         dropped = rng.random() < self.dropout
         t = np.array(rng.integers(self.steps), np.int32)
         noise, posterior_noise = rng.standard_normal((2, *self.latent_shape), np.float32)
+        if self.condition_frames:
+            given = rng.integers(self.condition_frames + 1)
+            t = np.append(t, np.arange(self.dataset.num_frames) >= given).astype(np.int32)
         values = (sample.x, posterior_noise, t, noise, sample.skipped)
         if self.num_classes:
             return *values, np.full_like(sample.labels, self.num_classes) if dropped else sample.labels
-        if self.text:
-            embeddings, places, null = self.text
-            return *values, null if dropped else embeddings[places[sample.record]]
+        if not (self.text or self.captions):
+            return values
+        texts = [self._text(None if dropped else number) for number in (sample.record, *sample.images)]
+        if not sample.images:
+            return *values, *texts[0]
+        return *values, *(np.stack(each) for each in zip(*texts, strict=True))
+
+    def _text(self, record: int | None) -> tuple[np.ndarray, ...]:
+        """Return the text of a record, None being the null one, and for `captions` its mask."""
         if self.captions:
-            return *values, *self.captions.padded(None if dropped else sample.record)
-        return values
+            return self.captions.padded(record)
+        embeddings, places, null = self.text  # type: ignore[misc]
+        return (null if record is None else embeddings[places[record]],)
 
 
 class _Rows:

@@ -104,19 +104,27 @@ def discretized_gaussian_nll(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor
 
 
 def variational_bound(
-    tables: GaussianTables, eps: Tensor, values: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor
+    tables: GaussianTables,
+    eps: Tensor,
+    values: Tensor,
+    x_start: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    share: Tensor | None = None,
 ) -> Tensor:
     """The term of the variational lower bound (VLB) at step t, in bits per dimension: (B,).
 
     ``eps`` and ``values`` are the two halves of the network's output, each like x. The term is
     KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the decoder's -log p(x_0 | x_1) (IDDPM eq. 4 to 7).
+    ``share`` (B, F, 1, 1, 1) weighs frames.
     """
     x_start = float32(x_start)
     true_mean, true_log_var = q_posterior(tables, x_start, x_t, t)
     mean, _ = q_posterior(tables, predict_x_start(tables, x_t, t, eps), x_t, t)
     log_var = learned_range_log_variance(tables, values, t)
-    kl = mean_flat(normal_kl(true_mean, true_log_var, mean, log_var))
-    nll = mean_flat(discretized_gaussian_nll(x_start, mean, 0.5 * log_var))
+    kl = normal_kl(true_mean, true_log_var, mean, log_var)
+    nll = discretized_gaussian_nll(x_start, mean, 0.5 * log_var)
+    kl, nll = [mean_flat(each if share is None else each * share) for each in (kl, nll)]
     return ops.where(t == 0, nll, kl) / math.log(2.0)
 
 

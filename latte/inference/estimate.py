@@ -25,6 +25,7 @@ from latte.inference.inputs import (
     DEFAULT_SIZE,
     Config,
     asked_solver,
+    asked_windows,
     guidance,
     latent_shape,
     model_options,
@@ -99,7 +100,7 @@ class Work:
     @property
     def exchanges(self) -> float:
         """The number of exchanges between ranks that share frames, in a pass and, in a training, back."""
-        return 0 if self.sizes.ranks == 1 else 2 * self.sizes.pairs * (2 if self.trains else 1)
+        return 0 if self.sizes.ranks == 1 else 2 * self.config.blocks_over_frames * (2 if self.trains else 1)
 
     @property
     def exchanged(self) -> float:
@@ -196,6 +197,7 @@ def sampling(
     not fit the network.
     """
     frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
+    windows = asked_windows(cfg, config)
     text, guided = config.conditioning == "prompt", guidance(cfg, config) != 1
     steps = cfg.sampling_steps or config.default_steps
     solver = solver or Solver(asked_solver(cfg) or config.default_solver or "ddim")
@@ -210,7 +212,7 @@ def sampling(
     return Work(
         kind="t2v sample guided" if text else "sample guided" if both else "sample",
         config=config,
-        sizes=_sizes(config, batch * halves, frames, h, w, fused, parts),
+        sizes=_sizes(config, batch * halves, windows.length if windows else frames, h, w, fused, parts),
         grid=_vae_grid(h, w, vae),
         dtype=cfg.dtype,
         fused=fused,
@@ -220,7 +222,7 @@ def sampling(
         halves=2 if cfg.cfg_parallel else 1,
         vae_slice=cfg.vae_slice,
         vae_tile=cfg.vae_tile,
-        calls=solver.calls(steps),
+        calls=solver.calls(steps) * (len(windows.starts) if windows else 1),
         videos=videos,
         int8=bool(cfg.quantize),
         text_encoder=text_encoder,
@@ -260,25 +262,27 @@ def stored(cfg: SampleConfig) -> tuple[Config, AutoencoderConfig, str]:
         asked = {key: value for key, value in model_options(cfg, vae).items() if value is not None}
         if cfg.condition or (cfg.guidance_scale or 1) != 1:
             asked |= {"condition": cfg.condition or "class", "num_classes": cfg.num_classes or 101}
-        config = LatteConfig(**(named_sizes(asked.pop("model_name", DEFAULT_MODEL)) | asked))
+        name = asked.pop("model_name", DEFAULT_MODEL)
+        config = LatteConfig(**(named_sizes(name, asked.get("variant", 1)) | asked))
     missing = next(path for path in (checkpoint, cfg.vae_checkpoint) if path and not exists(path))
     return config, vae, f"{missing} is not here: the sizes of the official files are assumed, {config.describe()}"
 
 
 def _sizes(config: Config, batch: float, frames: float, h: int, w: int, pads: bool, ranks: int = 1) -> Sizes:
-    width, heads, pairs = config.hidden_size, config.num_heads, config.depth / 2
-    text, inner = config.conditioning == "prompt", roofline.padded(config.hidden_size, config.num_heads)
+    width, heads, frames = config.hidden_size, config.attention_heads, frames / config.tubelet
+    text, inner = config.conditioning == "prompt", roofline.padded(width, heads)
     extra = roofline.pair_weights(width, inner, text) - roofline.pair_weights(width, width, text)
+    patches = h * w / config.patch_size**2 + config.added_tokens
     return Sizes(
         batch=batch,
         frames=frames,
         ranks=ranks,
-        grid=math.sqrt(h * w) / config.patch_size,
+        grid=math.sqrt(patches),
         width=width,
         heads=heads,
-        pairs=pairs,
+        pairs=config.pairs(patches, frames),
         text=120 if text else 0,
-        weights=config.parameter_count + pairs * (extra if pads else 0),
+        weights=config.parameter_count + config.blocks_over_frames * (extra if pads else 0),
         pads=pads,
     )
 
@@ -489,7 +493,8 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
         f"predicted time per {what}: {times}",
     ]
     if work.trains:
-        images = work.sizes.batch * work.sizes.frames * work.accumulation * ranks / work.together / step
+        frames = work.sizes.frames * work.config.tubelet
+        images = work.sizes.batch * frames * work.accumulation * ranks / work.together / step
         own = f"; {_short(step * work.total_steps)} for {work.total_steps:,} steps" if work.total_steps else ""
         hours = step * MILLION / 3600
         lines.append(

@@ -18,9 +18,10 @@ from latte.components.runs import run_of
 from latte.diffusion.scheduler_config import solver_of
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
+from latte.inference.windows import Windows, choose_windows
 from latte.io.arrays import read_npz
 from latte.io.json_files import is_unicode
-from latte.models.latte import CLIP_TEXT, LatteConfig, named_sizes
+from latte.models.latte import CHOICES, CLIP_TEXT, LatteConfig, named_sizes
 from latte.models.latte_t2v import LatteT2VConfig
 
 if TYPE_CHECKING:
@@ -126,26 +127,54 @@ def latent_shape(cfg: SampleConfig, config: Config, side: int) -> tuple[int, int
 
     Raises UserError if the network cannot make videos of this size.
     """
-    return config.latent_shape(cfg.num_frames, cfg.height or cfg.image_size, cfg.width or cfg.image_size, side)
+    windows, asked = asked_windows(cfg, config), (cfg.height or cfg.image_size, cfg.width or cfg.image_size)
+    shape = config.latent_shape(windows.length if windows else cfg.num_frames, *asked, side)
+    return (windows.frames, *shape[1:]) if windows else shape
+
+
+def asked_windows(cfg: SampleConfig, config: Config) -> Windows | None:
+    """Return the windows that the options ask for; raises UserError as `windows_for` does."""
+    return windows_for(config, cfg.num_frames, cfg.window, cfg.window_stride, cfg.loop, cfg.shared_noise)
+
+
+def windows_for(
+    config: Config, frames: int | None, length: int | None, stride: int | None, loop: bool, shared: bool
+) -> Windows | None:
+    """Return windows over time for videos of `frames` frames; None if the network takes them as a whole.
+
+    There are windows if one of the options asks for them, or the network takes no other length than its own, which is
+    shorter. Raises UserError if the options do not fit.
+    """
+    own = config.default_frames
+    longer = not config.takes_any_length and frames is not None and frames > own
+    if not (length or stride or loop or longer):
+        return None
+    if length not in (None, own) and not config.takes_any_length:
+        raise UserError(f"window is {length}, but this network takes {own} frames; leave it out, or load it for others")
+    return choose_windows(frames or own, length or own, stride, loop, shared)
 
 
 def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, Any]:
     """Return the model options as arguments of `load`; None stands for the value of the checkpoint."""
     names = ("model_name", "condition", "num_classes", "hidden_size", "depth", "num_heads", "patch_size", "num_frames")
-    asked = {name: getattr(cfg, name) for name in names}
+    asked = {name: getattr(cfg, name) for name in (*names, *CHOICES)}
+    if cfg.by_windows:
+        asked["num_frames"] = cfg.window
     return asked | {"input_size": cfg.image_size and cfg.image_size // vae.downsampling}
 
 
 def trained_config(cfg: TrainConfig, vae: AutoencoderConfig) -> LatteConfig:
     """Return the Latte that the options of a training name, for the latents of an autoencoder."""
-    asked = {name: getattr(cfg, name) for name in ("hidden_size", "depth", "num_heads", "patch_size")}
+    names = ("hidden_size", "depth", "num_heads", "patch_size", *CHOICES)
+    asked = {name: getattr(cfg, name) for name in names if getattr(cfg, name)}
     return LatteConfig(
-        **(named_sizes(cfg.model_name or DEFAULT_MODEL) | {name: value for name, value in asked.items() if value}),
+        **(named_sizes(cfg.model_name or DEFAULT_MODEL, asked.get("variant", 1)) | asked),
         input_size=(cfg.image_size or DEFAULT_SIZE) // vae.downsampling,
         num_frames=cfg.num_frames or DEFAULT_FRAMES,
         in_channels=vae.latent_channels,
         condition=cfg.condition,
         num_classes=cfg.num_classes,
+        condition_frames=cfg.condition_frames,
     )
 
 

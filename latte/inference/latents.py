@@ -13,11 +13,12 @@ import mindspore as ms
 import numpy as np
 
 from latte.diffusion.arrays import as_array, like
-from latte.diffusion.fixed_frames import holding
+from latte.diffusion.fixed_frames import holding, showing
 from latte.diffusion.noise import NoiseStream
 from latte.diffusion.solvers import Solver
 from latte.errors import UserError
 from latte.inference.caches import Graphs, Nothing, Step, Walk
+from latte.inference.windows import SharedNoise, Windows, fused
 from latte.runtime import device
 from latte.runtime.tensors import uploaded
 
@@ -50,9 +51,12 @@ class Request:
     strength: float = 1.0  # below 1: start from copies of the conditioning frames and do this share of the steps
     cache: Method = field(default_factory=Nothing)  # a way to skip work
     guidance_interval: tuple[float, float] | None = None  # timesteps to guide at, both included; None = all
+    windows: Windows | None = None  # over time, for videos that the network does not take as a whole
 
     def noise(self) -> NoiseStream:
         """Return the noise of its videos, of which each has its own."""
+        if self.windows and self.windows.shared:
+            return SharedNoise(self.seeds, self.shape, self.windows)
         return NoiseStream(self.seeds, self.shape)
 
     def guides_at(self, timestep: float) -> bool:
@@ -113,12 +117,13 @@ class LatentSampler:
         together = count == 1 or (device.current().batches_videos and request.cache.together)
         made, passes, skipped = [], 0, 0
         for part in [request] if together else [request.one(k) for k in range(count)]:
-            denoise = self._denoiser(part)
+            denoisers = [self._denoiser(part) for _ in (part.windows.starts if part.windows else [0])]
             stays = device.current().compile_scope == "step"  # latents, on the accelerator
             pace = Pace(self.step_seconds, partial(on_step, len(part.seeds)), stays)
-            made.append(_walked(self._walk(denoise, part, stays, pace), callback))
+            made.append(_walked(self._walk(denoisers, part, stays, pace), callback))
             pace.end()
-            passes, skipped = passes + denoise.passes, skipped + denoise.skipped
+            passes += sum(denoise.passes for denoise in denoisers)
+            skipped += sum(denoise.skipped for denoise in denoisers)
             if part.held is not None:
                 made[-1][:, list(part.held_frames)] = part.held
         self.skipped = skipped / passes
@@ -145,18 +150,38 @@ class LatentSampler:
         )
         return request.cache.start(self.graphs, walk)
 
-    def _walk(self, denoise: Denoiser, request: Request, stays: bool, pace: Pace) -> Generator:
-        """Return the walk of a request: latents after each step, with `stays` as tensors on the device."""
+    def _walk(self, denoisers: Sequence[Denoiser], request: Request, stays: bool, pace: Pace) -> Generator:
+        """Return the walk of a request: latents after each step, with `stays` as tensors on the device.
+
+        denoisers: one for each window over time, or one.
+        """
         place: Callable[[np.ndarray], Latents] = uploaded if stays else np.asarray
-        stream = request.noise()
+        stream, begin = request.noise(), None
         start = place(stream.normal() if request.latents is None else np.asarray(request.latents, np.float32))
-        begin, model = None, self._model(denoise, request, stays, pace)
+        models = [self._model(denoise, request, stays, pace) for denoise in denoisers]
+        if request.held is not None:
+            models = [self._showing(each, request, window, start) for window, each in enumerate(models)]
+        model = fused(models, request.windows) if request.windows else models[0]
         if request.held is not None:
             steps = request.solver.steps(request.num_inference_steps)
             begin = place(nearest(request.held, request.held_frames, request.shape[0]))
             model = holding(model, request.held, request.held_frames, steps, start)
         noises = map(place, stream)
         return request.solver.sample(model, start, request.num_inference_steps, noises, begin, request.strength)
+
+    def _showing(self, model: Callable, request: Request, window: int, latents: Latents) -> Callable:
+        """Return the model of a window that shows the network conditioning frames if it was trained to be given them.
+
+        They must be the first frames of the window, and not more than in the training.
+        """
+        windows, places, held = request.windows, list(request.held_frames), request.held
+        start, length = (windows.starts[window], windows.length) if windows else (0, request.shape[0])
+        there = [(place - start) % request.shape[0] for place in places]
+        rows = sorted((k for k in range(len(there)) if there[k] < length), key=lambda k: there[k])
+        first = [there[k] for k in rows]
+        if held is None or first != list(range(len(first))) or not 0 < len(first) <= self.net.config.condition_frames:
+            return model
+        return showing(model, held[:, rows], first, latents[:, :length])
 
     def _model(self, denoise: Denoiser, request: Request, stays: bool, pace: Pace) -> Callable:
         """Return the function that a solver calls; with `stays` it takes and returns tensors on the device."""
@@ -167,10 +192,12 @@ class LatentSampler:
         zeros = uploaded(np.zeros(len(request.seeds), np.float32))  # (B,)
         numbers, calls = itertools.count(), request.solver.calls(request.num_inference_steps, request.strength)
 
-        def model(x: Latents, t: float) -> Latents:
-            step = Step(next(numbers), calls, t, request.guides_at(t))
+        def model(x: Latents, t: float | np.ndarray) -> Latents:
+            top = float(np.max(t))  # a timestep for all frames, or one for each, (F,)
+            step = Step(next(numbers), calls, top, request.guides_at(top))
+            times = zeros + t if np.ndim(t) == 0 else zeros.reshape(-1, 1) + uploaded(np.asarray(t, np.float32))
             conditions = (*follow, *null) if step.guided else follow
-            out = denoise(step, x if stays else ms.Tensor(x), zeros + t, scale, *conditions)
+            out = denoise(step, x if stays else ms.Tensor(x), times, scale, *conditions)  # times (B,) or (B, F)
             out = out if stays else out.asnumpy()
             pace.called()
             return out

@@ -32,6 +32,7 @@ from latte.inference.inputs import (
     effective_guidance,
     make_conditions,
     seeds_of,
+    windows_for,
 )
 from latte.inference.latents import LatentSampler, Request
 from latte.inference.lora import LoraMixin
@@ -45,7 +46,14 @@ if TYPE_CHECKING:
     from latte.diffusion.timesteps import StepCount
     from latte.models import Latte, LatteT2V
 
-BOUNDS = {"feature_cache": (0.0, 1.0), "decode_chunk_size": (1, 1 << 16), "guidance_rescale": (0.0, 1.0)}
+BOUNDS = {
+    "feature_cache": (0.0, 1.0),
+    "decode_chunk_size": (1, 1 << 16),
+    "guidance_rescale": (0.0, 1.0),
+    "video_length": (1, 1 << 16),
+    "window": (2, 1 << 16),
+    "window_stride": (1, 1 << 16),
+}
 OutputType = Literal["pil", "np", "ms", "uint8", "latent"]
 OUTPUT_TYPES = ("pil", "np", "ms", "uint8", "latent")
 TILE = 256  # pixels per side, as most autoencoders were trained with
@@ -84,6 +92,12 @@ class LattePipeline(LoraMixin):
 
     Size:
     - height, width: in pixels; video_length: in frames. Default: the sizes of the training. One frame is an image.
+    - window, window_stride: longer videos are made by windows of so many frames, that begin so many frames one after
+      the other; where they overlap, their predictions are averaged. Default: a window is as long as trained, the stride
+      a quarter of it. A Latte makes every video by windows that is longer than trained, a text-to-video network if
+      one of these arguments or loop asks for it.
+    - loop: the end of the video meets its start.
+    - shared_noise: all windows have the noise of the first one, its frames in another order; False draws new noise.
 
     Random numbers:
     - seed: the seed of the first video, and the next videos count up from it; or a list with one seed per video.
@@ -335,6 +349,10 @@ class LattePipeline(LoraMixin):
         cache: caches.Cache = None,
         guidance_interval: Sequence[float] | None = None,
         guidance_rescale: float = 0.0,
+        window: int | None = None,
+        window_stride: int | None = None,
+        loop: bool = False,
+        shared_noise: bool = True,
         latents_layout: Literal["BFCHW", "BCFHW"] | None = None,
         progress: bool = True,
         **unknown: NoReturn,
@@ -347,11 +365,14 @@ class LattePipeline(LoraMixin):
             raise unknown_argument("LattePipeline", next(iter(unknown)), ARGUMENTS)
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type {output_type!r} is not known; choose one of {', '.join(OUTPUT_TYPES)}")
-        numbers = {"feature_cache": feature_cache, "guidance_rescale": guidance_rescale}
-        check_numbers(numbers | {"decode_chunk_size": decode_chunk_size}, BOUNDS)
+        numbers = {"feature_cache": feature_cache, "guidance_rescale": guidance_rescale, "video_length": video_length}
+        numbers |= {"window": window, "window_stride": window_stride, "decode_chunk_size": decode_chunk_size}
+        check_numbers(numbers, BOUNDS)
         config, side = self.net.config, self.codec.vae.config.downsampling
         scale = effective_guidance(config.default_guidance if guidance_scale is None else guidance_scale)
-        shape = config.latent_shape(video_length, height, width, side)
+        windows = windows_for(config, video_length, window, window_stride, loop, shared_noise)
+        shape = config.latent_shape(windows.length if windows else video_length, height, width, side)
+        shape = (windows.frames, *shape[1:]) if windows else shape
         per_prompt = _per_prompt(num_images_per_prompt, num_videos_per_prompt)
         steps, solver = _steps(num_inference_steps, timesteps, config.default_steps), self._choose_solver(sampler, eta)
         walk = solver.steps(steps, strength).timesteps.tolist()  # before prompts are encoded, which takes long
@@ -379,10 +400,12 @@ class LattePipeline(LoraMixin):
             cache=method,
             guidance_interval=interval,
             strength=strength,
+            windows=windows,
             **self._held(frames, frame_indices, shape, count, strength),
         )
 
-        with _bar(progress, count * solver.calls(steps, strength), "denoising", "call", self._bar_options) as bar:
+        calls = count * solver.calls(steps, strength) * (len(windows.starts) if windows else 1)
+        with _bar(progress, calls, "denoising", "call", self._bar_options) as bar:
             follow = callback_on_step_end and self._follower(
                 callback_on_step_end, callback_on_step_end_tensor_inputs, request, walk
             )

@@ -252,7 +252,7 @@ class Studio:
     def _follower(
         self, cfg: SampleConfig, pipe: LattePipeline, plan: Plan, tell: Callable[[Event], None]
     ) -> StepCallback:
-        strength = cfg.init_strength if cfg.init_frames else 1.0
+        strength = videos.strength_of(cfg, pipe.net.config)
         steps = plan.solver.steps(cfg.sampling_steps, strength)
         preview, total = Preview(pipe.codec, steps, plan.solver.adds_noise), len(steps.timesteps)
 

@@ -20,6 +20,7 @@ from latte.components.text_encoder import encoder_bytes, load_tokenizer, places,
 from latte.errors import UserError
 from latte.inference import caches, estimate, finished
 from latte.inference.inputs import (
+    Config,
     asked_solver,
     check_inputs,
     check_interval,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("latte")
 GIB = 2**30
 IN_GRID = 16  # videos, at most
+STRENGTH = 0.6  # with conditioning frames that a network was not trained to follow
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def check(cfg: SampleConfig) -> Plan:
     network = read_network(cfg, parts, vae.config)
     config, encoder = network.config, None
     solver = choose_solver(read_scheduler(parts.scheduler), config.default_solver, asked_solver(cfg), cfg.eta)
-    strength = cfg.init_strength if cfg.init_frames else 1.0
+    strength = strength_of(cfg, config)
     scale = guidance(cfg, config)
     walk = caches.Walk.of(solver, cfg.sampling_steps or config.default_steps, strength, config.depth, scale != 1)
     check_span(cfg.profile_span, walk.steps)
@@ -92,7 +94,7 @@ def check(cfg: SampleConfig) -> Plan:
             f"takes {config.in_channels}; use the autoencoder that the network was trained with"
         )
     check_inputs(cfg, config)
-    given_frames(cfg, frames, latent_shape(cfg, config, vae.config.downsampling), vae.config.downsampling)
+    given_frames(cfg, config, frames, latent_shape(cfg, config, vae.config.downsampling), vae.config.downsampling)
     if parts.prompts:
         load_tokenizer(parts.prompts / "tokenizer")
         encoder = read(parts.prompts / "text_encoder", "t5")
@@ -139,8 +141,16 @@ def _init_frames(cfg: SampleConfig) -> np.ndarray | None:
     return read_any(cfg.init_frames) if cfg.init_frames else None
 
 
+def strength_of(cfg: SampleConfig, config: Config) -> float:
+    """Return how far other frames may leave the conditioning frames: 1 without any, or if the network follows them."""
+    if not cfg.init_frames:
+        return 1.0
+    follows = cfg.init_count <= config.condition_frames
+    return cfg.init_strength or (1.0 if follows else STRENGTH)
+
+
 def given_frames(
-    cfg: SampleConfig, given: np.ndarray | None, shape: tuple[int, int, int, int], side: int
+    cfg: SampleConfig, config: Config, given: np.ndarray | None, shape: tuple[int, int, int, int], side: int
 ) -> dict[str, Any]:
     """Return the pipeline's arguments for conditioning frames, resized to the videos.
 
@@ -156,7 +166,7 @@ def given_frames(
         )
     return {
         "frames": fit(given[-cfg.init_count :], shape[2] * side, shape[3] * side),
-        "strength": cfg.init_strength,
+        "strength": strength_of(cfg, config),
     }
 
 
@@ -194,7 +204,7 @@ def run(
     numbers = [target.number for target in targets if not target.done] if targets else video_numbers(cfg)
     side = pipe.codec.vae.config.downsampling
     shape = latent_shape(cfg, pipe.net.config, side)
-    given = given_frames(cfg, _init_frames(cfg), shape, side) | {"cache": caches.opened(cfg.cache)}
+    given = given_frames(cfg, pipe.net.config, _init_frames(cfg), shape, side) | {"cache": caches.opened(cfg.cache)}
     if shape[0] == 1 and cfg.output_format != ["png"]:
         log.info("videos of one frame are saved as .png, whatever output_format says")
     files: list[Path] = []
@@ -277,6 +287,10 @@ def _make(
         guidance_scale=cfg.guidance_scale,
         feature_cache=cfg.feature_cache,
         guidance_interval=cfg.guidance_interval,
+        window=cfg.window,
+        window_stride=cfg.window_stride,
+        loop=cfg.loop,
+        shared_noise=cfg.shared_noise,
         output_type="uint8",
         progress=device.current().rank == 0,
         callback_on_step_end=follow,

@@ -85,7 +85,16 @@ class Block(nn.Cell):
         """Return `forward` of the inputs through the graph that equal cells share."""
         if self.in_strips is not None and device.current().compile_scope == "block":
             return self.in_strips(*inputs, *self.weights(), *self.settings())
-        return graphs.call_block(self.forward, inputs, self.weights(), self.settings(), self.independent_axis)
+        return graphs.call_block(self.forward, inputs, self.weights(), self.settings(), self.axis_for(inputs))
+
+    def axis_for(self, inputs: tuple) -> int | None:
+        """Return the axis along which parts of the tokens may go through one after another.
+
+        It is none of frames where each of them has a condition (B F, D) of its own.
+        """
+        shape = inputs[0].shape
+        own = len(inputs) > 1 and inputs[1] is not None and inputs[1].shape[0] != shape[0]
+        return None if own and self.independent_axis == 1 else self.independent_axis
 
 
 class Network(nn.Cell):

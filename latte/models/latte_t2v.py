@@ -75,7 +75,9 @@ class LatteT2VConfig:
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 7.5
     default_solver: ClassVar[str | None] = None  # the folder's
+    takes_any_length: ClassVar[bool] = True  # its embeddings of frames are computed
     conditioning: ClassVar[str] = "prompt"  # what the videos are conditioned on
+    condition_frames: ClassVar[int] = 0  # no training gives it first frames
     num_classes: ClassVar[int | None] = None
 
     num_attention_heads: int = 16
@@ -141,6 +143,23 @@ class LatteT2VConfig:
     @property
     def num_heads(self) -> int:
         """Attention heads, under the name that all networks here have for them."""
+        return self.num_attention_heads
+
+    tubelet: ClassVar[int] = 1  # frames that become one frame of tokens
+    added_tokens: ClassVar[int] = 0  # in each frame, to its patches
+
+    @property
+    def blocks_over_frames(self) -> float:
+        """Blocks that attend over frames."""
+        return self.num_layers
+
+    def pairs(self, patches: float, frames: float) -> float:
+        """Return the number of pairs of a block over patches and one over frames."""
+        return self.num_layers
+
+    @property
+    def attention_heads(self) -> int:
+        """Heads of each attention."""
         return self.num_attention_heads
 
     @property
@@ -209,6 +228,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     temporal: bool,
     flash: bool,
     whole: bool,
+    rotary: bool,
 ) -> ms.Tensor:
     """Return a block: self-attention, attention to the text where it is given, and MLP.
 
@@ -220,7 +240,7 @@ def video_block(  # the weights are arguments, so that all blocks share one comp
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunk6(modulation, x.dtype)  # (B, D)
 
     y = modulated_norm(x, shift_attn, scale_attn)  # (B, F, T, D)
-    y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash, whole)
+    y = self_attention(y, attn1[:3], attn1[3], heads, scale, temporal, flash, whole, rotary)
     x = gated_residual(x, gate_attn, y)
     read = _text_attention_of(text is not None)
     x = read(x, attn2, text, text_bias, heads, scale, flash)
@@ -291,6 +311,7 @@ class VideoBlock(Block):
     """A block over patches, with attention to the text, or one over frames, without."""
 
     forward = staticmethod(video_block)
+    both = False  # whether it attends over patches and over frames
 
     def __init__(self, width: int, heads: int, temporal: bool, flash: bool, init: Initializers):
         super().__init__()
@@ -302,7 +323,8 @@ class VideoBlock(Block):
         self.temporal = temporal
         self.independent_axis = 2 if temporal else 1  # patches do not see each other there, and frames here
         cross = None if temporal else self.attn2
-        self.takes(self.attn1, cross, self.ff, heads=heads, temporal=temporal, flash=flash, whole=False)
+        settings = {"heads": heads, "temporal": temporal, "flash": flash, "whole": False, "rotary": False}
+        self.takes(self.attn1, cross, self.ff, **settings)
 
     def weights(self) -> tuple:
         """Return the table, which is the block's own, and the weights of its layers."""
@@ -363,6 +385,7 @@ class LatteT2V(Network):
     """The network: noisy latents, timesteps and text to the noise and the interpolation of its variance."""
 
     reads_text = True  # whether blocks over patches attend to a text
+    first_over_frames = 1  # of the blocks
 
     def __init__(
         self,

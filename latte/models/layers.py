@@ -110,6 +110,19 @@ class Linear(nn.Cell):
         return linear(x, *self.weights())
 
 
+class Table(nn.Cell):
+    """Rows of shifts, scales and gates that no condition changes; each row starts with one value."""
+
+    def __init__(self, start: tuple[float, ...], width: int):
+        super().__init__()
+        rows = np.array(start, np.float32).repeat(width).reshape(len(start), width)
+        self.scale_shift_table = parameter(rows)
+
+    def weights(self) -> tuple[ms.Parameter]:
+        """Return the table (rows, width)."""
+        return (self.scale_shift_table,)
+
+
 class SiLU(nn.Cell):
     """x * sigmoid(x); a layer only because it takes a place in the numbering of official names."""
 
@@ -147,6 +160,20 @@ class Conv2d(Affine):
         self.bias = parameter(zeros((out_channels,)))
 
 
+class Conv3d(Affine):
+    """The weight (out, frames, in, k, k) and bias (out,) of a convolution over frames, as one over images."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, frames: int, init: Init):
+        super().__init__()
+        self.weight = parameter(init((out_channels, frames, in_channels, kernel, kernel)))
+        self.bias = parameter(zeros((out_channels,)))
+
+    def weights(self) -> tuple:
+        """Return the weight (out, frames * in, k, k) and the bias."""
+        out, frames, channels, kernel, _ = self.weight.shape
+        return self.weight.reshape(out, frames * channels, kernel, kernel), self.bias
+
+
 class Norm(Affine):
     """The weight and bias (channels,) of a group norm."""
 
@@ -169,6 +196,20 @@ class PatchEmbed(Block):
     def __init__(self, sizes: tuple[int, int, int], as_convolution: bool, init: Initializers):
         super().__init__()
         self.proj = Conv2d(*sizes, init.xavier)
+        self.takes(self.proj, as_convolution=as_convolution)
+
+
+class TubeletEmbed(Block):
+    """Latents (B, F, frames C, H, W), the channels of several frames one after the other, to tokens (B, F, T, D).
+
+    The weight is (D, frames, C, p, p), that of a convolution over frames whose stride is its size (Arnab et al., 2021).
+    """
+
+    forward = staticmethod(embed_patches)
+
+    def __init__(self, sizes: tuple[int, int, int], frames: int, as_convolution: bool, init: Initializers):
+        super().__init__()
+        self.proj = Conv3d(*sizes, frames, init.xavier)
         self.takes(self.proj, as_convolution=as_convolution)
 
 

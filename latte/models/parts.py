@@ -34,12 +34,12 @@ SPATIAL, TEMPORAL, CROSS = "spatial", "temporal", "cross"  # attention over patc
 
 
 def attended(
-    x: ms.Tensor, modulation: ms.Tensor, qkv: tuple, proj: Pair, heads: int, temporal: bool, flash: bool
+    x: ms.Tensor, modulation: ms.Tensor, qkv: tuple, proj: Pair, heads: int, temporal: bool, flash: bool, rotary: bool
 ) -> ms.Tensor:
     """Return what self-attention makes of the normed tokens: x (B, F, T, D), modulation (B, 6D) -> (B, F, T, D)."""
     parts = chunk6(modulation, x.dtype)  # (B, D)
     y = modulated_norm(x, parts[0], parts[1])
-    return self_attention(y, qkv, proj, heads, (x.shape[-1] // heads) ** -0.5, temporal, flash, False)
+    return self_attention(y, qkv, proj, heads, (x.shape[-1] // heads) ** -0.5, temporal, flash, False, rotary)
 
 
 def text_attended(
@@ -91,16 +91,18 @@ def run_in_parts(
     over_frames = net.attends_over_frames(frames)
     new: tuple = ()  # plain tuples and numbers: MindSpore compiles this function too
     for i in range(len(net.blocks)):
-        block, temporal = net.blocks[i], i % 2 == 1
+        block = net.blocks[i]
+        temporal = block.temporal
         if over_frames or not temporal:
-            if i == 1:
+            if i == net.first_over_frames and over_frames:
                 x = net.with_frames(x, frames)
             x = to_patches(x, frames) if temporal else x
             modulation, weights, cross, mlp, text = net.parts_of(i, c)
-            heads, _, flash, _ = block.settings()
+            heads, _, flash, _, rotary = block.settings()
             y = kept[len(new)] if len(kept) > 0 else None
             if (TEMPORAL if temporal else SPATIAL) in computed:
-                y = call(attended, (x, modulation), weights, (heads, temporal, flash), block.independent_axis)
+                settings, axis = (heads, temporal, flash, rotary), block.axis_for((x, modulation))
+                y = call(attended, (x, modulation), weights, settings, axis)
             new = (*new, y)
             z = None
             if cross is not None:

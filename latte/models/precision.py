@@ -31,7 +31,7 @@ def prepare(net: nn.Cell, for_training: bool = False) -> nn.Cell:
     """
     for block in net.blocks:
         if net.flash:
-            pad_block(block, net.config.num_heads)
+            pad_block(block, net.config.attention_heads)
         for weight in block.get_parameters():
             if weight.dtype == ms.int8:
                 continue

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import mindspore as ms
+import numpy as np
 from mindspore import ops
+from mindspore.ops.primitive import constexpr
 
 from latte.ops import ascend, cpu
 from latte.ops.blockwise import UNLIMITED, blockwise_attention
@@ -88,18 +90,21 @@ def self_attention(
     temporal: bool,
     flash: bool,
     whole: bool = False,
+    rotary: bool = False,
 ) -> ms.Tensor:
     """Attend over the T patches of each frame, or over the F frames of each patch.
 
     x (B, F, T, D); `qkv` is (weight, bias) of a joint input projection or three such pairs, `proj` that of the output;
-    `flash` and `whole` are those of `attention`.
+    `flash` and `whole` are those of `attention`. `rotary`, not with `flash`, rotates queries and keys by their places.
     """
-    attend = _self_attention_of(flash)
+    attend = _self_attention_of(flash, rotary)
     return attend(x, qkv, proj, heads, scale, temporal, whole)
 
 
 # What chooses a function does not call it: `latte.ops.recompute` says why.
-def _self_attention_of(flash: bool) -> Callable:
+def _self_attention_of(flash: bool, rotary: bool) -> Callable:
+    if rotary:
+        return _rotary_self_attention
     return _fused_self_attention if flash else _exact_self_attention
 
 
@@ -133,6 +138,45 @@ def _exact_self_attention(
     heads_of = _heads_of(len(qkv))
     q, k, v = heads_of(x, qkv, heads, temporal)  # (B, T heads, F, width) or (B F, heads, T, width)
     return linear(swap(_exact(q * scale, k, v, None, whole)).reshape(b, f, t, -1), *proj)
+
+
+def _rotary_self_attention(
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
+) -> ms.Tensor:
+    """Do the same with queries and keys that are rotated by their places (Su et al., 2021, equation 34)."""
+    b, f, t, width = x.shape
+    heads_of = _heads_of(len(qkv))
+    q, k, v = heads_of(x, qkv, heads, temporal)  # (B, T heads, F, width) or (B F, heads, T, width)
+    q, k = _rotated(q * scale, width // heads), _rotated(k, width // heads)
+    return linear(swap(_exact(q, k, v, None, whole)).reshape(b, f, t, -1), *proj)
+
+
+def _rotated(x: ms.Tensor, width: int) -> ms.Tensor:
+    """Return x (N, H, L, padded width) with neighbouring elements 2i and 2i + 1 rotated by place * 10000^(-2i / width).
+
+    What a head is padded with stays.
+    """
+    length, padded = x.shape[2], x.shape[3]
+    cos, sin = _angles(length, width, padded, False), _angles(length, width, padded, True)  # (1, 1, L, padded width)
+    turned = linear(x, _quarter_turn(padded).astype(x.dtype), None)
+    return x * cos.astype(x.dtype) + turned * sin.astype(x.dtype)
+
+
+@constexpr
+def _angles(length: int, width: int, padded: int, sine: bool) -> ms.Tensor:
+    frequencies = np.zeros(padded // 2)
+    frequencies[: width // 2] = 10000.0 ** (-2 * np.arange(width // 2) / width)
+    angles = np.outer(np.arange(length), frequencies.repeat(2))
+    return ms.Tensor((np.sin(angles) if sine else np.cos(angles))[None, None].astype(np.float32))
+
+
+@constexpr
+def _quarter_turn(width: int) -> ms.Tensor:
+    """Return the matrix (width, width) of (x_0, x_1, ...) -> (-x_1, x_0, ...), as `linear` takes it."""
+    matrix = np.zeros((width, width), np.float32)
+    even = np.arange(0, width, 2)
+    matrix[even, even + 1], matrix[even + 1, even] = -1, 1
+    return ms.Tensor(matrix)
 
 
 def _swapped_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> list[ms.Tensor]:

@@ -20,11 +20,14 @@ _layer_norm_6 = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=
 def modulated_norm(x: ms.Tensor, shift: ms.Tensor, scale: ms.Tensor) -> ms.Tensor:
     """Return LayerNorm(x) * (1 + scale) + shift, the adaptive norm of DiT (Peebles and Xie, 2023, section 3.2).
 
-    x (B, F, T, D) of any float dtype; shift, scale (B, D). Returned in the dtype of `x`; computed in float32, but on
-    Ascend, where only the norm is, and the modulation of several videos has the dtype of `x`.
+    x (B, F, T, D) of any float dtype; shift, scale (B, D), or (B F, D) where each frame has its own. Returned in the
+    dtype of `x`; computed in float32, but on Ascend, where only the norm is, and the modulation of several videos has
+    the dtype of `x`.
     """
     norm = _modulated_norm_of(on_cpu(), on_ascend())
-    return norm(x, shift, scale)
+    if shift.shape[0] == x.shape[0]:
+        return norm(x, shift, scale)
+    return norm(_by_frame(x), shift, scale).reshape(x.shape)
 
 
 def _modulated_norm_of(cpu: bool, ascend: bool) -> Callable:
@@ -60,7 +63,18 @@ def chunk6(modulation: ms.Tensor, dtype: ms.Type) -> Sequence[ms.Tensor]:
 
 
 def gated_residual(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
-    """Return x + gate * y for x, y (B, F, T, D) and a gate (B, D), in the dtype of `x`."""
+    """Return x + gate * y for x, y (B, F, T, D) and a gate (B, D) or (B F, D), in the dtype of `x`."""
+    if gate.shape[0] == x.shape[0]:
+        return _gated(x, gate, y)
+    return _gated(_by_frame(x), gate, _by_frame(y)).reshape(x.shape)
+
+
+def _by_frame(x: ms.Tensor) -> ms.Tensor:
+    """Return the frames of videos (B, F, T, D) as videos (B F, 1, T, D)."""
+    return x.reshape(-1, 1, *x.shape[2:])
+
+
+def _gated(x: ms.Tensor, gate: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
     gate = gate.astype(x.dtype)
     if on_cpu():
         return cpu.gated_rows(x, gate, y)

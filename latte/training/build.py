@@ -138,8 +138,6 @@ def open_cache(cfg: TrainConfig, folder: str, settings: dict[str, Any]) -> Cache
 def _network_config(cfg: TrainConfig, size: int, vae: AutoencoderConfig) -> LatteConfig:
     if size % vae.downsampling:
         raise UserError(f"image_size {size} is not a multiple of the autoencoder's {vae.downsampling}")
-    if cfg.images_per_video and cfg.condition == "text":
-        raise UserError("images_per_video needs condition null or class: single images have no captions")
     return trained_config(cfg, vae)
 
 
@@ -167,12 +165,22 @@ def _source(
         classes, found = config.num_classes, 1 + max(record.label for record in records)
         if classes and found > classes:
             raise UserError(f"num_classes is {classes}, but data_folder {cfg.data_folder} has classes 0 to {found - 1}")
+    said = [record.caption for record in (*records, *dataset.index.images)]
     if kind == "text":
-        text = clip_captions(cfg, [record.caption for record in records])
+        text = clip_captions(cfg, said)
     if kind == "prompt":
-        captions = captions_for(cfg, [record.caption for record in records], config.text_width)
+        captions = captions_for(cfg, said, config.text_width)
     shape = (shape[0] + cfg.images_per_video, *shape[1:])
-    return TrainingSource(dataset, shape, cfg.seed, classes, text, cfg.class_dropout_prob, captions=captions)
+    return TrainingSource(
+        dataset,
+        shape,
+        cfg.seed,
+        classes,
+        text,
+        cfg.class_dropout_prob,
+        captions=captions,
+        condition_frames=cfg.condition_frames,
+    )
 
 
 def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latte.errors import UserError
+from latte.models.latte import CHOICES
 from latte.runtime import device
 from latte.training.cache_maker import relative
 from latte.weights.files import CONFIG
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from latte.training.build import Training
 
 REMEDY = "resume with the options that the run was started with"
+OFFICIAL = {key: choices[0] for key, choices in CHOICES.items()}  # what networks without these fields are
 FIXED, NAMED = "training", "training_options"  # keys of a state's metadata, each with facts as JSON
 OPTIONS = (  # that may change on purpose, but make it another training, or other measurements, from there on
     "seed",
@@ -88,7 +90,7 @@ def compare(stored: Mapping[str, str], own: Mapping[str, str], source: str) -> l
             what = "another pretrained network" if key == BASE else f"{key} {has}, but the options ask for {asked}"
             raise UserError(f"{source} is of {what}; {REMEDY}")
     for key, what in ((CONFIG, "a network with"), (FIXED, "a training with")):
-        if changes := _changes(stored.get(key), own.get(key)):
+        if changes := _changes(stored.get(key), own.get(key), OFFICIAL if key == CONFIG else {}):
             if "autoencoder" in changes:
                 raise UserError(f"{source} is of a training with another autoencoder than vae_checkpoint; {REMEDY}")
             has, asks = (", ".join(f"{name} {pair[k]}" for name, pair in changes.items()) for k in (0, 1))
@@ -100,9 +102,15 @@ def compare(stored: Mapping[str, str], own: Mapping[str, str], source: str) -> l
     return said
 
 
-def _changes(stored: str | None, own: str | None) -> dict[str, tuple[Any, Any]]:
-    """Return the old and the new value of each name that two JSON objects have with different values."""
+def _changes(
+    stored: str | None, own: str | None, defaults: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Return the old and the new value of each name that two JSON objects have with different values.
+
+    defaults: the values of names that the old one may lack.
+    """
     old, new = (json.loads(text) if text else {} for text in (stored, own))
+    old = {**(defaults or {}), **old} if old else old
     return {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
 
 

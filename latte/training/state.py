@@ -31,7 +31,7 @@ def state_of(step: TrainStep) -> dict[str, np.ndarray]:
     Every rank must call this function, because it gathers the parts of shared buffers.
     """
     config = step.net.config
-    width = config.hidden_size // config.num_heads
+    width = config.hidden_size // config.attention_heads
     join = graphs.compile_training(join_parts)
     state = {}
     for prefix, buffers, cut in _buffers(step):
@@ -40,13 +40,13 @@ def state_of(step: TrainStep) -> dict[str, np.ndarray]:
             values = (join(ms.Tensor(buffer)) if cut and group.is_part else buffer).asnumpy()
             found.update(group.parts(values))
         for number, name in enumerate(step.names):
-            state[f"{prefix}.{name}"] = unpad_heads(name, found[number], config.num_heads, width)
+            state[f"{prefix}.{name}"] = unpad_heads(name, found[number], config.attention_heads, width)
     return state | {name: tensor.asnumpy().copy() for name, tensor in _counters(step)}
 
 
 def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> None:
     """Set a training step to a state; raises UserError, and changes nothing, if names or shapes differ."""
-    heads, flash = step.net.config.num_heads, step.net.flash
+    heads, flash = step.net.config.attention_heads, step.net.flash
     wanted, trained = [], {f"adam_m.{name}" for name in step.names}
     if extra := [name for name in state if name.startswith("adam_m.") and name not in trained]:
         raise UserError(
@@ -81,7 +81,7 @@ def weights_of(step: TrainStep, state: dict[str, np.ndarray], trained_only: bool
     Those that are trained are in the state.
     """
     net, kind = step.net, "ema" if step.has_ema else "net"
-    heads, width = net.config.num_heads, net.config.hidden_size // net.config.num_heads
+    heads, width = net.config.attention_heads, net.config.hidden_size // net.config.attention_heads
     weights, trained = dict(net.parameters_and_names()), set(step.names)
     return {
         name: state[f"{kind}.{name}"] if name in trained else unpad_heads(name, weights[name].asnumpy(), heads, width)

@@ -79,8 +79,8 @@ class TrainStep(nn.Cell):
     ):
         super().__init__()
         self.net, self.vae, self.options = net, vae, options
-        takes_text = net.config.conditioning == "prompt"
-        self.loss = DiffusionLoss(TextToVideo(net) if takes_text else net, weighting=options.loss_weighting)
+        self.takes_text = net.config.conditioning == "prompt"
+        self.loss = DiffusionLoss(TextToVideo(net) if self.takes_text else net, weighting=options.loss_weighting)
         self.takes_labels = net.config.conditioning == "class"
         self.names = [name for name, weight in net.parameters_and_names() if weight.requires_grad]
         by_name, ema_by_name = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}
@@ -133,8 +133,9 @@ class TrainStep(nn.Cell):
         """Return the mean loss of a batch, a () float32 tensor, what the host is to know, and the buffers' gradients.
 
         x: pixels (B, F, 3, H, W) in [-1, 1], or moments (B, F, 2 L, h, w); posterior_noise, noise: (B, F, L, h, w);
-        t: (B,) int32; skipped_videos: (B, n) int32, filled up with -1; condition: labels (B, 1 + images) int32, or
-        CLIP text (B, 77, 768), or for a LatteT2V text (B, S, D) with its mask (B, S).
+        t: (B,) int32, or (B, 1 + frames) as `DiffusionLoss` takes it; skipped_videos: (B, n) int32, filled up with -1;
+        condition: labels (B, 1 + images) int32, or CLIP text (B, 77, 768), or for a LatteT2V text (B, S, D) with its
+        mask (B, S); with single images texts and masks are (B, 1 + images, ...).
         The second result is (5,) float32: loss, squared error, VLB term, skipped videos, and the norm of the gradients
         that follow, summed over ranks. With accumulation these are added to those of earlier batches instead.
         """
@@ -196,6 +197,7 @@ class TrainStep(nn.Cell):
         loss, mse, bound = mean(terms[0]), mean(terms[1]), mean(terms[2])
         if images:
             of_images = [_as_videos(narrow(a, 1, frames, a.shape[1])) for a in (x_start, noise)]  # (B n, 1, L, h, w)
+            t = narrow(t, 1, 0, 1).reshape(-1) if t.ndim > 1 else t
             t = ops.repeat_interleave(t, images)  # (B n,)
             terms = self.loss(of_images[0], t, of_images[1], self.condition_of(condition, 1))
             share = images / x_start.shape[1]  # every frame has the same weight
@@ -206,10 +208,17 @@ class TrainStep(nn.Cell):
 
     def condition_of(self, condition: Any, part: int) -> Any:
         """Return the condition of the network: for the videos (part 0), or for the single images (part 1)."""
-        if not self.takes_labels:
+        if condition is None or not (self.takes_labels or self.options.images):
             return condition
-        first, last = (1, condition.shape[1]) if part else (0, 1)
-        return narrow(condition, 1, first, last).reshape(-1)
+        first, last = (1, 1 + self.options.images) if part else (0, 1)
+        if self.takes_text:
+            return _rows(condition[0], first, last), _rows(condition[1], first, last)
+        return _rows(condition, first, last)
+
+
+def _rows(condition: ms.Tensor, first: int, last: int) -> ms.Tensor:
+    """Return the rows from `first` to before `last` of each video's, (B, 1 + n, ...) -> (B (last - first), ...)."""
+    return narrow(condition, 1, first, last).reshape(-1, *condition.shape[2:])
 
 
 def _as_videos(images: ms.Tensor) -> ms.Tensor:

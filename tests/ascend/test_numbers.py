@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import pytest
 from ascend import standin
+from support import variants
 from support.golden_values import FIXTURES, ROOT, error, recorded
 from support.half_precision import emulate_latte, emulate_t2v, emulate_t5
 from support.runs import run
@@ -19,11 +20,12 @@ FLOAT32 = {
     "i3d": ("i3d",),
     "training": ("loss", "gradients"),
     "int8": ("latte int8",),
+    "choices": (*variants.CHOICES, *(f"{name} gradients" for name in variants.TRAINED)),
     "sampling": ("guided sampling",),
     "ten_steps": ("ten losses", "ten steps", "ten steps, EMA"),
 }
 HALF = {"latte": FLOAT32["latte"], "text_to_video": FLOAT32["text_to_video"], "flash": ("latte flash",)}
-FOLLOWS = {part: FLOAT32[part] for part in ("training", "int8", "sampling", "clip")} | {
+FOLLOWS = {part: FLOAT32[part] for part in ("training", "int8", "choices", "sampling", "clip")} | {
     "vae_dtype": FLOAT32["autoencoder"]
 }
 LOOSE = {"fp16": 1e-2, "bf16": 8e-2}  # for what is not emulated, relative to the largest element

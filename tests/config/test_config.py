@@ -287,7 +287,8 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 def options_of(path):
     """Return the class of options of a file of configs/."""
-    return {"inference": SampleConfig, "training": TrainConfig, "data": DataConfig}[path.parent.name]
+    kinds = {"inference": SampleConfig, "training": TrainConfig, "ablation": TrainConfig, "data": DataConfig}
+    return kinds[path.parent.name]
 
 
 def of_defaults_and_includes(path):

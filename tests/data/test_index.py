@@ -56,6 +56,17 @@ def test_csv_with_names_numbers_and_captions(tmp_path):
     assert listed(tmp_path, data_layout="csv", csv_path=path, class_column="class")[0] == [("a.mp4", 7), ("b.mp4", 0)]
 
 
+def test_images_in_a_table_are_for_joint_training(tmp_path):
+    path = table(tmp_path / "t.csv", ("video", "caption"), ("a.mp4", "x"), ("b.jpg", "y"), ("c.PNG", "z"))
+    given = {"data_layout": "csv", "csv_path": path, "caption_column": "caption"}
+    assert len(listed(tmp_path, **given)[0]) == 3
+    found, index = listed(tmp_path, images_per_video=4, **given)
+    assert found == [("a.mp4", 0)] and [image.caption for image in index.images] == ["y", "z"]
+    path = table(tmp_path / "i.csv", ("video", "caption"), ("b.jpg", "y"))
+    with pytest.raises(UserError, match="names images only; joint training needs videos beside them"):
+        listed(tmp_path, images_per_video=4, **(given | {"csv_path": path}))
+
+
 def csv_of(tmp_path, text, **options):
     (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return listed(tmp_path, data_layout="csv", csv_path=str(tmp_path / "t.csv"), **options)

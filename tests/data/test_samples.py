@@ -16,6 +16,7 @@ from latte.data import loader as loading
 from latte.data.dataset import PixelStore, VideoDataset
 from latte.data.index import list_records
 from latte.data.loader import TrainingSource, fetch, make_loader, read_text, unwrapped
+from latte.data.text_embeddings import Captions
 from latte.data.transforms import to_pixels
 from latte.errors import UserError
 from latte.io.video import save_gif, save_mp4
@@ -152,6 +153,32 @@ def test_single_images_follow_the_video_with_labels_of_their_own(tmp_path):
     sample = data.sample(0)
     assert sample.x.shape == (7, 3, 16, 16) and sample.labels.shape == (4,)
     assert {int(label) for position in range(10) for label in data.sample(position).labels[1:]} == {0, 1}
+
+
+def test_single_images_of_a_table_have_captions_of_their_own(tmp_path):
+    write_folder(tmp_path / "one", 8)
+    for number in (2, 7):
+        Image.fromarray(numbered(8)[number]).save(tmp_path / f"image{number}.png")
+    (tmp_path / "t.csv").write_text("video,caption\none,moving\nimage2.png,two\nimage7.png,seven\n")
+    table = {"data_layout": "csv", "csv_path": str(tmp_path / "t.csv"), "caption_column": "caption"}
+    assert len(dataset(tmp_path, **table)) == 3  # videos, of which two are too short
+    data = dataset(tmp_path, images_per_video=2, **table)
+    said = [record.caption for record in (*data.index.records, *data.index.images)]
+    assert len(data) == 1 and said == ["moving", "two", "seven"]
+    rows = [np.full((1, 3), number, np.float32) for number in range(4)]
+    captions = Captions.pack(said, rows, np.eye(1, 5, dtype=np.int32).repeat(4, 0), np.float32)
+    clip = (np.arange(3.0).reshape(3, 1, 1), np.arange(3), np.array([[3.0]]))
+    for given in ({"captions": captions}, {"text": clip}):
+        made = TrainingSource(data, (6, 2, 8, 8), seed=3, dropout=0.5, **given)
+        texts, images = [], []
+        for position in range(20):
+            x, *_, text = made[position][:6]
+            texts.append(text[:, 0, 0].tolist())
+            images.append([{2: 1, 7: 2}[number] for number in frame_numbers(x)[4:]])
+        kept = [text for text in texts if text != [3, 3, 3]]
+        assert 0 < len(kept) < 20  # all are dropped together
+        assert all(text in ([0, *image], [3, 3, 3]) for text, image in zip(texts, images, strict=True))
+    assert made.columns[-1] == "text" and made.row_bytes() > 0
 
 
 def test_broken_single_images_are_skipped_and_named(tmp_path):

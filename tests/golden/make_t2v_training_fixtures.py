@@ -49,28 +49,54 @@ def losses(out: torch.Tensor, x: torch.Tensor, x_t: torch.Tensor, t: torch.Tenso
     return ((noise - eps) ** 2).flatten(1).mean(1) + bound.flatten(1).mean(1) / math.log(2)
 
 
+def mean_loss(
+    net: LatteTransformer3DModel,
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    text: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Return the loss of videos x (B, C, F, H, W), or of images, of which blocks over frames know nothing."""
+    frames = x.shape[2]
+    alpha = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[t].reshape(-1, 1, 1, 1, 1)
+    x_t = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+    bias = ((1 - mask) * -10000.0)[:, None].repeat_interleave(frames, 0)  # (B F, 1, S): diffusers repeats no masks
+    out = net(x_t.float(), t, text, encoder_attention_mask=bias, enable_temporal_attentions=frames > 1).sample
+    return losses(out, x, x_t, t, noise).mean()
+
+
+def write(name: str, net: LatteTransformer3DModel, loss: torch.Tensor, **given: torch.Tensor) -> None:
+    """Write a loss, its gradients and what it was computed from; x_start and noise become (B, F, C, H, W)."""
+    net.zero_grad()
+    loss.backward()
+    weights = dict(net.named_parameters())
+    arrays = {f"gradient_{key}": weights[key].grad.numpy() for key in KEPT}
+    norm = torch.stack([weight.grad.norm() for weight in weights.values() if weight.grad is not None]).norm()
+    values = {
+        key: (value.transpose(1, 2).contiguous() if value.ndim == 5 else value).numpy() for key, value in given.items()
+    }
+    np.savez_compressed(FIXTURES / f"{name}.npz", loss=loss.item(), norm=norm.item(), **values, **arrays)
+    print(name, loss.item(), norm.item())
+
+
 def main() -> None:
-    """Write tests/fixtures/latte_t2v_training.npz."""
+    """Write tests/fixtures/latte_t2v_training.npz, and latte_t2v_joint.npz of videos with two images each."""
     torch.manual_seed(0)
     net = LatteTransformer3DModel.from_pretrained(FIXTURES / "latte_t2v" / "transformer")
     x, noise = torch.randn(2, 2, 4, 4, 8, 8)
     text, t = torch.randn(2, 12, 32), torch.tensor(TIMES)
     mask = (torch.arange(12) < torch.tensor(TOKENS)[:, None]).long()
-    alpha = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[t].reshape(-1, 1, 1, 1, 1)
-    x_t = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
-    bias = ((1 - mask) * -10000.0)[:, None].repeat_interleave(4, 0)  # (B F, 1, S): diffusers does not repeat masks
-    out = net(x_t.float(), t, text, encoder_attention_mask=bias).sample
-    loss = losses(out, x, x_t, t, noise).mean()
-    loss.backward()
-    weights = dict(net.named_parameters())
-    arrays = {f"gradient_{name}": weights[name].grad.numpy() for name in KEPT}
-    norm = torch.stack([weight.grad.norm() for weight in weights.values()]).norm()
-    videos = {"x_start": x.transpose(1, 2).contiguous().numpy(), "noise": noise.transpose(1, 2).contiguous().numpy()}
-    others = {"text": text.numpy(), "mask": mask.numpy(), "t": t.numpy()}
-    np.savez_compressed(
-        FIXTURES / "latte_t2v_training.npz", loss=loss.item(), norm=norm.item(), **videos, **others, **arrays
-    )
-    print(loss.item(), norm.item())
+    loss = mean_loss(net, x, noise, t, text, mask)
+    write("latte_t2v_training", net, loss, x_start=x, noise=noise, text=text, mask=mask, t=t)
+
+    x, noise = torch.randn(2, 2, 4, 6, 8, 8)  # four frames and two images, whose captions are their own
+    text, mask = torch.randn(2, 3, 12, 32), (torch.arange(12) < torch.tensor(((9, 4, 12), (5, 1, 7)))[..., None]).long()
+    loss = 4 / 6 * mean_loss(net, x[:, :, :4], noise[:, :, :4], t, text[:, 0], mask[:, 0])
+    for i in (0, 1):  # every frame and every image has the same weight
+        images = [each[:, :, 4 + i : 5 + i] for each in (x, noise)]
+        loss = loss + 1 / 6 * mean_loss(net, *images, t, text[:, 1 + i], mask[:, 1 + i])
+    write("latte_t2v_joint", net, loss, x_start=x, noise=noise, text=text, mask=mask, t=t)
 
 
 if __name__ == "__main__":

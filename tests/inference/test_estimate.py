@@ -95,6 +95,29 @@ def test_operations_are_those_that_the_paper_s_network_has():
         assert sum(each.number * each.flops for each in found) == pytest.approx(published_flops, rel=0.02)
 
 
+def test_operations_of_the_variants_are_those_of_their_layers():
+    """Operations of the paper's table 4 are three times the products of a pass: 5572.69, 5572.69 and 6153.15 G.
+
+    There the modulation is computed for every frame and every patch. What it has for variant 4, 1545.15 G, is a
+    quarter of what as many parameters take for as many tokens, and we do not compare with it.
+    """
+
+    def operations(**options):
+        work = sampled(image_size=256, num_frames=16, enable_flash_attention=False, **options)
+        return sum(each.number * each.flops for each in estimate.steps(work, on()))
+
+    first, second, third, fourth = (operations(variant=number) for number in (1, 2, 3, 4))
+    assert first == second and fourth == pytest.approx(third, rel=0.02)
+    assert first == pytest.approx(5572.69e9 / 3 * 2, rel=0.02)
+    assert third == pytest.approx(6153.15e9 / 3 * 2, rel=0.04)
+    blocks = first - operations(depth=2)
+    layers = third - operations(depth=2, variant=3)
+    scores = 2 * (256 + 16)  # of a token, over patches and over frames
+    assert layers / blocks == pytest.approx(21 * (16 * 1152 + scores) / (26 * (12 * 1152 + scores / 2)), rel=0.005)
+    assert operations(patch_embedding="compression") == pytest.approx(first / 2, rel=0.01)
+    assert operations(injection="all_tokens") == pytest.approx(first * 257 / 256, rel=0.01)
+
+
 def test_operations_of_a_training_counted_by_hand():
     work = trained(**SIZES, train_batch_size=1, cache_folder="x", dtype="fp32", enable_flash_attention=False)
     tokens, width = 4, 32  # of 16 pixels, 2 x 2 latents, each frame has one patch

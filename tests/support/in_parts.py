@@ -10,6 +10,7 @@ from unittest import mock
 
 import mindspore as ms
 import numpy as np
+from support import variants
 from support.golden_values import FIXTURES, tiny
 from support.train_step import batch, build, small
 
@@ -40,6 +41,21 @@ def forward(dtype):
     t, labels = ms.Tensor([500.0, 20.0], ms.float32), ms.Tensor([1, 4], ms.int32)
     yield "latte", net(ms.Tensor(normal(2, 5, 4, 2, 10)), t, labels)
     yield "images", net(ms.Tensor(normal(2, 1, 4, 2, 10)), t, labels)
+
+
+def choices(dtype):
+    """The variants and the other choices of the paper, as videos and as images; and the gradients of two."""
+    compute = device.compute_dtype(dtype)
+    for name in variants.CHOICES:
+        net = variants.network(name, compute)
+        yield name, net(*variants.tensors(variants.inputs()))
+        if net.config.tubelet == 1:
+            yield f"{name} images", net(*variants.tensors(variants.inputs(frames=1)))
+    for name in variants.TRAINED:
+        step, call = build(variants.network(name, compute, for_training=True))
+        call(*variants.batch())
+        moments = [values.ravel() for key, values in sorted(state_of(step).items()) if key.startswith("adam_m.")]
+        yield f"{name} gradients", ms.Tensor(np.concatenate(moments))
 
 
 def text(dtype):
@@ -146,7 +162,7 @@ def _trained(name, dtype, recompute=False, images=0):
     yield name + "weights", ms.Tensor(np.concatenate(weights))
 
 
-PARTS = (forward, text, sampling, ways, batched, int8, decoding, training, joint)
+PARTS = (forward, choices, text, sampling, ways, batched, int8, decoding, training, joint)
 exchange = importlib.import_module("latte.ops.exchange")  # the module, not the function of that name
 SENT = [0]  # bytes that this rank has sent to others in exchanges
 

@@ -9,6 +9,7 @@ import sys
 import mindspore as ms
 import numpy as np
 from mindspore import ops
+from support import variants
 from support.golden_values import FIXTURES, recorded, tiny
 from support.train_step import batch, build, small
 
@@ -94,6 +95,20 @@ def int8(dtype):
     yield "latte int8", step(*tensors(recorded("latte_class"), "x", "t", "y"))
 
 
+def choices(dtype):
+    """The variants and the other choices of the paper; of some the gradients too."""
+    compute = device.compute_dtype(dtype)
+    for name in variants.CHOICES:
+        step = graphs.compile_step(variants.network(name, compute).construct)
+        yield name, step(*variants.tensors(variants.inputs()))
+    for name in variants.TRAINED:
+        scale = {"loss_scale": 1024.0, "loss_scale_window": 1000} if dtype == "fp16" else {}
+        step, call = build(variants.network(name, compute, for_training=True), **scale)
+        call(*variants.batch())
+        moments = [values.ravel() for key, values in sorted(state_of(step).items()) if key.startswith("adam_m.")]
+        yield f"{name} gradients", ms.Tensor(np.concatenate(moments))
+
+
 def sampling(dtype):
     """Latents of two videos after ten guided steps."""
     net = tiny("class", dtype=dtype)
@@ -129,7 +144,7 @@ def _weighted_block(temporal, flash):
     def weighted(x, c, *weights):
         halves = [weight.astype(x.dtype) for weight in weights]
         pairs = [(halves[i], halves[i + 1]) for i in range(0, 10, 2)]
-        y = transformer_block(x, c, *pairs, 2, temporal, flash, False).astype(ms.float32)
+        y = transformer_block(x, c, *pairs, 2, temporal, flash, False, False).astype(ms.float32)
         return (y * ops.cos(y)).sum()
 
     return weighted
@@ -151,7 +166,7 @@ def blocks(dtype):
 
 
 PARTS = (latte, text_to_video, autoencoder, training)
-MORE = (clip, i3d, flash, int8, sampling, ten_steps, blocks, vae_dtype)
+MORE = (clip, i3d, flash, int8, choices, sampling, ten_steps, blocks, vae_dtype)
 
 
 def main(target, dtype, path, *names):

@@ -19,6 +19,10 @@ LATTE = {
     "learn_sigma": True,
     "condition": "class",
     "num_classes": 5,
+    "variant": 1,
+    "patch_embedding": "uniform",
+    "injection": "adaln",
+    "temporal_position": "absolute",
 }
 
 

@@ -57,9 +57,11 @@ def uncompiled():
         yield
 
 
-def test_loss_and_gradients_are_pytorchs(uncompiled):
-    data = recorded("latte_t2v_training")
-    step = TrainStep(trained_copy(), None, None, np.ones(3, np.float32), StepOptions(accumulation=2, scale_factor=1.0))
+@pytest.mark.parametrize("name, images", [("latte_t2v_training", 0), ("latte_t2v_joint", 2)])
+def test_loss_and_gradients_are_pytorchs(name, images, uncompiled):
+    """With images: each has a caption of its own, and no attention over frames."""
+    data, options = recorded(name), StepOptions(accumulation=2, scale_factor=1.0, images=images)
+    step = TrainStep(trained_copy(), None, None, np.ones(3, np.float32), options)
     x = data["x_start"]
     moments = np.concatenate((x, np.full_like(x, -30)), 2)
     inputs = moments, np.zeros_like(x), data["t"], data["noise"], np.full((2, 8), -1, np.int32)
@@ -70,6 +72,28 @@ def test_loss_and_gradients_are_pytorchs(uncompiled):
     assert abs(np.sqrt(sum((values**2).sum() for values in gradients.values())) / float(data["norm"]) - 1) < 1e-5
     for key in (key for key in data if key.startswith("gradient_")):
         assert error(gradients[key.removeprefix("gradient_")], data[key]) < 1e-4, key
+
+
+def test_without_images_the_loss_is_that_of_the_videos_to_the_bit(uncompiled):
+    data = recorded("latte_t2v_joint")
+    x, noise, t, text, mask = (ms.Tensor(data[name]) for name in ("x_start", "noise", "t", "text", "mask"))
+    net = trained_copy()
+    videos, joint = (TrainStep(net, None, None, np.ones(3, np.float32), StepOptions(images=n)) for n in (0, 2))
+    plain = videos.scaled_loss(x[:, :4], t, noise[:, :4], (text[:, 0], mask[:, 0]))[1]
+    assert float(plain) == float(videos.loss(x[:, :4], t, noise[:, :4], (text[:, 0], mask[:, 0]))[0].mean())
+    both = joint.scaled_loss(x, t, noise, (text, mask))[1]
+    pixels, added = (each[:, 4:].reshape(4, 1, *each.shape[2:]) for each in (x, noise))
+    said = tuple(each[:, 1:].reshape(4, *each.shape[2:]) for each in (text, mask))
+    images = joint.loss(pixels, ms.Tensor(data["t"].repeat(2)), added, said)[0].mean()
+    assert float(both) == pytest.approx(float(plain) * 4 / 6 + float(images) * 2 / 6, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_joint_training_with_captioned_images_learns(data, cache):
+    training = build(options(data, cache_folder=cache, images_per_video=2, start_learning_rate=2e-3))
+    assert [values.shape for values in training.source[0][5:]] == [(3, 120, 32), (3, 120)]
+    losses = learned(training, 12)
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def trained_copy():
@@ -246,7 +270,6 @@ def test_a_cache_reads_the_folder_once(data, cache, opened):
         ({"lora_alpha": -1.0}, "lora_alpha is -1.0"),
         ({"depth": 3}, "depth is 3, but must be null for LatteT2V"),
         ({"condition": "class"}, "condition is"),
-        ({"images_per_video": 2}, "images_per_video is 2"),
         ({"caption_column": None}, "learns from captions, but the data has none"),
         ({"text_encoder_path": FIXTURES}, "does not hold the folders tokenizer and text_encoder"),
         ({"vae_checkpoint": "none.ckpt"}, "none.ckpt"),

@@ -41,7 +41,12 @@ class PAB:
             raise UserError(f"cache pab:{self.ranges} must be three digits from 1 to 9, for patches, frames and text")
 
     def start(self, made: Graphs, walk: Walk) -> Broadcast:
-        """Return what denoises a batch of videos."""
+        """Return what denoises a batch of videos; raises UserError for a network whose blocks have two attentions."""
+        if any(block.both for block in made.net.blocks):
+            raise UserError(
+                f"cache pab:{self.ranges} is for networks with one attention per block, not for variants 3 and 4; take "
+                "teacache or a schedule"
+            )
         return Broadcast(self, made)
 
     def computed(self, step: Step) -> tuple[str, ...]:
