@@ -28,6 +28,8 @@ OTHERS = {  # programs of others, and scripts that take no options; what follows
     "tensorboard",
     "export",
     "cd",
+    "examples/own_clips.sh",
+    "examples/own_clips_cpu.sh",
     "scripts/quickstart.sh",
     "scripts/test.sh",
     "scripts/run_distributed_sky_numpy_video.sh",
