@@ -12,7 +12,7 @@ latte prepare "$videos" --image_size 64 --output_path datasets/own
 # The demo model's autoencoder has seen nothing but clouds; first it learns the colours and shapes of the clips.
 if [[ ! -f outputs/own/vae.safetensors ]]; then
     latte train_vae --pretrained_model_path models/demo --data_folder datasets/own/clips --steps "$vae_steps" --target outputs/own/vae.part.safetensors
-    mv outputs/own/vae.part.safetensors outputs/own/vae.safetensors
+    for file in outputs/own/vae.part.*; do mv "$file" "${file/.part/}"; done
 fi
 own=(--data_folder datasets/own --vae_checkpoint outputs/own/vae.safetensors)
 latte cache -c own_clips --cache_folder datasets/own-latents "${own[@]}"

@@ -38,7 +38,7 @@ OF_TRAINING = (
 )
 NOT_HERE = (  # words of commands that need what a test has not
     *("mpirun", "standin.py", "--use_parallel", "download sky", "download Latte-1", "--residuals", "CONFIG", "RUN"),
-    *("t2v_lora", "t2v_finetune", "t2i.yaml", "--profile", "demo_video", "sky_numpy", "--cards", "$"),
+    *("own_clips", "t2v_lora", "t2v_finetune", "t2i.yaml", "--profile", "demo_video", "sky_numpy", "--cards", "$"),
 )
 
 

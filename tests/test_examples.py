@@ -35,7 +35,8 @@ def here(tmp_path, monkeypatch):
 
 
 def run(name, *arguments):
-    done = subprocess.run(["bash", str(EXAMPLES / name), *arguments], capture_output=True, text=True, check=False)
+    words = ["bash", str(EXAMPLES / name), *arguments]
+    done = subprocess.run(words, input="\n", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -92,19 +93,41 @@ def test_fewer_steps_are_measured_and_the_distance_is_left_out_without_its_netwo
     assert (here / "outputs/evaluate/compared/compare.csv").is_file()
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_own_clips_become_a_model_that_samples(here):
+@pytest.fixture
+def mine(here):
+    """Write three videos of different sizes and a broken one into the folder `mine`."""
     for k, (height, width) in enumerate([(48, 80), (96, 64), (70, 70)]):
         frames = np.random.default_rng(k).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
         save_mp4(np.concatenate([np.roll(frames, 4 * f, axis=2) for f in range(24)]), here / f"mine/{k}.mp4", 8)
     (here / "mine/broken.mp4").write_bytes(b"no video")
-    small = {"max_steps": 2, "warmup_steps": 0, "train_batch_size": 2, "sample_videos": 1, "sample_steps": 2}
-    said = run("own_clips_cpu.sh", "mine", *(f"--{name}={value}" for name, value in small.items()))
+
+
+SMALL = {"max_steps": 2, "warmup_steps": 0, "sample_videos": 1, "sample_steps": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_own_clips_become_a_model_that_samples(mine, here):
+    small = SMALL | {"train_batch_size": 2}
+    said = run("own_clips_cpu.sh", "mine", "2", *(f"--{name}={value}" for name, value in small.items()))
     assert "left out: cannot read the video mine/broken.mp4" in said and "3 clips" in said
     assert len(list(here.glob("outputs/own/samples/video-*.gif"))) == 4
     (page,) = here.glob("outputs/own/Latte-*/gallery.html")
     assert page.stat().st_size > 10000
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_own_clips_become_adapters_of_a_folder_that_samples(mine, here):
+    shutil.copytree(FIXTURES / "latte_t2v", here / "models" / "Latte-1")
+    words = ["latte", "prepare", "mine", "--output_path", "datasets/own", "--image_size", "64"]
+    subprocess.run(words, check=True, capture_output=True)
+    table = here / "datasets/own/clips.csv"
+    table.write_text(table.read_text().replace("mp4,,", "mp4,a pattern,"))  # what a person does at the script's prompt
+    small = SMALL | {"gradient_accumulation_steps": 1}
+    said = run("own_clips.sh", "mine", "64", *(f"--{name}={value}" for name, value in small.items()))
+    assert "3 clips" in said and len(list(here.glob("outputs/own/LatteT2V-*/gallery.html"))) == 1
+    assert (here / "models/own/model_index.json").is_file() and list(here.glob("outputs/own/samples/*.gif"))
 
 
 def test_every_example_says_how_it_is_called():

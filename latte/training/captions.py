@@ -34,7 +34,7 @@ def captions_for(cfg: TrainConfig, captions: Sequence[str], width: int) -> Capti
 
     A dry run gets blank embeddings. Raises UserError if there are no captions, or the embeddings do not fit.
     """
-    _check_any(captions)
+    _check_any(cfg, captions)
     file = cfg.text_embeddings or (cfg.cache_folder and str(Path(cfg.cache_folder) / TEXT))
     if file:
         found, _ = read_captions(file)
@@ -127,7 +127,7 @@ def store_captions(cfg: TrainConfig, captions: Sequence[str], width: int, stored
 
     Raises UserError as `captions_for` does.
     """
-    _check_any(captions)
+    _check_any(cfg, captions)
     folder, path = cfg.text_encoder_path or "", Path(cfg.cache_folder or "") / TEXT  # neither is null here
     encoder, made_with = read_encoder(folder, "t5", width), encoder_fingerprint(folder, "t5")
     if path.exists():
@@ -151,8 +151,9 @@ def _parts(items: list[str], size: int) -> Iterator[list[str]]:
         yield items[first : first + size]
 
 
-def _check_any(captions: Sequence[str]) -> None:
+def _check_any(cfg: TrainConfig, captions: Sequence[str]) -> None:
     if not any(captions):
-        raise UserError(
-            f"{TEXT_TO_VIDEO} learns from captions, but the data has none; set data_layout: csv and caption_column"
-        )
+        is_table = cfg.data_layout == "csv" and cfg.csv_path and cfg.caption_column
+        remedy = f"fill in the column {cfg.caption_column} of {cfg.csv_path}" if is_table else ""
+        remedy = remedy or "set data_layout: csv and caption_column"
+        raise UserError(f"{TEXT_TO_VIDEO} learns from captions, but the data has none; {remedy}")

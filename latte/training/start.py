@@ -31,15 +31,8 @@ if TYPE_CHECKING:
     from latte.models.latte_t2v import LatteT2VConfig
 
 Options = TypeVar("Options", bound=TrainConfig)
-SIZES = (
-    "hidden_size",
-    "depth",
-    "num_heads",
-    "patch_size",
-    "num_frames",
-    "image_size",
-    *CHOICES,
-)  # options that weights know
+# Options that weights know.
+SIZES = ("hidden_size", "depth", "num_heads", "patch_size", *CHOICES, "num_frames", "image_size")
 TRANSFORMER, VAE = KINDS["latte_t2v"].folder, KINDS["autoencoder"].folder
 
 
@@ -88,9 +81,12 @@ def complete(cfg: Options) -> Options:
     if cfg.model_name or not cfg.vae_checkpoint or None not in (getattr(cfg, name) for name in SIZES):
         return cfg
     state = open_weights(str(cfg.pretrained_model_path), "latte")[0]
-    if "temp_embed" not in state.tensors:
+    if "temp_embed" not in state.tensors and CONFIG not in state.metadata:
         return cfg
-    found = LatteConfig.from_weights(state.tensors, state.metadata, state.path, num_heads=cfg.num_heads)
+    # Of variants 3 and 4, which have the same names, a file without metadata does not tell.
+    told = {"num_heads": cfg.num_heads, "num_frames": cfg.num_frames}
+    told["variant"] = cfg.variant if cfg.variant in (3, 4) else None
+    found = LatteConfig.from_weights(state.tensors, state.metadata, state.path, **told)
     sizes = {name: getattr(found, name) for name in SIZES if name != "image_size"}
     if isinstance(found.input_size, int):
         sizes["image_size"] = found.input_size * read(cfg.vae_checkpoint, "autoencoder").config.downsampling

@@ -15,6 +15,7 @@ STAND_INS = {
     "$@": "",
     "${own[@]}": "",
     "$vae_steps": "100",
+    "$size": "512",
     "sample.py]": "",
 }  # what readers put their own words in place of
 LAUNCHERS = {"scripts/run_mpirun.sh": 2, "scripts/run_msrun.sh": 2, "scripts/run_distributed.sh": 4}  # own words first
@@ -27,6 +28,8 @@ OTHERS = {  # programs of others, and scripts that take no options; what follows
     "tensorboard",
     "export",
     "cd",
+    "examples/own_clips.sh",
+    "examples/own_clips_cpu.sh",
     "scripts/quickstart.sh",
     "scripts/test.sh",
     "scripts/run_distributed_sky_numpy_video.sh",

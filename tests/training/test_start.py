@@ -1,6 +1,7 @@
 """What a training starts from: weights of another size, condition or network, and EMA weights that begin as they do."""
 
 import dataclasses
+import json
 
 import mindspore as ms
 import numpy as np
@@ -14,7 +15,7 @@ from latte.models import Latte
 from latte.models.embeddings import resize_patches
 from latte.runtime import device
 from latte.training.start import Start, complete, networks, read_start, start_from
-from latte.weights.files import StateFile
+from latte.weights.files import CONFIG, StateFile, write_state_dict
 
 FRESH = KINDS["latte"].fresh
 CLASS, UNCOND = FIXTURES / "latte_class.pt", FIXTURES / "latte_uncond.pt"
@@ -148,3 +149,13 @@ def test_an_image_network_does_not_tell_what_a_video_network_is(tmp_path):
 def test_a_folder_without_a_network_is_refused(tmp_path):
     with pytest.raises(UserError, match="no file of weights named latte"):
         complete(TrainConfig(pretrained_model_path=str(tmp_path)))
+
+
+def test_the_variant_and_its_kin_are_those_of_the_weights(tmp_path):
+    config = dataclasses.replace(read(UNCOND).config, variant=3, temporal_position="rotary")
+    tensors = values_of(Latte(config, seed=1))
+    file = tmp_path / "three.safetensors"
+    write_state_dict(file, tensors, {CONFIG: json.dumps(config.to_json())})
+    cfg = complete(TrainConfig(pretrained_model_path=str(file), vae_checkpoint="models/demo/vae.safetensors"))
+    assert (cfg.variant, cfg.temporal_position, cfg.injection) == (3, "rotary", "adaln")
+    assert (cfg.depth, cfg.num_frames) == (config.depth, config.num_frames)

@@ -298,6 +298,14 @@ def test_bad_options_are_one_sentence(given, said, data, tmp_path):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_table_whose_captions_nobody_has_written_is_named(data, tmp_path):
+    table = tmp_path / "clips.csv"
+    rows = [line.split(",") for line in (data / "table.csv").read_text().splitlines()]
+    table.write_text("video,caption\n" + "".join(f"{row[0]},\n" for row in rows[1:]))
+    with pytest.raises(UserError, match=rf"has none; fill in the column caption of {table}"):
+        build(options(data, csv_path=table))
+
+
 def test_a_state_of_another_tuning_is_refused(tuned):
     training, *_ = tuned
     state = state_of(training.step)
