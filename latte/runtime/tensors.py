@@ -89,27 +89,19 @@ _narrow = _Narrow()
 
 
 # What chooses a function does not call it: see `latte.ops.recompute`.
-def _narrow_of(ascend: bool, axis: int) -> Callable:
-    if ascend:
-        return _narrow
-    return (_narrow_first, _narrow_second, _narrow_third)[axis]
+def _narrow_of(ascend: bool) -> Callable:
+    return _narrow if ascend else _narrow_by_index
 
 
-def _narrow_first(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
-    return x[start:stop]
-
-
-def _narrow_second(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
-    return x[:, start:stop]
-
-
-def _narrow_third(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
-    return x[:, :, start:stop]
+def _narrow_by_index(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+    if axis == 0:
+        return x[start:stop]
+    return x[:, start:stop] if axis == 1 else x[:, :, start:stop]
 
 
 def narrow(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
     """Return the elements from `start` up to `stop` along `axis`, which is 0, 1 or 2."""
-    return _narrow_of(on_ascend(), axis)(x, axis, start, stop)
+    return _narrow_of(on_ascend())(x, axis, start, stop)
 
 
 def split(x: Tensor, size: int, axis: int) -> Sequence[Tensor]:
