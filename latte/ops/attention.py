@@ -98,14 +98,12 @@ def self_attention(
     `flash` and `whole` are those of `attention`. `rotary`, not with `flash`, rotates queries and keys by their places.
     """
     attend = _self_attention_of(flash, rotary)
-    return attend(x, qkv, proj, heads, scale, temporal, whole)
+    return attend(x, qkv, proj, heads, scale, temporal, whole, rotary)
 
 
 # What chooses a function does not call it: `latte.ops.recompute` says why.
 def _self_attention_of(flash: bool, rotary: bool) -> Callable:
-    if rotary:
-        return _rotary_self_attention
-    return _fused_self_attention if flash else _exact_self_attention
+    return _fused_self_attention if flash and not rotary else _exact_self_attention
 
 
 def _attention_of(flash: bool) -> Callable:
@@ -126,35 +124,33 @@ def _projection_of(parts: int, three: bool) -> Callable:
     return _three if three else _joint
 
 
+def _turn_of(rotary: bool) -> Callable:
+    return _rotated if rotary else _as_it_is
+
+
 def _heads_of(parts: int) -> Callable:
     return _joint_heads if parts == 2 and on_cpu() else _swapped_heads
 
 
 def _exact_self_attention(
-    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool, rotary: bool
 ) -> ms.Tensor:
     """Attend without the fused kernel: the axis in question changes places with all heads (and patches) at once."""
-    b, f, t, _ = x.shape
-    heads_of = _heads_of(len(qkv))
-    q, k, v = heads_of(x, qkv, heads, temporal)  # (B, T heads, F, width) or (B F, heads, T, width)
-    return linear(swap(_exact(q * scale, k, v, None, whole)).reshape(b, f, t, -1), *proj)
-
-
-def _rotary_self_attention(
-    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
-) -> ms.Tensor:
-    """Do the same with queries and keys that are rotated by their places (Su et al., 2021, equation 34)."""
     b, f, t, width = x.shape
-    heads_of = _heads_of(len(qkv))
+    heads_of, turn = _heads_of(len(qkv)), _turn_of(rotary)
     q, k, v = heads_of(x, qkv, heads, temporal)  # (B, T heads, F, width) or (B F, heads, T, width)
-    q, k = _rotated(q * scale, width // heads), _rotated(k, width // heads)
+    q, k = turn(q * scale, width // heads), turn(k, width // heads)
     return linear(swap(_exact(q, k, v, None, whole)).reshape(b, f, t, -1), *proj)
+
+
+def _as_it_is(x: ms.Tensor, width: int) -> ms.Tensor:
+    return x
 
 
 def _rotated(x: ms.Tensor, width: int) -> ms.Tensor:
     """Return x (N, H, L, padded width) with neighbouring elements 2i and 2i + 1 rotated by place * 10000^(-2i / width).
 
-    What a head is padded with stays.
+    It is equation 34 of Su et al. (2021). What a head is padded with stays.
     """
     length, padded = x.shape[2], x.shape[3]
     cos, sin = _angles(length, width, padded, False), _angles(length, width, padded, True)  # (1, 1, L, padded width)
@@ -193,7 +189,7 @@ def _joint_heads(x: ms.Tensor, qkv: tuple, heads: int, temporal: bool) -> tuple[
 
 
 def _fused_self_attention(
-    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool
+    x: ms.Tensor, qkv: tuple, proj: tuple, heads: int, scale: float, temporal: bool, whole: bool, rotary: bool
 ) -> ms.Tensor:
     """Do the same by the fused kernel.
 
