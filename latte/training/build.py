@@ -198,6 +198,7 @@ def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
         scale_factor=scale_factor,
         images=cfg.images_per_video,
         zero_stage=cfg.zero_stage,
+        offload=cfg.offload_optimizer,
         loss_weighting=cfg.loss_weighting,
     )
 

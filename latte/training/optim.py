@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +14,11 @@ from latte.errors import UserError
 from latte.ops import adam, adam_step, sum_of_squares
 from latte.runtime.tensors import add_all, assign_add
 from latte.training.collective import sum_over_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from latte.training.host import HostBuffer
 
 SCHEDULERS = {"constant": "constant", "cosine": "cosine_decay", "polynomial": "polynomial_decay"}  # mindcv's names
 CLIP_EPS = 1e-6  # PyTorch's, in clip_grad_norm_
@@ -92,9 +98,11 @@ class AdamW:
     A step is `begin` and then, for each of the weights, `update`.
     """
 
-    def __init__(self, weights: list[ms.Parameter], betas: tuple[float, float], eps: float, weight_decay: float):
-        self.weights = ms.ParameterTuple(weights)
-        self.moment1, self.moment2 = _zeros(self.weights, "adam_m"), _zeros(self.weights, "adam_v")
+    def __init__(
+        self, weights: Sequence[ms.Parameter | HostBuffer], betas: tuple[float, float], eps: float, weight_decay: float
+    ):
+        self.weights = weights
+        self.moment1, self.moment2 = self._zeros("adam_m"), self._zeros("adam_v")
         # The betas to the power of the steps, multiplied step by step in float32.
         self.power1 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta1_power")
         self.power2 = ms.Parameter(ms.Tensor(1.0, ms.float32), name="beta2_power")
@@ -103,19 +111,24 @@ class AdamW:
 
     def begin(self, learning_rate: float, taken: int) -> None:
         """Begin a step; `taken`: the steps before it."""
+        self.step = adam_step(learning_rate, taken, self.advance(), self.betas, self.eps, self.weight_decay)
+
+    def advance(self) -> tuple[np.float32, np.float32]:
+        """Return the betas to the power of the step that begins."""
         powers = []
         for power, beta in zip((self.power1, self.power2), self.betas, strict=True):
             powers.append(np.float32(power.asnumpy()) * np.float32(beta))
             power.set_data(ms.Tensor(powers[-1], ms.float32))
-        self.step = adam_step(learning_rate, taken, (powers[0], powers[1]), self.betas, self.eps, self.weight_decay)
+        return powers[0], powers[1]
 
     def update(self, number: int, gradient: ms.Tensor) -> ms.Tensor:
         """Update the weight of this number in place, and return it; gradient: float32, of its shape."""
         return adam(self.step, self.weights[number], self.moment1[number], self.moment2[number], gradient)
 
-
-def _zeros(weights: ms.ParameterTuple, prefix: str) -> ms.ParameterTuple:
-    """Return zeros like each weight; the host gives them no memory, as they only go to the device."""
-    arrays = [np.zeros(weight.shape, np.float32) for weight in weights]
-    named = [(ms.Tensor.from_numpy(array), f"{prefix}.{w.name}") for array, w in zip(arrays, weights, strict=True)]
-    return ms.ParameterTuple([ms.Parameter(tensor, name=name, requires_grad=False) for tensor, name in named])
+    def _zeros(self, prefix: str) -> Sequence[ms.Parameter | HostBuffer]:
+        """Return zeros like each weight; the host gives them no memory, as they only go to the device."""
+        arrays = [np.zeros(weight.shape, np.float32) for weight in self.weights]
+        named = [
+            (ms.Tensor.from_numpy(array), f"{prefix}.{w.name}") for array, w in zip(arrays, self.weights, strict=True)
+        ]
+        return ms.ParameterTuple([ms.Parameter(tensor, name=name, requires_grad=False) for tensor, name in named])

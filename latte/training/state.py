@@ -13,6 +13,7 @@ from latte.models.precision import pad_heads, unpad_heads
 from latte.runtime import graphs
 from latte.runtime.tensors import assign
 from latte.training.collective import join_parts, own_rows
+from latte.training.host import as_tensor
 from latte.training.identity import REMEDY
 from latte.training.stacks import spread
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from latte.models import Latte, LatteT2V
+    from latte.training.host import HostBuffer
     from latte.training.step import TrainStep
 
 COUNTERS = ("step", "skipped", "good_steps", "loss_scale", "sums")
@@ -37,7 +39,7 @@ def state_of(step: TrainStep) -> dict[str, np.ndarray]:
     for prefix, buffers, cut in _buffers(step):
         found: dict[int, np.ndarray] = {}
         for group, buffer in zip(step.groups, buffers, strict=True):
-            values = (join(ms.Tensor(buffer)) if cut and group.is_part else buffer).asnumpy()
+            values = (join(ms.Tensor(as_tensor(buffer))) if cut and group.is_part else buffer).asnumpy()
             found.update(group.parts(values))
         for number, name in enumerate(step.names):
             state[f"{prefix}.{name}"] = unpad_heads(name, found[number], config.attention_heads, width)
@@ -101,7 +103,7 @@ def net_to_sample(step: TrainStep) -> Iterator[Latte | LatteT2V]:
     before = [weight.copy() for weight in step.weights]
     for group, buffer in zip(step.groups, step.ema_weights, strict=True):
         cut = step.shares_gradients and group.is_part
-        spread(group, join_parts(buffer) if cut else buffer, step.weights)
+        spread(group, join_parts(as_tensor(buffer)) if cut else as_tensor(buffer), step.weights)
     try:
         yield step.net
     finally:
@@ -109,7 +111,7 @@ def net_to_sample(step: TrainStep) -> Iterator[Latte | LatteT2V]:
             assign(weight, values)
 
 
-def _buffers(step: TrainStep) -> Iterator[tuple[str, Sequence[ms.Parameter], bool]]:
+def _buffers(step: TrainStep) -> Iterator[tuple[str, Sequence[ms.Parameter | HostBuffer], bool]]:
     """Yield the name and the buffers of weights, EMA weights and moments, and whether a rank may have parts of them."""
     yield "net", step.optimizer.weights, True
     if step.has_ema:

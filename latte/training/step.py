@@ -20,6 +20,7 @@ from latte.ops import join_parts, own_part
 from latte.runtime import device
 from latte.runtime.tensors import assign, mean, narrow, read, split, stack
 from latte.training.collective import own_rows, sum_over_ranks, sum_to_parts
+from latte.training.host import HostAdamW, moved
 from latte.training.optim import AdamW, add_to, global_norm
 from latte.training.stacks import buffer_of, groups_of, zeros_of
 from latte.training.update import SUMS, CompiledStep, set_counter
@@ -45,6 +46,7 @@ class StepOptions:
     scale_factor: float = 0.18215
     images: int = 0  # single images after the frames of each video
     zero_stage: int = 0
+    offload: bool = False  # AdamW and the EMA weights are on the host
     loss_weighting: Weighting = "uniform"
 
 
@@ -98,7 +100,7 @@ class TrainStep(nn.Cell):
         self.groups, self.shared = groups, [group.is_part for group in groups]
         self.shares_gradients = options.zero_stage > 1 and any(self.shared)  # and EMA weights
         self.parts = tuple(self.shared) if self.shares_gradients else ()  # of the gradients, for the graph
-        self.ema = None if self.stacks or self.shares_gradients else ema  # the network
+        self.ema = None if self.stacks or self.shares_gradients or options.offload else ema  # the network
         self.numbers = [group.numbers for group in groups]  # for the graph
         buffers = list(self.weights)
         if self.stacks:
@@ -107,9 +109,13 @@ class TrainStep(nn.Cell):
         if self.shares_gradients:
             ema_weights = [_part(w, "ema") if cut else w for w, cut in zip(ema_weights, self.shared, strict=False)]
         del values, ema_values  # as large as the weights
-        self.ema_weights = ms.ParameterTuple(ema_weights) if ema else ()
         parts = [_part(buffer, "part") if cut else buffer for buffer, cut in zip(buffers, self.shared, strict=True)]
-        self.optimizer = AdamW(parts, options.betas, options.eps, options.weight_decay)
+        if options.offload:  # what the network computes with stays on the device
+            ema_weights = [moved(w) for w in ema_weights]
+            parts = [moved(part) if self.stacks or cut else part for part, cut in zip(parts, self.shared, strict=True)]
+        self.ema_weights = tuple(ema_weights) if options.offload else ms.ParameterTuple(ema_weights) if ema else ()
+        optimizer = HostAdamW if options.offload else AdamW
+        self.optimizer = optimizer(parts, options.betas, options.eps, options.weight_decay)
         self.scales_loss = options.loss_scale != 1 or options.loss_scale_window > 0
         self.accumulates = options.accumulation > 1
         ranks = [device.current().world_size if self.shares_gradients and cut else 1 for cut in self.shared]

@@ -15,6 +15,7 @@ from latte.ops import move_towards
 from latte.runtime import device, graphs
 from latte.runtime.tensors import clear
 from latte.training.collective import join_parts, own_part, sum_over_ranks
+from latte.training.host import HostAdamW, move_average
 from latte.training.optim import global_norm, unscale_factor
 from latte.training.stacks import spread
 
@@ -88,6 +89,9 @@ class CompiledStep:
             gradient, gradients[number] = gradients[number], None  # so that its memory is free as soon as it is used
             if group.is_part and not step.shares_gradients:
                 gradient = own_part(gradient)
+            if isinstance(step.optimizer, HostAdamW):
+                self._update_on_host(step.optimizer, number, gradient, factor)
+                continue
             if factor != 1:
                 gradient = gradient * float(factor)
             weights = step.optimizer.update(number, gradient)
@@ -97,6 +101,18 @@ class CompiledStep:
                 move_towards(step.ema_weights[number], new, 1 - step.options.ema_decay)
             if step.stacks or group.is_part:
                 spread(group, whole, step.weights)
+
+    def _update_on_host(self, optimizer: HostAdamW, number: int, gradient: ms.Tensor, factor: np.float32) -> None:
+        """Do the same for one of the buffers where AdamW and the EMA weights are on the host."""
+        step, group = self.step, self.step.groups[number]
+        new = optimizer.new_weights(number, gradient.asnumpy(), factor)
+        part = ms.Tensor(new)
+        whole = join_parts(part) if group.is_part else part
+        if step.has_ema:
+            if group.is_part and not step.shares_gradients:
+                new = whole.asnumpy()
+            move_average(step.ema_weights[number], new, 1 - step.options.ema_decay)
+        spread(group, whole, step.weights)
 
     def _rescale(self, finite: bool) -> None:
         """Halve the loss scale after an overflow; double it after loss_scale_window steps without one."""

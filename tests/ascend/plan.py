@@ -76,7 +76,7 @@ def training(given):
             block.recompute()
     scale = {"loss_scale": 65536.0, "loss_scale_window": 1000} if given.dtype == "fp16" else {}
     vae = autoencoder() if given.pixels else None
-    options = StepOptions(accumulation=given.accumulation, **scale)
+    options = StepOptions(accumulation=given.accumulation, offload=given.offload, **scale)
     step = TrainStep(*nets, vae, np.full(1000, 1e-4, np.float32), options)
     x = (given.batch, given.frames, CHANNELS, given.side, given.side)
     pixels = (given.batch, given.frames, 3, 8 * given.side, 8 * given.side)
@@ -136,6 +136,7 @@ def main():
     parser.add_argument("--loaded", action="store_true", help="sample with weights as a pipeline loads them, in dtype")
     parser.add_argument("--pixels", action="store_true", help="train from pixels, with the autoencoder in the step")
     parser.add_argument("--accumulation", type=int, default=1, help="batches of a training step")
+    parser.add_argument("--offload", action="store_true", help="train with AdamW and EMA weights on the host")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--dtype", default="fp16")

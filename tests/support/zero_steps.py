@@ -2,7 +2,8 @@
 
 PYTHONPATH=tests [mpirun -n N] python tests/support/zero_steps.py TARGET STAGE SEQUENCE ACCUMULATION FILE [START]
 
-The files are npz; with START, of another call, the steps begin after the fifth.
+The files are npz; with START, of another call, the steps begin after the fifth. A STAGE such as 2+offload keeps on the
+host what an update needs.
 """
 
 import os
@@ -19,14 +20,14 @@ VIDEOS, STEPS, HALF = 4, 10, 5
 CLASSES = {"condition": "class", "num_classes": 5}  # 6 rows of embeddings, which 4 ranks do not divide
 
 
-def steps(stage, accumulation=1, start=None):
+def steps(stage, accumulation=1, start=None, offload=False):
     """Return the states after steps 1, 5 and 10, and the weights sampled with, as name -> array."""
     here = device.current()
     dtype = "fp32" if here.target == "CPU" else "fp16"
     net, ema = (small(device.compute_dtype(dtype), num_frames=4, **CLASSES) for _ in range(2))
     scale = {"loss_scale": 1024.0} if dtype == "fp16" else {}
     given = {"weight_decay": 0.05, "max_grad_norm": 0.5, "ema_decay": 0.9, "accumulation": accumulation, **scale}
-    step, call = build(net, ema, rate=1e-4, zero_stage=stage, **given)
+    step, call = build(net, ema, rate=1e-4, zero_stage=stage, offload=offload, **given)
     if start:
         load_state(step, start, "the start")
     count = VIDEOS // accumulation // here.data_ranks
@@ -53,7 +54,8 @@ def main(target, stage, sequence, accumulation, path, start=None):
     if start:
         with np.load(start) as saved:
             state = {name.split(" ")[1]: saved[name] for name in saved.files if name.startswith(f"{HALF} ")}
-    found = steps(int(stage), int(accumulation), state)
+    number, _, more = stage.partition("+")
+    found = steps(int(number), int(accumulation), state, more == "offload")
     if device.current().rank == 0:
         np.savez(path, **found)
 

@@ -74,6 +74,8 @@ def deviations(found, expected):
     [
         (2, 2, 1, 1),
         (4, 2, 1, 1),
+        (2, "2+offload", 1, 1),
+        pytest.param(2, "1+offload", 1, 2, marks=LONG),
         pytest.param(2, 1, 1, 1, marks=LONG),
         pytest.param(2, 2, 1, 2, marks=LONG),
         pytest.param(4, 2, 2, 1, marks=LONG),
@@ -91,11 +93,13 @@ def test_ten_steps_are_those_of_one_rank(ranks, stage, sequence, accumulation, r
             assert np.array_equal(found[name], found[name.replace("sampled ", "10 ema.")])
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=LONG)])
-def test_ranks_go_on_from_a_state_of_two(ranks, run):
+@pytest.mark.parametrize(
+    "ranks, stage", [(2, 2), pytest.param(4, 2, marks=LONG), pytest.param(2, "2+offload", marks=LONG)]
+)
+def test_ranks_go_on_from_a_state_of_two(ranks, stage, run):
     """Bit for bit on as many ranks, closely on more."""
-    whole, file = run(2, 2)
-    found, _ = run(ranks, 2, start=file)
+    whole, file = run(2, stage)
+    found, _ = run(ranks, stage, start=file)
     if ranks == 2:
         assert all(np.array_equal(values, whole[name]) for name, values in found.items())
     else:
