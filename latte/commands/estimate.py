@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 class EstimateOptions(Options):
     """Estimate"""
 
-    card: str | None = option(None, "card to predict for: 910B, 910B3, 910A, A3, H100, H200, or cpu, this machine")
+    card: str | None = option(
+        None, "card to predict for: 910B, 910B3, 910B4, 910A, A3, H100, H200, or cpu, this machine"
+    )
     cards: int = option(1, "cards, each with a process of its own")
     hosts: int = option(1, "machines that the cards are in")
     scaling: bool = option(

@@ -15,6 +15,7 @@ import numpy as np
 
 from latte.components.loading import KINDS, Source, Weights, load, read
 from latte.components.quantize import check_kind, empty_int8, holds_int8, is_quantized
+from latte.components.streaming import StreamedT5
 from latte.errors import UserError
 from latte.io.json_files import check_numbers, check_regular, read_json
 from latte.models.latte import CLIP_TEXT
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
     from latte.models.clip import ClipTextEncoder
     from latte.models.t5 import T5Config, T5Encoder
 
+    TextNetwork = T5Encoder | ClipTextEncoder | StreamedT5
+
 log = logging.getLogger("latte")
 KEPT = 64  # embeddings of prompts, of 2 MB each
+AT_ONCE = 8  # prompts per call of the network on an accelerator; a CPU takes one
 LARGEST = 32 << 20  # bytes of a file of a tokenizer; T5's have one or two MiB
 VOCABULARIES = {  # groups of files, each a whole tokenizer
     "t5": (("tokenizer.json",), ("spiece.model",)),
@@ -68,11 +72,16 @@ def load_t5(source: Source, dtype: str = "fp32", quantize: str | None = None) ->
     return load(found, "t5", dtype=dtype, quantize=quantize)
 
 
-def encoder_bytes(weights: Weights, compute: ms.Type, quantize: str | None) -> int:
-    """Return about how much memory the weights of a text encoder take; CLIP's are float32 whatever it computes in."""
+def encoder_bytes(weights: Weights, compute: ms.Type, quantize: str | None) -> tuple[int, int]:
+    """Return about how many bytes of a text encoder's weights are in memory at once, and how many there are.
+
+    T5 is read block by block; CLIP is float32 whatever it computes in.
+    """
     if weights.kind.name == "clip":
-        return weights.config.parameter_count * 4
-    return t5_bytes(weights.config, compute, bool(quantize) or is_quantized(weights.tensors))
+        return (weights.config.parameter_count * 4,) * 2
+    as_int8 = bool(quantize) or is_quantized(weights.tensors)
+    block, whole = (t5_bytes(config, compute, as_int8) for config in (weights.config.smallest(), weights.config))
+    return block, whole
 
 
 def t5_bytes(config: T5Config, compute: ms.Type, as_int8: bool) -> int:
@@ -152,30 +161,36 @@ def load_text_encoder(
     quantize: str | None = None,
     weights: Weights | None = None,
     kind: str = "t5",
+    stream: bool = False,
 ) -> TextEncoder:
     """Return the text encoder of a folder that `places` knows, such as that of Latte-1.
 
-    `dtype` and `quantize` are those of `load_t5`; `weights` are those of text_encoder, if they were read before.
+    `dtype` and `quantize` are those of `load_t5`; `weights` are those of text_encoder, if they were read before. With
+    `stream` a T5 is never loaded as a whole: each call of `encode` reads its blocks, one after another.
     Raises UserError if either is missing or broken; the tokenizer is read first, as it is small.
     """
     tokenizer, encoder = places(folder, kind)
     loaded = load_tokenizer(tokenizer, kind)
-    return TextEncoder(loaded, _load(weights or encoder, kind, dtype, quantize))
+    return TextEncoder(loaded, _network(weights or encoder, kind, dtype, quantize, stream))
 
 
-def _load(source: Source, kind: str, dtype: str, quantize: str | None) -> T5Encoder | ClipTextEncoder:
-    """Return a text encoder; that of CLIP is so small that no warning of memory is due."""
-    return load(source, "clip", dtype=dtype, quantize=quantize) if kind == "clip" else load_t5(source, dtype, quantize)
+def _network(source: Source, kind: str, dtype: str, quantize: str | None, stream: bool) -> TextNetwork:
+    """Return a text encoder; that of CLIP is so small that it is always loaded, and no warning of memory is due."""
+    if kind == "clip":
+        return load(source, "clip", dtype=dtype, quantize=quantize)
+    if stream:
+        return StreamedT5(read(source, "t5"), device.compute_dtype(dtype), check_kind(quantize) is not None)
+    return load_t5(source, dtype, quantize)
 
 
 class TextEncoder:
     """Turns prompts into embeddings; `release` frees the memory of the weights."""
 
-    def __init__(self, tokenizer: Any, network: T5Encoder | ClipTextEncoder):
+    def __init__(self, tokenizer: Any, network: TextNetwork):
         self.tokenizer = tokenizer
-        self.network: T5Encoder | ClipTextEncoder | None = network
+        self.network: TextNetwork | None = network
         self.max_length: int = network.config.max_length  # tokens of a prompt
-        self._shapes: set[tuple[int, int]] = set()  # of the calls so far
+        self._shapes: set[tuple[int, ...]] = set()  # of the calls so far
 
     def encode(self, prompts: list[str], max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return embeddings (B, L, D) float32 and masks (B, L) int32, 1 for tokens and 0 for padding; L is max_length.
@@ -191,14 +206,15 @@ class TextEncoder:
         texts = [prompt.lower().strip() for prompt in prompts] if self.network.config.lowers else prompts
         unique = list(dict.fromkeys(texts))
         ids, mask = self.tokenize(unique, max_length)
-        size = len(unique) if device.current().batches_videos else 1
-        self._shapes.add((size, max_length))
-        parts = [
-            self.network(ms.Tensor(ids[i : i + size]), ms.Tensor(mask[i : i + size])).asnumpy()
-            for i in range(0, len(unique), size)
-        ]
+        size = AT_ONCE if device.current().batches_videos else 1
+        parts = [(ids[i : i + size], mask[i : i + size]) for i in range(0, len(unique), size)]
+        self._shapes |= {part.shape for part, _ in parts}
+        if isinstance(self.network, StreamedT5):
+            found = self.network(parts)
+        else:
+            found = [self.network(ms.Tensor(part), ms.Tensor(kept)).asnumpy() for part, kept in parts]
         rows = [unique.index(text) for text in texts]
-        return np.concatenate(parts)[rows], mask[rows]
+        return np.concatenate(found)[rows], mask[rows]
 
     def tokenize(self, texts: list[str], max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids and masks of texts as they are, both (B, max_length) int32.
@@ -227,10 +243,11 @@ class TextEncoder:
         """Give back the memory of the network's weights; `tokenize` still works."""
         if self.network is None:
             return
-        kind: Any = type(self.network)
-        make = partial(kind, self.network.config.smallest(), self.network.dtype)
-        as_int8 = holds_int8(self.network)
-        self.network = None
+        network = self.network.net if isinstance(self.network, StreamedT5) else self.network
+        kind: Any = type(network)
+        make = partial(kind, network.config.smallest(), network.dtype)
+        as_int8 = holds_int8(network)
+        self.network = network = None
         gc.collect()  # cells hold each other in circles
         if device.current().compile_scope != "block":
             return
@@ -246,7 +263,8 @@ class TextEncoder:
 class Prompts:
     """The tokenizer and the text encoder, "t5" or "clip", of a folder; the embeddings of the last prompts are kept.
 
-    keep: also keep the encoder in memory, so that new prompts need not load it again.
+    keep: also keep the encoder in memory, so that new prompts need not read it again; else a T5 is never there as a
+    whole, but read block by block.
     """
 
     def __init__(
@@ -266,7 +284,7 @@ class Prompts:
     def encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return embeddings (B, L, D) float32 and masks (B, L) int32 of prompts: 120 tokens for T5, 77 for CLIP.
 
-        The encoder is loaded if there is a prompt that was not encoded before, and released again unless it is kept.
+        The encoder is read if there is a prompt that was not encoded before, and released again unless it is kept.
         Raises UserError if it cannot be loaded.
         """
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
@@ -281,4 +299,5 @@ class Prompts:
         return np.stack(embeds), np.stack(masks)
 
     def _load(self) -> TextEncoder:
-        return TextEncoder(self.tokenizer, _load(self.encoder, self.kind, self.dtype, self.quantize))
+        network = _network(self.encoder, self.kind, self.dtype, self.quantize, stream=not self.keep)
+        return TextEncoder(self.tokenizer, network)

@@ -49,6 +49,9 @@ MANY = 2**16  # a batch that memory does not limit
 MILLION = 10**6  # steps of the official trainings
 LORA = 24  # matrices of LoRA adapters (rank, width) in a pair of blocks
 MOMENTS = 8  # bytes of AdamW's moments per weight
+# Bytes per weight that an update on the host moves: over the link down and up, and in the host's memory: the gradient
+# twice, both moments and the weights read and written, and copied for the way up; and what EMA weights add.
+OFFLOAD_LINK, OFFLOAD_MEMORY, OFFLOAD_EMA = 4, 44, 12
 CPU_CARD = "cpu"
 # A CPU's run time, measured in float32 (docs/devices.md): bytes of the process and of what compiling a training leaves;
 # tensors as large as the tokens that a block keeps for its backward pass; bytes per element of the tokens of the one
@@ -81,10 +84,12 @@ class Work:
     recompute: bool = False
     recomputed: float = 1  # share of the pairs of blocks that are, with `recompute`
     zero_stage: int = 0  # 1: ranks share AdamW's moments, 2: gradients and EMA weights too
+    offload: bool = False  # AdamW and EMA weights are on the host
     total_steps: int | None = None  # of this training; None = not known
     videos: int = 1  # to sample
     int8: bool = False
-    text_encoder: float = 0  # bytes of one that is there before the first step only
+    text_encoder: float = 0  # bytes that are there at once of one that runs before the first step only
+    text_encoder_read: float = 0  # and bytes of all its weights
     halves: int = 1  # groups of ranks that share guidance
 
     @property
@@ -180,6 +185,7 @@ def training(
         recompute=cfg.use_recompute,
         recomputed=math.ceil(sizes.pairs / cfg.recompute_every) / max(sizes.pairs, 1),
         zero_stage=cfg.zero_stage,
+        offload=cfg.offload_optimizer,
         total_steps=cfg.max_steps,
     )
 
@@ -189,12 +195,12 @@ def sampling(
     config: Config,
     vae: AutoencoderConfig,
     solver: Solver | None = None,
-    text_encoder: float | None = None,
+    text_encoder: tuple[float, float] | None = None,
 ) -> Work:
     """Return the work of a sampling: one video, or as many as batch_size, of all that are asked for.
 
-    text_encoder: the bytes of its weights; None takes those of T5-XXL for prompts. Raises UserError if the options do
-    not fit the network.
+    text_encoder: the bytes of its weights that are there at once, and of all; None takes those of T5-XXL for prompts.
+    Raises UserError if the options do not fit the network.
     """
     frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
     windows = asked_windows(cfg, config)
@@ -205,7 +211,8 @@ def sampling(
     batch = min(cfg.batch_size, videos)
     fused = cfg.enable_flash_attention and cfg.dtype != "fp32"
     if text_encoder is None:
-        text_encoder = T5Config().parameter_count * _itemsize(cfg.dtype, bool(cfg.quantize)) if text else 0
+        itemsize = _itemsize(cfg.dtype, bool(cfg.quantize)) if text else 0
+        text_encoder = T5Config().smallest().parameter_count * itemsize, T5Config().parameter_count * itemsize
     both = guided and not cfg.cfg_parallel  # halves of guidance in a pass
     # Texts are planned with guidance only; without it there is half of it.
     halves, parts = 0.5 if text and not both else 1.0, cfg.sequence_parallel
@@ -225,7 +232,8 @@ def sampling(
         calls=solver.calls(steps) * (len(windows.starts) if windows else 1),
         videos=videos,
         int8=bool(cfg.quantize),
-        text_encoder=text_encoder,
+        text_encoder=text_encoder[0],
+        text_encoder_read=text_encoder[1],
     )
 
 
@@ -315,7 +323,7 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
         flops=work.accumulation * sum(each.number * each.flops for each in found),
         bytes=work.accumulation * sum(each.number * each.bytes for each in found),
         launches=work.accumulation * sum(each.number for each in found),
-        times=Times(*(work.accumulation * each for each in once)),
+        times=Times(*(work.accumulation * each for each in once))._replace(offload=offloading(work, on, ranks)),
         after=roofline.seconds(after, on).total,
         memory=memory(work, ranks) if on.name != CPU_CARD else memory_of_cpu(work),
         compiling=table["compile"][0] + table["compile"][1] * work.sizes.pairs,
@@ -328,9 +336,20 @@ def exchanging(work: Work, on: Card, inside: int) -> float:
     return work.exchanges * each if work.exchanges else 0.0
 
 
+def offloading(work: Work, on: Card, ranks: int) -> float:
+    """Return the seconds that an update on the host adds to a step: down, there, and up, one after another."""
+    if not work.offload:
+        return 0.0
+    own = work.trained / (ranks if work.zero_stage else 1)  # weights of a rank
+    averaged = work.ema * (own if work.zero_stage > 1 else work.trained)
+    whole = averaged if work.zero_stage == 1 else 0  # come down from the cards, which gather them
+    link = OFFLOAD_LINK * (2 * own + whole) / on.host_link
+    return link + (OFFLOAD_MEMORY * own + OFFLOAD_EMA * averaged) / on.host_memory
+
+
 def steps(work: Work, on: Card) -> list[roofline.Launch]:
     """Return the launches of one call of the step: of a batch, or of a denoising step."""
-    fused = work.fused and on.fused_attention
+    fused = work.fused and on.fused_attention and (on.trains_fused or not work.trains)
     sizes = dataclasses.replace(work.sizes, pads=fused)
     found = roofline.launches(work.table, sizes, work.dtype, fused)
     if work.recompute and work.recomputed < 1:
@@ -379,6 +398,9 @@ def memory(work: Work, ranks: int = 1) -> Memory:
     others = (4 * work.ema + 4 * (work.accumulation > 1)) / (ranks if work.zero_stage > 1 else 1)
     optimizer = work.trained * (moments + others)
     optimizer += work.trained * max(0.0, table["weight"] - 16)  # what the plan keeps besides: 16 are the usual ones
+    if work.offload:  # there are only the weights to compute with, and gradients that are accumulated
+        weights += work.trained * (_itemsize(work.dtype) - 4)
+        optimizer = 4 * work.trained * (work.accumulation > 1) / (ranks if work.zero_stage > 1 else 1)
     # Gradients take the place of activations, block by block, until all of them are there, and copies of them.
     passing = max(activations, images, table["gradient"] * work.trained)
     return Memory(weights, optimizer, activations, held + images, weights + optimizer + held + passing)
@@ -440,7 +462,7 @@ def card(name: str, dtype: str = "fp32", width: int = 1152) -> Card:
     if name == CPU_CARD:
         speed = product_speed(dtype, width) * PRODUCTS
         fields: dict[str, Any] = dict.fromkeys(("half", "single", "tensor"), speed)
-        rates = dict.fromkeys(("bandwidth", "link", "network"), math.inf)
+        rates: dict[str, Any] = dict.fromkeys(("bandwidth", "link", "network"), math.inf)
         free = device.free_memory() or math.inf
         return Card(CPU_CARD, **fields, **rates, memory=free, fused_attention=False, efficiency={}, **NO_LAUNCHES)
     if name not in known:
@@ -449,7 +471,7 @@ def card(name: str, dtype: str = "fp32", width: int = 1152) -> Card:
 
 
 # What launching costs a CPU is in the share that is not in products.
-NO_LAUNCHES = {"traffic": 1.0, "launch": 0.0, "shortest": 0.0, "collective": 0.0}
+NO_LAUNCHES: dict[str, Any] = {"traffic": 1.0, "launch": 0.0, "shortest": 0.0, "collective": 0.0}
 
 
 def product_speed(dtype: str, width: int) -> float:
@@ -486,8 +508,9 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
     best = "none" if not batch else "any" if batch >= MANY else f"{batch:,} videos"
     times = _short(step)
     if not cpu:
-        named = zip(("products", "memory passes", "launch overhead", "exchange"), found.times, strict=True)
-        times += f" ({', '.join(f'{part} {_short(value)}' for part, value in named)})"
+        named = zip(("products", "memory passes", "launch overhead", "exchange", "offload"), found.times, strict=True)
+        shown = [f"{part} {_short(value)}" for part, value in named if value or part != "offload"]
+        times += f" ({', '.join(shown)})"
     where = f"{ranks} x {name}" + (f" on {hosts} hosts" if hosts > 1 else "")
     lines = [
         f"predicted for {where} in {work.dtype}, per {what}: {counts}",
@@ -509,10 +532,19 @@ def report(work: Work, name: str, ranks: int = 1, hosts: int = 1) -> str:
             f"predicted speed: {_short(per_video)} per video, {work.calls} network calls and decoding "
             f"({_short(found.after)}); {_short(math.ceil(work.videos / shares) * per_video)} for {work.videos} videos"
         )
+    if not cpu and work.text_encoder_read > work.text_encoder:
+        going = f"{_gib(work.text_encoder_read)} go up in {_short(work.text_encoder_read / on.host_link)}"
+        lines.append(f"predicted text encoder: {going} for new prompts, {_gib(work.text_encoder)} in memory at a time")
     if not cpu:
         lines.append(f"predicted time to compile: {_short(found.compiling)} of one core, once per shape")
     if memory.peak > available:
         lines.append(DOES_NOT_FIT[work.trains])
+        offloaded = dataclasses.replace(work, offload=True)
+        if work.trains and not cpu and (other := predict(offloaded, on, ranks, hosts)).memory.peak <= available:
+            lines.append(
+                f"with offload_optimizer it would fit: peak {_gib(other.memory.peak)}, {_short(other.times.total)} per "
+                "step"
+            )
     return "\n".join(lines)
 
 

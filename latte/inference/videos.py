@@ -327,7 +327,7 @@ def dry_run(cfg: SampleConfig) -> str:
     Raises UserError as `check` does; `build_pipeline` makes the same checks.
     """
     plan = check(cfg)
-    config, vae, encoder = plan.network.config, plan.vae.config, 0
+    config, vae, encoder = plan.network.config, plan.vae.config, (0, 0)
     if plan.text_encoder:
         encoder = encoder_bytes(plan.text_encoder, device.compute_dtype(cfg.dtype), cfg.quantize)
     lines = [describe(cfg, plan), estimate.report_here(estimate.sampling(cfg, config, vae, plan.solver, encoder))]

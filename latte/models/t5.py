@@ -274,9 +274,19 @@ class T5Encoder(Network):
 
         input_ids (B, L) int32, attention_mask (B, L) with 1 for tokens and 0 for padding -> (B, L, D) float32.
         """
-        b, length = input_ids.shape
+        x, bias = self.embed(input_ids), self.bias(attention_mask)
+        for block in self.encoder.block:
+            x = block(x, bias)
+        return self.finish(x)
+
+    def embed(self, input_ids: ms.Tensor) -> ms.Tensor:
+        """Return the vectors (B, L, D) float32 of tokens (B, L) int32."""
+        return lookup(self.shared.weight, input_ids).astype(ms.float32)
+
+    def bias(self, attention_mask: ms.Tensor) -> ms.Tensor:
+        """Return what is added to the scores (B, heads, L, L) float32, for positions and for a mask (B, L)."""
+        b, length = attention_mask.shape
         config = self.config
-        x = lookup(self.shared.weight, input_ids).astype(ms.float32)  # (B, L, D)
         table = _bucket_table(
             length, config.relative_attention_num_buckets, config.relative_attention_max_distance
         )  # (L L,)
@@ -285,7 +295,8 @@ class T5Encoder(Network):
         )  # (L L, heads)
         bias = bias.reshape(length, length, -1).transpose(2, 0, 1).expand_dims(0)  # (1, heads, L, L)
         mask = (1 - attention_mask.astype(ms.float32)) * MASKED  # (B, L)
-        bias = bias + mask.reshape(b, 1, 1, length)  # (B, heads, L, L)
-        for block in self.encoder.block:
-            x = block(x, bias)
-        return rms_norm(x, self.encoder.final_layer_norm.weight, config.layer_norm_epsilon)  # (B, L, D)
+        return bias + mask.reshape(b, 1, 1, length)
+
+    def finish(self, x: ms.Tensor) -> ms.Tensor:
+        """Return the last norm of x (B, L, D) float32."""
+        return rms_norm(x, self.encoder.final_layer_norm.weight, self.config.layer_norm_epsilon)

@@ -140,7 +140,8 @@ class Device:
     def card(self) -> str | None:
         """The name under which `latte estimate` knows this device, or None if it does not."""
         if self.target == "Ascend":
-            return "910A" if self.first_generation else "A3" if "910_93" in (self.chip or "") else "910B"
+            others = "A3" if "910_93" in (self.chip or "") else "910B4" if self.chip == "Ascend910B4" else "910B"
+            return "910A" if self.first_generation else others
         return "cpu" if self.target == "CPU" else None
 
     @property

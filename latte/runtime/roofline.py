@@ -110,6 +110,9 @@ class Card:
     shortest: float  # seconds of a launch on the device, however little it does
     collective: float  # seconds to start an exchange between cards
     mesh: float = 0  # bytes per second from a card to each other one of a host, all at once; 0 = they share `link`
+    trains_fused: bool = True  # whether that kernel, if there is one, has a gradient
+    host_link: float = math.inf  # bytes per second between card and host, one way
+    host_memory: float = math.inf  # bytes per second that a card's share of the host's cores read and write
 
 
 class Times(NamedTuple):
@@ -119,6 +122,7 @@ class Times(NamedTuple):
     passes: float  # in those that only read and write
     launching: float  # what launching adds: short launches, and the host where it is slower than the device
     exchange: float  # between cards
+    offload: float = 0.0  # on the host and to and from it
 
     @property
     def total(self) -> float:

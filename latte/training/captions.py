@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from latte.components.loading import Weights
 
-PROMPTS_AT_ONCE = 8  # prompts per call of the text encoder on an accelerator; a CPU takes one
+TEXTS = 256, 32  # for which T5's blocks are read once: on an accelerator, and on a CPU, which takes longer for each
 
 
 def captions_for(cfg: TrainConfig, captions: Sequence[str], width: int) -> Captions:
@@ -65,8 +65,8 @@ def embed(folder: str, captions: Sequence[str], dtype: str, stored: type, weight
 
 def _encoded(folder: str, texts: list[str], dtype: str, weights: Weights) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield embeddings (n, S, C) float32 and masks (n, S) of some texts at a time, then free the encoder's memory."""
-    size = PROMPTS_AT_ONCE if device.current().batches_videos else 1
-    encoder = load_text_encoder(folder, dtype, weights=weights, kind=weights.kind.name)
+    size = TEXTS[0] if device.current().batches_videos else TEXTS[1]
+    encoder = load_text_encoder(folder, dtype, weights=weights, kind=weights.kind.name, stream=True)
     with tqdm(total=len(texts), desc="captions", unit="text", delay=5) as bar:  # only if it takes more than 5 s
         for part in _parts(texts, size):
             yield encoder.encode(part)

@@ -11,6 +11,7 @@ from mindspore import nn
 
 from latte.errors import UserError, quoted
 from latte.io.json_files import check_numbers, parse_json
+from latte.runtime.tensors import assign
 from latte.weights.dtypes import dtype_name, numpy_dtype
 from latte.weights.files import CONFIG
 from latte.weights.mapped import release_pages, stored_elements, verified
@@ -35,15 +36,22 @@ def load_state(net: nn.Cell, tensors: Mapping[str, np.ndarray], source: str) -> 
     set_values(dict(net.parameters_and_names()), tensors)
 
 
-def set_values(parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, np.ndarray]) -> None:
+def set_values(
+    parameters: Mapping[str, ms.Parameter], tensors: Mapping[str, np.ndarray], in_place: bool = False
+) -> None:
     """Set parameters, each in its own dtype, from the tensors of the same names.
 
+    in_place: keep their memory, so that graphs which were compiled with them see it.
     Raises UserError if the checksum of a record in their file is wrong.
     """
     for name, parameter in parameters.items():
         dtype = numpy_dtype(str(parameter.dtype).lower())
         # A copy, as the file's pages are read-only and may not be aligned.
-        parameter.set_data(ms.Tensor.from_numpy(np.array(verified(tensors[name]), dtype, order="C")))
+        values = ms.Tensor.from_numpy(np.array(verified(tensors[name]), dtype, order="C"))
+        if in_place:
+            assign(parameter, values)
+        else:
+            parameter.set_data(values)
         release_pages(tensors[name])
 
 

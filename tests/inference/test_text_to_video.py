@@ -291,13 +291,15 @@ def test_a_callback_may_change_the_latents(pipe):
 
 
 def test_the_text_encoder_can_be_kept(monkeypatch):
-    loads, load = [], text_encoder.load_t5
-    monkeypatch.setattr(text_encoder, "load_t5", lambda *given: loads.append(1) or load(*given))
-    for keep, expected in ((True, 1), (False, 3)):
+    loads, network = [], text_encoder._network
+    monkeypatch.setattr(
+        text_encoder, "_network", lambda *given, stream: loads.append(stream) or network(*given, stream=stream)
+    )
+    for keep, expected in ((True, [False]), (False, [False, True, True])):
         prompts = text_encoder.Prompts(FOLDER, keep=keep)
         prompts.encode(["a dog"])
         prompts.encode(["a cat"])
-        assert len(loads) == expected
+        assert loads == expected
 
 
 @pytest.mark.parametrize(
