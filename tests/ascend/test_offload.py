@@ -1,4 +1,4 @@
-"""AdamW and EMA weights on the host, on Ascend: the same training, and what of the card's memory they leave free."""
+"""What is kept or read from the host, on Ascend: AdamW and EMA weights, and T5; the same numbers, less memory."""
 
 import json
 import subprocess
@@ -48,6 +48,26 @@ print(json.dumps(found))
 """
 
 
+T5 = """
+import json
+import numpy as np
+from latte.components.text_encoder import load_text_encoder
+from latte.runtime import device
+from support.golden_values import FIXTURES
+
+device.init_device("Ascend")
+found = {}
+for dtype, quantize in (("fp32", None), ("fp16", None), ("bf16", "int8")):
+    both = [
+        load_text_encoder(FIXTURES / "latte_t2v", dtype, quantize, stream=stream).encode(["a dog", "two cats"])[0]
+        for stream in (False, True)
+    ]
+    assert np.abs(both[0]).max() > 0.1
+    found[f"{dtype} {quantize}"] = bool(np.array_equal(*both))
+print(json.dumps(found))
+"""
+
+
 def on_standin(command, **options):
     environment = standin.environment(**options)
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests:{environment['PYTHONPATH']}"
@@ -64,6 +84,13 @@ def test_ten_steps_are_those_of_the_card_and_a_resume_goes_on_bit_for_bit(tmp_pa
     found = on_standin([str(program)])
     print(found)
     assert len(found) == 8 and max(found.values()) <= 1e-6
+
+
+def test_t5_read_block_by_block_is_that_of_one_graph_to_the_bit(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(T5)
+    found = on_standin([str(program)])
+    assert found == {"fp32 None": True, "fp16 None": True, "bf16 int8": True}
 
 
 def test_the_plan_is_smaller_by_sixteen_bytes_a_weight(tmp_path):

@@ -3,6 +3,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
+from support.runs import state, train, write_clips
 from support.train_step import batch, build, farthest, small, weights
 
 from latte.ops import move_towards
@@ -101,6 +102,18 @@ def test_samples_are_made_with_the_ema_weights_and_the_weights_come_back():
         assert net is step.net and farthest(before, weights(step)) > 0
         assert all(np.array_equal(weights(step)[name], state[f"ema.{name}"]) for name in step.names)
     assert farthest(before, weights(step)) == 0
+
+
+@pytest.mark.slow
+def test_a_whole_run_that_was_ended_and_resumed_is_the_uninterrupted_one(tmp_path):
+    clips, options = write_clips(tmp_path / "frames"), {"offload_optimizer": True, "ckpt_save_interval": 2}
+    for out, ends in (("whole", (4,)), ("cut", (2, 4))):
+        for end in ends:
+            train(data_folder=clips, output_path=tmp_path / out, max_steps=end, resume="auto", **options)
+    one, two = (state(tmp_path / out, 4) for out in ("whole", "cut"))
+    assert set(one) == set(two) and {"ema", "adam_v"} <= {name.split(".")[0] for name in one}
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    assert len(list((tmp_path / "cut").glob("*/samples/*.gif"))) == 2
 
 
 def test_large_weights_are_updated_in_parts(monkeypatch):
