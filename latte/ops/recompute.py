@@ -50,24 +50,33 @@ class Recomputed(CustomGrad):
 
     def construct(self, inputs: tuple, leaves: tuple) -> ms.Tensor:
         """Return the block's output."""
-        return self.compute(inputs, leaves)
+        return self.compute(inputs, leaves, inputs[0])
 
-    def compute(self, inputs: tuple, nodes: tuple) -> ms.Tensor:
-        """Return `forward` of inputs and leaves, nested as they were."""
+    def compute(self, inputs: tuple, leaves: tuple, begun: ms.Tensor) -> ms.Tensor:
+        """Return `forward` of inputs and leaves; `begun` is there once it is this block's turn."""
+        given = (*inputs, *((None,) * (self.inputs - len(inputs))))
+        return self.forward(*given, *self.nested(leaves, begun), *self.settings)
+
+    def nested(self, leaves: tuple, begun: ms.Tensor) -> tuple:
+        """Return the weights as `forward` takes them, nested as they were."""
+        nodes = self.whole(leaves, begun)
         for group in self.groups:
             made = ()
             for i in group:
                 made = (*made, nodes[i] if isinstance(i, int) else i)  # type: ignore[assignment]
             nodes = (*nodes, made)
-        given = (*inputs, *((None,) * (self.inputs - len(inputs))))
-        return self.forward(*given, *nodes[-1], *self.settings)
+        return nodes[-1]
+
+    def whole(self, leaves: tuple, begun: ms.Tensor) -> tuple:
+        """Return the weights that `groups` counts; where ranks share them, they are gathered here."""
+        return leaves
 
     def bprop(self, inputs: tuple, leaves: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
         """Return the gradients with respect to inputs and leaves."""
         count = len(inputs)
 
         def again(*tensors: ms.Tensor) -> ms.Tensor:
-            return self.compute(tensors[:count], tensors[count:])
+            return self.compute(tensors[:count], tensors[count:], d)
 
         # Only once the gradient has come this far, lest all blocks are computed again at once.
         found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *leaves, d)
