@@ -15,7 +15,7 @@ from mindspore import ops
 
 from latte.ops.recompute import Recomputed
 from latte.runtime import device
-from latte.runtime.tensors import CustomGrad, narrow
+from latte.runtime.tensors import CustomGrad, narrow, read
 
 if TYPE_CHECKING:
     from mindspore import Tensor
@@ -30,8 +30,27 @@ def row_length(shapes: tuple[tuple[int, ...], ...]) -> int:
     return math.ceil(sum(map(math.prod, shapes)) / ranks) * ranks
 
 
+class Rounded(CustomGrad):
+    """A part of weights in another dtype, whose gradient is that of the part itself, float32.
+
+    It is always a tensor of its own: MindSpore copies a parameter that `Depend` takes, on Ascend on line.
+    """
+
+    def __init__(self, dtype: ms.Type):
+        super().__init__()
+        self.dtype, self.copies = dtype, dtype == ms.float32 and device.current().target == "Ascend"
+
+    def construct(self, part: Tensor) -> Tensor:
+        """Return the part."""
+        return read(part) if self.copies else part.astype(self.dtype)
+
+    def bprop(self, part: Tensor, out: Tensor, d: Tensor) -> tuple[Tensor]:
+        """Return the gradient."""
+        return (d,)
+
+
 class GatheredWeights(CustomGrad):
-    """Weights of some shapes and a dtype, of this rank's part (n / ranks,) float32 of their row."""
+    """Weights of some shapes and a dtype, of this rank's part (n / ranks,) of their row, with a gradient in float32."""
 
     def __init__(self, shapes: tuple[tuple[int, ...], ...], dtype: ms.Type):
         super().__init__()
@@ -43,7 +62,7 @@ class GatheredWeights(CustomGrad):
 
     def construct(self, part: Tensor) -> tuple[Tensor, ...]:
         """Return the weights of all ranks."""
-        row, found = ops.AllGather()(part.astype(self.dtype)), ()  # (n,)
+        row, found = ops.AllGather()(part), ()  # (n,)
         for start, stop, shape in self.places:
             found = (*found, narrow(row, 0, start, stop).reshape(shape))  # type: ignore[assignment]
         return found
@@ -78,11 +97,11 @@ class SharedRecomputed(Recomputed):
 
     def __init__(self, gather: GatheredWeights, order: tuple[int, ...], *others: Any):
         super().__init__(*others)
-        self.gather, self.order = gather, order
+        self.gather, self.round, self.order = gather, Rounded(gather.dtype), order
 
     def whole(self, leaves: tuple, begun: Tensor) -> tuple:
         """Return all weights, gathered once `begun` is there: else those of all blocks would be there at once."""
-        known, found = (*self.gather(_after(leaves[0], begun)), *leaves[1:]), ()
+        known, found = (*self.gather(_after(self.round(leaves[0]), begun)), *leaves[1:]), ()
         for k in self.order:
             found = (*found, known[k])  # type: ignore[assignment]
         return found
