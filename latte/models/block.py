@@ -13,9 +13,7 @@ from latte.ops.shared_weights import SharedRecomputed
 from latte.runtime import device, graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from latte.ops.shared_weights import GatheredWeights
+    from collections.abc import Callable, Sequence
 
 Pair = tuple[Any, Any]  # (weight, bias) of a layer; the weight may be a tuple, see `latte.ops.linear`
 
@@ -74,15 +72,18 @@ class Block(nn.Cell):
             return
         self._recompute_by(*flattened(self.weights()))
 
-    def share(self, part: ms.Parameter, shared: Collection[int], gather: GatheredWeights) -> None:
+    def share(
+        self, part: ms.Parameter, shared: Sequence[int], shapes: tuple[tuple[int, ...], ...], dtype: ms.Type
+    ) -> None:
         """Hold only this rank's part of some weights, which are gathered where the block computes; it is recomputed.
 
-        shared: the numbers of these weights, in the order of `flattened`; what they are now is not looked at any more.
+        shared: the numbers of these weights, in the order of `flattened`, and their shapes; what they are now is not
+        looked at any more. dtype: in which they are gathered.
         """
         paths, groups = flattened(self.weights())
         places = {k: place for place, k in enumerate([*shared, *(k for k in range(len(paths)) if k not in shared)])}
         order = tuple(places[k] for k in range(len(paths)))
-        self._recompute_by([path for k, path in enumerate(paths) if k not in shared], groups, gather, order)
+        self._recompute_by([path for k, path in enumerate(paths) if k not in shared], groups, shapes, dtype, order)
         object.__setattr__(self, "shared", (part,))
 
     def _recompute_by(self, paths: list[tuple[int, ...]], groups: tuple, *sharing: Any) -> None:
@@ -109,7 +110,7 @@ class Block(nn.Cell):
             return self.in_strips(*inputs, *self.weights(), *self.settings())
         weights = self.weights()
         if self.shared and self.recomputed is not None:
-            weights = self.recomputed.nested(self.leaves(), inputs[0])
+            weights = self.recomputed.nested(self.recomputed.whole(self.leaves(), inputs[0]))
         return graphs.call_block(self.forward, inputs, weights, self.settings(), self.axis_for(inputs))
 
     def axis_for(self, inputs: tuple) -> int | None:

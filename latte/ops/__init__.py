@@ -26,7 +26,7 @@ from latte.ops.exchange import (
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
-from latte.ops.shared_weights import gathered, row_length
+from latte.ops.shared_weights import row_length
 from latte.runtime.tensors import CustomGrad
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "first_videos",
     "from_nchw",
     "gated_residual",
-    "gathered",
     "gelu",
     "group_norm",
     "join_parts",

@@ -50,16 +50,15 @@ class Recomputed(CustomGrad):
 
     def construct(self, inputs: tuple, leaves: tuple) -> ms.Tensor:
         """Return the block's output."""
-        return self.compute(inputs, leaves, inputs[0])
+        return self.compute(inputs, self.whole(leaves, inputs[0]))
 
-    def compute(self, inputs: tuple, leaves: tuple, begun: ms.Tensor) -> ms.Tensor:
-        """Return `forward` of inputs and leaves; `begun` is there once it is this block's turn."""
+    def compute(self, inputs: tuple, weights: tuple) -> ms.Tensor:
+        """Return `forward` of inputs and weights, nested as they were."""
         given = (*inputs, *((None,) * (self.inputs - len(inputs))))
-        return self.forward(*given, *self.nested(leaves, begun), *self.settings)
+        return self.forward(*given, *self.nested(weights), *self.settings)
 
-    def nested(self, leaves: tuple, begun: ms.Tensor) -> tuple:
-        """Return the weights as `forward` takes them, nested as they were."""
-        nodes = self.whole(leaves, begun)
+    def nested(self, nodes: tuple) -> tuple:
+        """Return weights as `forward` takes them."""
         for group in self.groups:
             made = ()
             for i in group:
@@ -68,7 +67,7 @@ class Recomputed(CustomGrad):
         return nodes[-1]
 
     def whole(self, leaves: tuple, begun: ms.Tensor) -> tuple:
-        """Return the weights that `groups` counts; where ranks share them, they are gathered here."""
+        """Return the weights; where ranks share them, they are gathered here, once `begun` is there."""
         return leaves
 
     def bprop(self, inputs: tuple, leaves: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
@@ -76,11 +75,15 @@ class Recomputed(CustomGrad):
         count = len(inputs)
 
         def again(*tensors: ms.Tensor) -> ms.Tensor:
-            return self.compute(tensors[:count], tensors[count:], d)
+            return self.compute(tensors[:count], tensors[count:])
 
         # Only once the gradient has come this far, lest all blocks are computed again at once.
-        found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *leaves, d)
-        return found[:count], found[count:]
+        found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *self.whole(leaves, d), d)
+        return self.of_leaves(found[:count], found[count:])
+
+    def of_leaves(self, inputs: tuple, weights: tuple) -> tuple[tuple, tuple]:
+        """Return the gradients of inputs and leaves from those of inputs and weights."""
+        return inputs, weights
 
 
 def flattened(weights: tuple) -> tuple[list[tuple[int, ...]], tuple[tuple[int | float | None, ...], ...]]:

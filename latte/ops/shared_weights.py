@@ -15,7 +15,7 @@ from mindspore import ops
 
 from latte.ops.recompute import Recomputed
 from latte.runtime import device
-from latte.runtime.tensors import CustomGrad, narrow, read
+from latte.runtime.tensors import narrow, read
 
 if TYPE_CHECKING:
     from mindspore import Tensor
@@ -30,85 +30,49 @@ def row_length(shapes: tuple[tuple[int, ...], ...]) -> int:
     return math.ceil(sum(map(math.prod, shapes)) / ranks) * ranks
 
 
-class Rounded(CustomGrad):
-    """A part of weights in another dtype, whose gradient is that of the part itself, float32.
-
-    It is always a tensor of its own: MindSpore copies a parameter that `Depend` takes, on Ascend on line.
-    """
-
-    def __init__(self, dtype: ms.Type):
-        super().__init__()
-        self.dtype, self.copies = dtype, dtype == ms.float32 and device.current().target == "Ascend"
-
-    def construct(self, part: Tensor) -> Tensor:
-        """Return the part."""
-        return read(part) if self.copies else part.astype(self.dtype)
-
-    def bprop(self, part: Tensor, out: Tensor, d: Tensor) -> tuple[Tensor]:
-        """Return the gradient."""
-        return (d,)
-
-
-class GatheredWeights(CustomGrad):
-    """Weights of some shapes and a dtype, of this rank's part (n / ranks,) of their row, with a gradient in float32."""
-
-    def __init__(self, shapes: tuple[tuple[int, ...], ...], dtype: ms.Type):
-        super().__init__()
-        ends = [sum(map(math.prod, shapes[: k + 1])) for k in range(len(shapes))]
-        self.places = tuple(zip([0, *ends[:-1]], ends, shapes, strict=True))
-        length, here = row_length(shapes), device.current()
-        self.dtype, self.missing, self.size = dtype, length - ends[-1], length // here.world_size
-        self.first = here.rank * self.size  # element of the row that is this rank's
-
-    def construct(self, part: Tensor) -> tuple[Tensor, ...]:
-        """Return the weights of all ranks."""
-        row, found = ops.AllGather()(part), ()  # (n,)
-        for start, stop, shape in self.places:
-            found = (*found, narrow(row, 0, start, stop).reshape(shape))  # type: ignore[assignment]
-        return found
-
-    def bprop(self, part: Tensor, out: tuple[Tensor, ...], d: tuple[Tensor, ...]) -> tuple[Tensor]:
-        """Return the gradient of the part, summed over all ranks."""
-        return (ops.ReduceScatter()(self.row(d)),)
-
-    def row(self, weights: tuple[Tensor, ...]) -> Tensor:
-        """Return the row (n,) float32 of weights, or of their gradients."""
-        found = ()
-        for weight in weights:
-            found = (*found, weight.reshape(-1))  # type: ignore[assignment]
-        if self.missing:
-            found = (*found, _zeros((self.missing,), self.dtype))  # type: ignore[assignment]
-        return _cast(_join(found), ms.float32)
-
-
-class GatheredOnCpu(GatheredWeights):
-    """The same on CPU, which has no ReduceScatter: all is summed, and each rank takes its part."""
-
-    def bprop(self, part: Tensor, out: tuple[Tensor, ...], d: tuple[Tensor, ...]) -> tuple[Tensor]:
-        """Return the gradient of the part, summed over all ranks."""
-        return (_slice(ops.AllReduce()(self.row(d)), (self.first,), (self.size,)),)
-
-
 class SharedRecomputed(Recomputed):
-    """A block whose first leaf is this rank's part of some of its weights; the other leaves are whole.
+    """A block whose first leaf is this rank's part of some of its weights, (n / ranks,) float32; others are whole.
 
-    `order`: for each weight of the block its place among those that are gathered, with the whole ones behind them.
+    shapes: of the weights that are gathered, in the order of the row; dtype: in which. order: for each weight of the
+    block its place among those that are gathered, with the whole ones behind them.
     """
 
-    def __init__(self, gather: GatheredWeights, order: tuple[int, ...], *others: Any):
-        super().__init__(*others)
-        self.gather, self.round, self.order = gather, Rounded(gather.dtype), order
+    def __init__(self, shapes: tuple[tuple[int, ...], ...], dtype: ms.Type, order: tuple[int, ...], *of_block: Any):
+        super().__init__(*of_block)
+        here, ends = device.current(), [sum(map(math.prod, shapes[: k + 1])) for k in range(len(shapes))]
+        self.dtype = ms.float32 if here.target == "CPU" else dtype  # a CPU's weights are, whatever it computes in
+        self.places, self.order = tuple(zip([0, *ends[:-1]], ends, shapes, strict=True)), order
+        self.back = tuple(order.index(k) for k in range(len(order)))
+        self.missing = row_length(shapes) - ends[-1]
+        self.size = row_length(shapes) // here.world_size
+        self.first = here.rank * self.size  # element of the row that is this rank's
+        self.copies = self.dtype == ms.float32 and here.target == "Ascend"
+        self.scatters = here.target != "CPU"  # which has no ReduceScatter
 
     def whole(self, leaves: tuple, begun: Tensor) -> tuple:
         """Return all weights, gathered once `begun` is there: else those of all blocks would be there at once."""
-        known, found = (*self.gather(_after(self.round(leaves[0]), begun)), *leaves[1:]), ()
+        # A tensor of its own: MindSpore copies a parameter that `Depend` takes, on Ascend on line.
+        part = read(leaves[0]) if self.copies else _cast(leaves[0], self.dtype)
+        row, found, weights = ops.AllGather()(_after(part, begun)), (), ()  # (n,)
+        for start, stop, shape in self.places:
+            found = (*found, narrow(row, 0, start, stop).reshape(shape))  # type: ignore[assignment]
+        found = (*found, *leaves[1:])
         for k in self.order:
-            found = (*found, known[k])  # type: ignore[assignment]
-        return found
+            weights = (*weights, found[k])  # type: ignore[assignment]
+        return weights
 
-
-def gathered(shapes: tuple[tuple[int, ...], ...], dtype: ms.Type) -> GatheredWeights:
-    """Return the function that gathers weights of these shapes, for blocks that compute in a dtype."""
-    if device.current().target == "CPU":
-        return GatheredOnCpu(shapes, ms.float32)  # its weights are, whatever it computes in
-    return GatheredWeights(shapes, dtype)
+    def of_leaves(self, inputs: tuple, weights: tuple) -> tuple[tuple, tuple]:
+        """Return the gradients of inputs and leaves; that of the part is summed before the next block begins."""
+        row, others, shared = (), (), len(self.places)
+        for k in self.back[:shared]:
+            row = (*row, weights[k].reshape(-1))  # type: ignore[assignment]
+        for k in self.back[shared:]:
+            others = (*others, weights[k])  # type: ignore[assignment]
+        if self.missing:
+            row = (*row, _zeros((self.missing,), self.dtype))  # type: ignore[assignment]
+        whole = _cast(_join(row), ms.float32)  # (n,)
+        if self.scatters:
+            part = ops.ReduceScatter()(whole)
+        else:
+            part = _slice(ops.AllReduce()(whole), (self.first,), (self.size,))
+        return (_after(inputs[0], part), *inputs[1:]), (part, *others)

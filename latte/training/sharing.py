@@ -9,7 +9,7 @@ import numpy as np
 
 from latte.errors import UserError
 from latte.models.precision import FLOAT32
-from latte.ops import gathered, row_length
+from latte.ops import row_length
 from latte.ops.recompute import flattened
 from latte.runtime import device
 from latte.training.collective import own_rows
@@ -53,7 +53,7 @@ def share_blocks(net: Latte | LatteT2V, ema: Latte | LatteT2V | None, names: lis
         group = Group(tuple(numbers[id(leaves[k])] for k in shared), (row_length(shapes),), True, shapes)
         part = _part_of(group, weights, names, f"part.block.{number}")
         of_ema = _part_of(group, ema_weights, names, f"ema.block.{number}") if ema else None
-        block.share(part, shared, gathered(shapes, net.dtype))
+        block.share(part, shared, shapes, net.dtype)
         found.append(Shared(group, part, of_ema))
     return found
 
