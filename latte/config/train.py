@@ -142,8 +142,10 @@ class OptimizerOptions(Options):
     loss_scaler_type: Literal["dynamic", "static"] = option("dynamic", "scaling of the fp16 loss")
     init_loss_scale: float = option(65536.0, "first scale of the fp16 loss")
     loss_scale_window: int = option(2000, "dynamic: double the scale after this many steps without an overflow")
-    zero_stage: Literal[0, 1, 2] = option(
-        0, "what ranks share: 1 = AdamW's moments, 2 = gradients and EMA weights too; 0 = nothing"
+    zero_stage: Literal[0, 1, 2, 3] = option(
+        0,
+        "what ranks share: 1 = AdamW's moments, 2 = gradients and EMA weights too, 3 = also weights of blocks, which "
+        "needs use_recompute; 0 = nothing",
     )
     offload_optimizer: bool = option(
         False,
@@ -169,6 +171,12 @@ class OptimizerOptions(Options):
         for key in ("optim_eps", "max_grad_norm"):
             if not getattr(self, key) > 0:
                 raise OptionError(key, getattr(self, key), "above 0")
+        if self.zero_stage == 3 and not self.use_recompute:
+            raise OptionError("use_recompute", False, "true with zero_stage 3, lest each block keeps what it gathers")
+        if self.zero_stage == 3 and self.offload_optimizer:
+            raise OptionError("offload_optimizer", True, "false with zero_stage 3, whose moments are parts already")
+        if self.zero_stage == 3 and self.recompute_every != 1:
+            raise OptionError("recompute_every", self.recompute_every, "1 with zero_stage 3, lest blocks keep weights")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -291,6 +299,8 @@ class TrainConfig(
         if self.eval_metrics and (self.condition == "text" or self.model_name == TEXT_TO_VIDEO):
             raise OptionError("eval_metrics", self.eval_metrics, "empty for text, of which it makes no samples")
         self._check_frames()
+        if self.zero_stage == 3 and (self.variant or 1) > 2:
+            raise OptionError("zero_stage", 3, "0, 1 or 2 for variants 3 and 4, whose blocks run in parts")
         if self.model_name != TEXT_TO_VIDEO:
             if self.trainable != "all":
                 raise OptionError("trainable", self.trainable, f"all unless model_name is {TEXT_TO_VIDEO}")

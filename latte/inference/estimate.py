@@ -52,6 +52,9 @@ MOMENTS = 8  # bytes of AdamW's moments per weight
 # Bytes per weight that an update on the host moves: over the link down and up, and in the host's memory: the gradient
 # twice, both moments and the weights read and written, and copied for the way up; and what EMA weights add.
 OFFLOAD_LINK, OFFLOAD_MEMORY, OFFLOAD_EMA = 4, 44, 12
+# Bytes per weight of the block that is at work, where ranks share weights: its row and its weights in halves, their
+# gradients, the row of these, and that in float32.
+BYTES_GATHERED = 2 + 2 + 2 + 2 + 4
 CPU_CARD = "cpu"
 # A CPU's run time, measured in float32 (docs/devices.md): bytes of the process and of what compiling a training leaves;
 # tensors as large as the tokens that a block keeps for its backward pass; bytes per element of the tokens of the one
@@ -83,7 +86,7 @@ class Work:
     ema: bool = True
     recompute: bool = False
     recomputed: float = 1  # share of the pairs of blocks that are, with `recompute`
-    zero_stage: int = 0  # 1: ranks share AdamW's moments, 2: gradients and EMA weights too
+    zero_stage: int = 0  # 1: ranks share AdamW's moments, 2: gradients and EMA weights too, 3: weights of blocks too
     offload: bool = False  # AdamW and EMA weights are on the host
     total_steps: int | None = None  # of this training; None = not known
     videos: int = 1  # to sample
@@ -101,6 +104,13 @@ class Work:
     def streams(self) -> float:
         """The number of videos in a pass: with guidance in one batch, twice those that are made."""
         return self.sizes.batch * (2 if "guided" in self.kind else 1)
+
+    @property
+    def in_blocks(self) -> float:
+        """The number of trained weights that are a block's."""
+        sizes, text = self.sizes, self.config.conditioning == "prompt"
+        of_blocks = sizes.pairs * roofline.pair_weights(sizes.width, sizes.padded, text)
+        return self.trained * min(1.0, of_blocks / max(sizes.weights, 1))
 
     @property
     def exchanges(self) -> float:
@@ -314,9 +324,10 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
         after = autoencoder(work, "decode", work.decoded)
     exchange = 0.0
     if work.trains and ranks > 1:
-        exchange = roofline.all_reduce(4 * work.trained, on, ranks, hosts)
         # Stage 1 gathers weights besides; stage 2 too, but its sum is only the first half of one, and costs as much.
+        exchange = roofline.all_reduce(4 * work.trained, on, ranks, hosts)
         exchange += roofline.all_gather(4 * work.trained, on, ranks) if work.zero_stage == 1 else 0.0
+        exchange += gathering(work, on, ranks, hosts) if work.zero_stage == 3 else 0.0
     once = roofline.seconds(found, on, exchange + exchanging(work, on, ranks // hosts))
     table = roofline.tables()[work.table]
     return Prediction(
@@ -328,6 +339,16 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
         memory=memory(work, ranks) if on.name != CPU_CARD else memory_of_cpu(work),
         compiling=table["compile"][0] + table["compile"][1] * work.sizes.pairs,
     )
+
+
+def gathering(work: Work, on: Card, ranks: int, hosts: int) -> float:
+    """Return the seconds that stage 3 of ZeRO takes longer than stage 2: blocks are gathered twice, one by one.
+
+    Stage 2 gathers weights in float32 once, which is half of what `predict` counts as a sum.
+    """
+    twice = roofline.all_reduce(_itemsize(work.dtype) * work.in_blocks, on, ranks, hosts)
+    once = roofline.all_reduce(4 * work.in_blocks, on, ranks, hosts) / 2
+    return twice - once + 6 * work.sizes.pairs * on.collective  # two gatherings and a sum for each block
 
 
 def exchanging(work: Work, on: Card, inside: int) -> float:
@@ -393,16 +414,20 @@ def memory(work: Work, ranks: int = 1) -> Memory:
         weights = sizes.weights * _itemsize(work.dtype, work.int8)
         least = max(held + max(activations, images), work.text_encoder)
         return Memory(weights, 0, activations, held + images, weights + least)
-    weights = 4 * sizes.weights
+    updated = 4 / (ranks if work.zero_stage else 1)  # the float32 weights that a rank updates
+    weights = 4 * (sizes.weights - work.trained) + updated * work.trained
     moments = MOMENTS / (ranks if work.zero_stage else 1)
     others = (4 * work.ema + 4 * (work.accumulation > 1)) / (ranks if work.zero_stage > 1 else 1)
     optimizer = work.trained * (moments + others)
-    optimizer += work.trained * max(0.0, table["weight"] - 16)  # what the plan keeps besides: 16 are the usual ones
+    shared = work.in_blocks if work.zero_stage > 2 and ranks > 1 else 0.0
+    # What the plan keeps besides, as 16 are the usual ones: weights to compute with, of which shared ones are gathered.
+    optimizer += (work.trained - shared) * max(0.0, table["weight"] - 16)
     if work.offload:  # there are only the weights to compute with, and gradients that are accumulated
         weights += work.trained * (_itemsize(work.dtype) - 4)
         optimizer = 4 * work.trained * (work.accumulation > 1) / (ranks if work.zero_stage > 1 else 1)
     # Gradients take the place of activations, block by block, until all of them are there, and copies of them.
-    passing = max(activations, images, table["gradient"] * work.trained)
+    passing = max(activations, images, table["gradient"] * (work.trained - shared + shared / ranks))
+    passing += BYTES_GATHERED * shared / max(2 * sizes.pairs, 1)
     return Memory(weights, optimizer, activations, held + images, weights + optimizer + held + passing)
 
 

@@ -9,10 +9,11 @@ import mindspore as ms
 from mindspore import nn
 
 from latte.ops.recompute import Recomputed, flattened
+from latte.ops.shared_weights import SharedRecomputed
 from latte.runtime import device, graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 Pair = tuple[Any, Any]  # (weight, bias) of a layer; the weight may be a tuple, see `latte.ops.linear`
 
@@ -29,6 +30,7 @@ class Block(nn.Cell):
     forward: Callable
     in_strips: Callable | None = None  # the same without gradients, from Python, where the compile scope is the block
     recomputed: Recomputed | None = None
+    shared: tuple[ms.Parameter, ...] = ()  # this rank's part of weights that the ranks share, see `share`
     quantizes: bool = True  # whether its matrices may be int8
     independent_axis: int | None = None  # of tokens (B, F, T, D): 1 if frames, 2 if patches do not see each other
 
@@ -53,16 +55,11 @@ class Block(nn.Cell):
     def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs, as part of the surrounding graph."""
         if self.recomputed is not None:
-            tensors, leaves, weights = (), (), self.weights()
+            tensors = ()
             for each in inputs:
                 if each is not None:
                     tensors = (*tensors, each)  # type: ignore[assignment]
-            for path in self.paths:
-                leaf = weights
-                for i in path:
-                    leaf = leaf[i]
-                leaves = (*leaves, leaf)  # type: ignore[assignment]
-            return self.recomputed(tensors, leaves)
+            return self.recomputed(tensors, self.leaves())
         return self.forward(*inputs, *self.weights(), *self.settings())
 
     def recompute(self) -> None:
@@ -73,19 +70,48 @@ class Block(nn.Cell):
         if device.current().compiler_recomputes:
             super().recompute()
             return
+        self._recompute_by(*flattened(self.weights()))
+
+    def share(
+        self, part: ms.Parameter, shared: Sequence[int], shapes: tuple[tuple[int, ...], ...], dtype: ms.Type
+    ) -> None:
+        """Hold only this rank's part of some weights, which are gathered where the block computes; it is recomputed.
+
+        shared: the numbers of these weights, in the order of `flattened`, and their shapes; what they are now is not
+        looked at any more. dtype: in which they are gathered.
+        """
+        paths, groups = flattened(self.weights())
+        places = {k: place for place, k in enumerate([*shared, *(k for k in range(len(paths)) if k not in shared)])}
+        order = tuple(places[k] for k in range(len(paths)))
+        self._recompute_by([path for k, path in enumerate(paths) if k not in shared], groups, shapes, dtype, order)
+        object.__setattr__(self, "shared", (part,))
+
+    def _recompute_by(self, paths: list[tuple[int, ...]], groups: tuple, *sharing: Any) -> None:
         pairs = zip(self.names, self.constants, strict=True)
         settings = tuple(True if name == "whole" else value for name, value in pairs)
-        weights = self.weights()
-        paths, groups = flattened(weights)
-        inputs = len(inspect.signature(self.forward).parameters) - len(weights) - len(settings)
+        inputs = len(inspect.signature(self.forward).parameters) - len(self.weights()) - len(settings)
+        recomputed: Callable = SharedRecomputed if sharing else Recomputed
         object.__setattr__(self, "paths", tuple(paths))
-        object.__setattr__(self, "recomputed", Recomputed(self.forward, settings, groups, inputs))
+        object.__setattr__(self, "recomputed", recomputed(*sharing, self.forward, settings, groups, inputs))
+
+    def leaves(self) -> tuple[Any, ...]:
+        """Return what `recomputed` takes as weights: the part that is shared, and those that `paths` leads to."""
+        leaves, weights = self.shared, self.weights()
+        for path in self.paths:
+            leaf = weights
+            for i in path:
+                leaf = leaf[i]
+            leaves = (*leaves, leaf)
+        return leaves
 
     def __call__(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Return `forward` of the inputs through the graph that equal cells share."""
         if self.in_strips is not None and device.current().compile_scope == "block":
             return self.in_strips(*inputs, *self.weights(), *self.settings())
-        return graphs.call_block(self.forward, inputs, self.weights(), self.settings(), self.axis_for(inputs))
+        weights = self.weights()
+        if self.shared and self.recomputed is not None:
+            weights = self.recomputed.nested(self.recomputed.whole(self.leaves(), inputs[0]))
+        return graphs.call_block(self.forward, inputs, weights, self.settings(), self.axis_for(inputs))
 
     def axis_for(self, inputs: tuple) -> int | None:
         """Return the axis along which parts of the tokens may go through one after another.

@@ -26,6 +26,7 @@ from latte.ops.exchange import (
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
+from latte.ops.shared_weights import row_length
 from latte.runtime.tensors import CustomGrad
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "patch_projection",
     "quick_gelu",
     "rms_norm",
+    "row_length",
     "self_attention",
     "share_videos",
     "silu",

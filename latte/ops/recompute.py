@@ -50,17 +50,25 @@ class Recomputed(CustomGrad):
 
     def construct(self, inputs: tuple, leaves: tuple) -> ms.Tensor:
         """Return the block's output."""
-        return self.compute(inputs, leaves)
+        return self.compute(inputs, self.whole(leaves, inputs[0]))
 
-    def compute(self, inputs: tuple, nodes: tuple) -> ms.Tensor:
-        """Return `forward` of inputs and leaves, nested as they were."""
+    def compute(self, inputs: tuple, weights: tuple) -> ms.Tensor:
+        """Return `forward` of inputs and weights, nested as they were."""
+        given = (*inputs, *((None,) * (self.inputs - len(inputs))))
+        return self.forward(*given, *self.nested(weights), *self.settings)
+
+    def nested(self, nodes: tuple) -> tuple:
+        """Return weights as `forward` takes them."""
         for group in self.groups:
             made = ()
             for i in group:
                 made = (*made, nodes[i] if isinstance(i, int) else i)  # type: ignore[assignment]
             nodes = (*nodes, made)
-        given = (*inputs, *((None,) * (self.inputs - len(inputs))))
-        return self.forward(*given, *nodes[-1], *self.settings)
+        return nodes[-1]
+
+    def whole(self, leaves: tuple, begun: ms.Tensor) -> tuple:
+        """Return the weights; where ranks share them, they are gathered here, once `begun` is there."""
+        return leaves
 
     def bprop(self, inputs: tuple, leaves: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
         """Return the gradients with respect to inputs and leaves."""
@@ -70,8 +78,12 @@ class Recomputed(CustomGrad):
             return self.compute(tensors[:count], tensors[count:])
 
         # Only once the gradient has come this far, lest all blocks are computed again at once.
-        found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *leaves, d)
-        return found[:count], found[count:]
+        found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *self.whole(leaves, d), d)
+        return self.of_leaves(found[:count], found[count:])
+
+    def of_leaves(self, inputs: tuple, weights: tuple) -> tuple[tuple, tuple]:
+        """Return the gradients of inputs and leaves from those of inputs and weights."""
+        return inputs, weights
 
 
 def flattened(weights: tuple) -> tuple[list[tuple[int, ...]], tuple[tuple[int | float | None, ...], ...]]:

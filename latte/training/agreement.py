@@ -46,7 +46,9 @@ def check_training(training: Training) -> None:
     """Raise UserError on every rank if the ranks have other data or weights; every rank must call this."""
     if device.current().world_size == 1:
         return
-    index, networks = training.source.dataset.index, {"network": training.step.net, "autoencoder": training.codec.vae}
+    index, autoencoder = training.source.dataset.index, training.codec.vae
+    biases = {name: weight.asnumpy() for name, weight in autoencoder.parameters_and_names() if weight.ndim == 1}
+    starts = {"network": training.step.start, "autoencoder": base_fingerprint(biases)}
     records = repr([(record.path.name, record.label, record.caption) for record in index.records + index.images])
     check_same(
         {
@@ -55,10 +57,5 @@ def check_training(training: Training) -> None:
             "the number of steps": training.total_steps,
             "the configuration of the network": training.config,
         }
-        | {
-            f"the {name} (SHA-256 of its biases)": base_fingerprint(
-                {each: weight.asnumpy() for each, weight in net.parameters_and_names() if weight.ndim == 1}
-            )[:8]
-            for name, net in networks.items()
-        }
+        | {f"the {name} (SHA-256 of its biases)": start[:8] for name, start in starts.items()}
     )

@@ -208,7 +208,7 @@ def describe(cfg: TrainConfig, training: Training) -> str:
 
     Raises UserError if no sample can be read.
     """
-    source, weights, config = training.source, list(training.step.net.get_parameters()), training.config
+    source, step, config = training.source, training.step, training.config
     source[0]
     kept, evaluated = len(source.dataset.index.records) - len(source.dataset), ""
     if training.held_out:
@@ -219,7 +219,7 @@ def describe(cfg: TrainConfig, training: Training) -> str:
         compared = f"; {', '.join(cfg.eval_metrics)} of samples with {cfg.sample_steps} steps every {cfg.eval_every}"
     shape = (training.num_frames + cfg.images_per_video, *source.dataset.store.frame_shape)
     per_epoch = len(source.dataset) / training.batch
-    total, trained = sum(w.size for w in weights), sum(w.size for w in weights if w.requires_grad)
+    total, trained = step.total, step.trained
     tokens = training.num_frames * math.prod(source.latent_shape[2:]) // config.patch_size**2
     return "\n".join(
         (
@@ -251,8 +251,7 @@ def _doubt(cfg: TrainConfig, steps: int) -> list[str]:
 def predict(cfg: TrainConfig, training: Training) -> str:
     """Return the lines on what a training is predicted to take on this device; see `latte.inference.estimate`."""
     shape = (training.num_frames, *training.source.latent_shape[1:])
-    trained = sum(weight.size for weight in training.step.weights)
-    work = estimate.training(cfg, training.config, shape, training.codec.vae.config, trained)
+    work = estimate.training(cfg, training.config, shape, training.codec.vae.config, training.step.trained)
     return estimate.report_here(
         replace(work, total_steps=training.total_steps, vae_slice=training.codec.frames_per_slice)
     )

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 from typing import TYPE_CHECKING
 
 import mindspore as ms
@@ -88,7 +89,9 @@ class Evaluation:
         self.source, self.codec, self.network = source, codec, network
         self._noised, self._terms = _compiled(loss.tables, loss.weights)
         self.timesteps, self.together = timesteps(count), together
-        self.positions = range(here.rank, count, here.world_size)
+        # Ranks that share weights must call the network equally often: where clips are too few, two have the same one.
+        self.positions = range(here.rank % count, count, here.world_size)
+        self.calls = math.ceil(math.ceil(count / here.world_size) / together)
 
     @functools.cached_property
     def samples(self) -> dict[int, Sample]:
@@ -115,8 +118,8 @@ class Evaluation:
         """
         samples, mine = self.samples, dict[int, list[float]]()
         with tqdm(total=len(samples), desc="evaluating", unit="clip", delay=5, leave=False) as bar:
-            for first in range(0, len(samples), self.together):
-                positions = [*samples][first : first + self.together]
+            for first in range(0, self.calls * self.together, self.together):
+                positions = [*samples][first : first + self.together] or [*samples][-1:]
                 mine |= dict(zip(positions, self._measured(positions), strict=True))
                 bar.update(len(positions))
         of_ranks = [json.loads(text) for text in gather(json.dumps(mine))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import mindspore as ms
@@ -11,7 +12,7 @@ from latte.runtime import device
 from latte.runtime.tensors import assign, views
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
 MOST = 32  # tensors that CANN joins in one launch; more are joined twice
 
@@ -22,26 +23,42 @@ class Group(NamedTuple):
     numbers: tuple[int, ...]  # of the weights, in the order of the buffer
     rows: tuple[int, ...]  # of each
     is_part: bool  # with ZeRO, a rank has its part of the rows
+    shapes: tuple[tuple[int, ...], ...] = ()  # stage 3: all weights lie in one row, see `latte.training.sharing`
 
     def parts(self, values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and values of each weight in the values of the whole buffer, as views."""
-        if len(self.numbers) == 1:
+        if self.shapes:
+            ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+            for number, each, shape in zip(self.numbers, np.split(values, ends), self.shapes, strict=False):
+                yield number, each.reshape(shape)
+        elif len(self.numbers) == 1:
             yield self.numbers[0], values
-            return
-        ends = np.cumsum(self.rows)
-        yield from zip(self.numbers, np.split(values, ends[:-1]), strict=True)
+        else:
+            ends = np.cumsum(self.rows)
+            yield from zip(self.numbers, np.split(values, ends[:-1]), strict=True)
+
+    def joined(self, each: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the values of the whole buffer from those of each weight."""
+        if self.shapes:
+            row = np.zeros(self.rows, np.float32)
+            np.concatenate([values.reshape(-1) for values in each], out=row[: sum(map(np.size, each))])
+            return row
+        return np.concatenate(each) if len(each) > 1 else each[0]
 
 
-def groups_of(weights: Sequence[ms.Tensor], zero_stage: int = 0) -> list[Group]:
+def groups_of(weights: Sequence[ms.Tensor], zero_stage: int = 0, without: Collection[int] = ()) -> list[Group]:
     """Return which weights share a buffer: each is alone, or where the device stacks weights, with those like it.
 
-    Those are of one dtype and differ in the length of the first axis only.
+    Those are of one dtype and differ in the length of the first axis only. `without`: the numbers of some that are in
+    groups already.
     """
+    others = [k for k in range(len(weights)) if k not in without]
     if not device.current().stacks_weights:
-        found = [[k] for k in range(len(weights))]
+        found = [[k] for k in others]
     else:
         alike: dict[object, list[list[int]]] = {}
-        for k, weight in enumerate(weights):
+        for k in others:
+            weight = weights[k]
             key = (weight.dtype, weight.shape[1:]) if weight.ndim else k
             lists = alike.setdefault(key, [[]])
             if len(lists[-1]) == MOST:
@@ -58,14 +75,13 @@ def groups_of(weights: Sequence[ms.Tensor], zero_stage: int = 0) -> list[Group]:
 
 def buffer_of(group: Group, values: Sequence[np.ndarray], name: str) -> ms.Parameter:
     """Return a new float32 parameter with the values of a group, from those of all weights."""
-    first, *rest = [values[k] for k in group.numbers]
-    return _parameter(np.concatenate((first, *rest)) if rest else first.copy(), name)
+    joined = group.joined([values[k] for k in group.numbers])
+    return _parameter(joined.copy() if len(group.numbers) == 1 else joined, name)
 
 
-def zeros_of(group: Group, weights: Sequence[ms.Parameter], name: str, parts: int = 1) -> ms.Parameter:
-    """Return a new float32 parameter of zeros for a group of weights, or for one of so many parts of its rows."""
-    first = weights[group.numbers[0]]
-    return _parameter(np.zeros((sum(group.rows) // parts, *first.shape[1:]) if first.ndim else (), np.float32), name)
+def zeros_of(buffer: ms.Parameter, name: str) -> ms.Parameter:
+    """Return a new float32 parameter of zeros for the sum of a buffer's gradients."""
+    return _parameter(np.zeros(buffer.shape, np.float32), name)
 
 
 def spread(group: Group, buffer: ms.Tensor, weights: Sequence[ms.Parameter]) -> None:

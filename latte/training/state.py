@@ -65,10 +65,10 @@ def load_state(step: TrainStep, state: dict[str, np.ndarray], source: str) -> No
 
     for prefix, buffers, cut in _buffers(step):
         for group, buffer in zip(step.groups, buffers, strict=True):
-            each = [read(f"{prefix}.{step.names[k]}", step.weights[k].shape) for k in group.numbers]
-            values = np.concatenate(each) if len(each) > 1 else each[0]
+            each = [read(f"{prefix}.{step.names[k]}", step.shapes[k]) for k in group.numbers]
+            values = group.joined(each)
             wanted.append((buffer, own_rows(values) if cut and group.is_part else values))
-            if prefix == "net":  # what computes is a copy of the buffer's, or the buffer itself
+            if prefix == "net" and not group.shapes:  # what computes is a copy of the buffer's, or the buffer itself
                 wanted += [(step.weights[k], part) for k, part in zip(group.numbers, each, strict=True)]
     wanted += [(tensor, read(name, tensor.shape)) for name, tensor in _counters(step)]
     wanted.append((step.scale, state["loss_scale"]))
@@ -95,20 +95,24 @@ def weights_of(step: TrainStep, state: dict[str, np.ndarray], trained_only: bool
 def net_to_sample(step: TrainStep) -> Iterator[Latte | LatteT2V]:
     """Yield the network to sample from, with EMA weights if there are any; behind it, all weights are as before.
 
-    Where ranks share EMA weights, every rank must call this function.
+    Where ranks share EMA weights, every rank must call this function; where they share weights, they must all call the
+    network as often, too.
     """
     if step.ema or not step.has_ema:
         yield step.ema or step.net
         return
-    before = [weight.copy() for weight in step.weights]
-    for group, buffer in zip(step.groups, step.ema_weights, strict=True):
+    before = [leaf.copy() for leaf in step.leaves]
+    for number, (group, buffer) in enumerate(zip(step.groups, step.ema_weights, strict=True)):
+        if group.shapes:  # the network gathers from its parts
+            assign(step.leaves[number], buffer)
+            continue
         cut = step.shares_gradients and group.is_part
         spread(group, join_parts(as_tensor(buffer)) if cut else as_tensor(buffer), step.weights)
     try:
         yield step.net
     finally:
-        for weight, values in zip(step.weights, before, strict=True):
-            assign(weight, values)
+        for leaf, values in zip(step.leaves, before, strict=True):
+            assign(leaf, values)
 
 
 def _buffers(step: TrainStep) -> Iterator[tuple[str, Sequence[ms.Parameter | HostBuffer], bool]]:

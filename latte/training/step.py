@@ -22,8 +22,10 @@ from latte.runtime.tensors import assign, mean, narrow, read, split, stack
 from latte.training.collective import own_rows, sum_over_ranks, sum_to_parts
 from latte.training.host import HostAdamW, moved
 from latte.training.optim import AdamW, add_to, global_norm
+from latte.training.sharing import share_blocks
 from latte.training.stacks import buffer_of, groups_of, zeros_of
 from latte.training.update import SUMS, CompiledStep, set_counter
+from latte.weights.fingerprint import base_fingerprint
 
 if TYPE_CHECKING:
     from latte.models import AutoencoderKL, Latte
@@ -88,39 +90,59 @@ class TrainStep(nn.Cell):
         by_name, ema_by_name = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}
         self.weights = ms.ParameterTuple([by_name[name] for name in self.names])
         ema_weights = [ema_by_name[name] for name in self.names] if ema else []
+        self.shapes = [weight.shape for weight in self.weights]  # with ZeRO stage 3 the networks have them no longer
+        self.total, self.trained = (sum(weight.size for weight in each) for each in (by_name.values(), self.weights))
+        biases = {name: weight.asnumpy() for name, weight in by_name.items() if weight.ndim == 1}
+        self.start = base_fingerprint(biases)
         self.has_ema, self.stacks = ema is not None, device.current().stacks_weights
+        gathers = options.zero_stage > 2 and device.current().world_size > 1
+        blocks = share_blocks(net, ema, self.names) if gathers else []
         values, ema_values = (
             [w.asnumpy() for w in each] if self.stacks else [] for each in (self.weights, ema_weights)
         )
         if self.stacks:
             set_trained_dtype(net)
         # With ZeRO (Rajbhandari et al., 2020) a rank updates its part of a buffer and then gathers the other parts; in
-        # stage 2 it has only this part of the gradients and EMA weights, which nothing but the update needs.
-        groups = groups_of(self.weights, options.zero_stage)
-        self.groups, self.shared = groups, [group.is_part for group in groups]
+        # stage 2 it has only this part of the gradients and EMA weights, which nothing but the update needs. In stage 3
+        # the blocks' weights are in parts too, which come first among the groups, and among what gradients are of.
+        of_blocks = [block.group for block in blocks]
+        taken = {number for group in of_blocks for number in group.numbers}
+        others = groups_of(self.weights, options.zero_stage, taken)
+        self.groups = groups = [*of_blocks, *others]
+        self.shared = [group.is_part for group in groups]
         self.shares_gradients = options.zero_stage > 1 and any(self.shared)  # and EMA weights
         self.parts = tuple(self.shared) if self.shares_gradients else ()  # of the gradients, for the graph
+        self.gathered = len(blocks)  # groups whose weights are shared; their gradients come as sums
         self.ema = None if self.stacks or self.shares_gradients or options.offload else ema  # the network
-        self.numbers = [group.numbers for group in groups]  # for the graph
-        buffers = list(self.weights)
+        rest = [number for number in range(len(self.names)) if number not in taken]
+        leaves = [block.part for block in blocks] + [self.weights[number] for number in rest]
+        self.leaves = ms.ParameterTuple(leaves)  # of the graph
+        places = {number: len(blocks) + place for place, number in enumerate(rest)}
+        of_others = [tuple(places[number] for number in group.numbers) for group in others]
+        self.numbers = [*((k,) for k in range(len(blocks))), *of_others]  # of the leaves in each group, for the graph
         if self.stacks:
-            buffers = [buffer_of(group, values, f"weights.{k}") for k, group in enumerate(groups)]
-            ema_weights = [buffer_of(group, ema_values, f"ema.{k}") for k, group in enumerate(groups) if ema]
+            buffers = [buffer_of(group, values, f"weights.{k}") for k, group in enumerate(others)]
+            averages = [buffer_of(group, ema_values, f"ema.{k}") for k, group in enumerate(others) if ema]
+        else:
+            buffers = [self.weights[number] for number in rest]
+            averages = [ema_weights[number] for number in rest if ema]
+        cuts = [group.is_part for group in others]
         if self.shares_gradients:
-            ema_weights = [_part(w, "ema") if cut else w for w, cut in zip(ema_weights, self.shared, strict=False)]
+            averages = [_part(w, "ema") if cut else w for w, cut in zip(averages, cuts, strict=False)]
         del values, ema_values  # as large as the weights
-        parts = [_part(buffer, "part") if cut else buffer for buffer, cut in zip(buffers, self.shared, strict=True)]
+        parts = [_part(buffer, "part") if cut else buffer for buffer, cut in zip(buffers, cuts, strict=True)]
         if options.offload:  # what the network computes with stays on the device
-            ema_weights = [moved(w) for w in ema_weights]
-            parts = [moved(part) if self.stacks or cut else part for part, cut in zip(parts, self.shared, strict=True)]
-        self.ema_weights = tuple(ema_weights) if options.offload else ms.ParameterTuple(ema_weights) if ema else ()
+            averages = [moved(w) for w in averages]
+            parts = [moved(part) if self.stacks or cut else part for part, cut in zip(parts, cuts, strict=True)]
+        averages = [*(block.ema for block in blocks), *averages]
+        self.ema_weights = tuple(averages) if options.offload else ms.ParameterTuple(averages) if ema else ()
+        buffers, parts = ([block.part for block in blocks] + each for each in (buffers, parts))
         optimizer = HostAdamW if options.offload else AdamW
         self.optimizer = optimizer(parts, options.betas, options.eps, options.weight_decay)
         self.scales_loss = options.loss_scale != 1 or options.loss_scale_window > 0
         self.accumulates = options.accumulation > 1
-        ranks = [device.current().world_size if self.shares_gradients and cut else 1 for cut in self.shared]
-        counted = enumerate(zip(groups, ranks, strict=True)) if self.accumulates else ()
-        sums = [zeros_of(group, self.weights, f"sum.{k}", parts) for k, (group, parts) in counted]
+        summed = (parts if self.shares_gradients else buffers) if self.accumulates else []
+        sums = [zeros_of(buffer, f"sum.{k}") for k, buffer in enumerate(summed)]
         self.accumulated = ms.ParameterTuple(sums) if sums else ()
         self.learning_rates = learning_rates
         # The host counts, and need not ask the device: the graph has the loss scale in a parameter of its own.
@@ -131,7 +153,7 @@ class TrainStep(nn.Cell):
         self.loss_scale = _counter("loss_scale", options.loss_scale, ms.float32)
         self.scale = _counter("scale", options.loss_scale, ms.float32)
         self.sums = ms.Parameter(ms.Tensor(np.zeros(len(SUMS)), ms.float32), name="sums", requires_grad=False)
-        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, self.weights, has_aux=True)
+        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, self.leaves, has_aux=True)
 
     def construct(
         self,
@@ -161,7 +183,8 @@ class TrainStep(nn.Cell):
         videos = (skipped_videos >= 0).astype(ms.float32).sum()
         norm = ops.zeros_like(loss)
         if self.shares_gradients:
-            gradients = sum_to_parts(gradients, self.parts)
+            first = self.gathered
+            gradients = gradients[:first] + sum_to_parts(gradients[first:], self.parts[first:])
         elif not self.accumulates:
             gradients = sum_over_ranks(gradients)
         if self.accumulates:

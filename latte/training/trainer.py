@@ -408,16 +408,19 @@ class Trainer:
     def _sample(self) -> None:
         """Write a grid of videos sampled with the current weights, always from the same seeds, on one rank only.
 
-        Every rank must call this function, as EMA weights may be shared.
+        Every rank must call this function, as EMA weights may be shared; where weights are, all sample the same videos.
         """
         count, step = self.cfg.sample_videos, self.training.step
         if not count or not (self.is_first or step.shares_gradients):
             return
         with net_to_sample(step), device.alone():
-            if not self.is_first:
+            if not (self.is_first or step.gathered):
                 return
-            with tqdm(total=count * self.cfg.sample_steps, desc="sampling", unit="step", leave=False) as bar:
+            total = count * self.cfg.sample_steps
+            with tqdm(total=total, desc="sampling", unit="step", leave=False, disable=not self.is_first) as bar:
                 videos = self.previews.make(bar.update)
+        if not self.is_first:
+            return
         board = grid(videos, columns=math.ceil(math.sqrt(count)))
         save_video(board, self._samples_file().with_suffix(""), ["gif"])
         if not self.at_end:  # else nothing is open to show them in

@@ -95,11 +95,12 @@ class CompiledStep:
             if factor != 1:
                 gradient = gradient * float(factor)
             weights = step.optimizer.update(number, gradient)
-            whole = join_parts(weights) if group.is_part else weights
+            gathers = bool(group.shapes)  # in its block
+            whole = join_parts(weights) if group.is_part and not gathers else weights
             if step.has_ema:
                 new = weights if step.shares_gradients else whole
                 move_towards(step.ema_weights[number], new, 1 - step.options.ema_decay)
-            if step.stacks or group.is_part:
+            if (step.stacks or group.is_part) and not gathers:
                 spread(group, whole, step.weights)
 
     def _update_on_host(self, optimizer: HostAdamW, number: int, gradient: ms.Tensor, factor: np.float32) -> None:

@@ -497,3 +497,16 @@ def test_files_that_are_included_are_told_too():
     words = ["-c", "demo_fine_video", "--max_steps", "3"]
     said = describe_settings(parse_config(TrainConfig, words))
     assert said.startswith("demo_fine_video.yaml, demo_video.yaml") and said.endswith("; but max_steps 3 (5000)")
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({}, "use_recompute is false, but must be true with zero_stage 3"),
+        ({"use_recompute": True, "recompute_every": 2}, "recompute_every is 2, but must be 1 with zero_stage 3"),
+        ({"use_recompute": True, "variant": 3}, "zero_stage is 3, but must be 0, 1 or 2 for variants 3 and 4"),
+    ],
+)
+def test_blocks_that_gather_their_weights_are_recomputed(given, said):
+    with pytest.raises(UserError, match=said):
+        TrainConfig(zero_stage=3, **given)

@@ -207,8 +207,16 @@ def test_what_ranks_exchange():
     assert roofline.all_to_all(400, mesh, 8, inside=4) == 400 / 8 / 50 + 4 / 8 * 400 / 10
     one, eight = (estimate.predict(trained(), on(), ranks) for ranks in (1, 8))
     assert one.times.exchange == 0 and eight.times.exchange > 0.05
-    sizes = [estimate.memory(trained(zero_stage=stage), 8).peak for stage in (0, 1, 2)]
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    stages = [trained(zero_stage=stage, use_recompute=True) for stage in range(4)]
+    sizes = [estimate.memory(work, 8).peak for work in stages]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    kept = estimate.memory(stages[3], 8)  # of the weights, in float32, and all that the optimizer has, an eighth
+    assert kept.weights + kept.optimizer < 1.1 * 16 * stages[3].trained / 8
+    assert 0.98 < stages[3].in_blocks / stages[3].trained < 1
+    assert len({estimate.memory(work, 1).peak for work in stages}) == 1
+    # Two gatherings in halves and a sum in float32 send what stage 2 does, but each of them has to start.
+    second, third = (estimate.predict(work, on(), 8).times.exchange for work in stages[2:])
+    assert third - second == pytest.approx(3 * 28 * on().collective)
 
 
 def test_an_update_on_the_host_counted_by_hand():

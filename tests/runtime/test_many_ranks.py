@@ -89,6 +89,28 @@ def test_two_ranks_are_one_with_twice_the_batch(script, zero, folder, one_rank):
             assert np.abs(values - found[name]).max() < 1e-6, name
 
 
+def test_ranks_that_share_weights_measure_and_sample_as_one_rank_does(folder):
+    """Stage 3 of ZeRO: no rank has a whole network for the previews and the held-out loss."""
+    more = {"max_steps": 4, "held_out": 2, "eval_every": 2, "eval_clips": 10, "sample_videos": 1, "sample_steps": 2}
+    found, measured = {}, {}
+    for name, ranks, given in (
+        ("alone", 1, {"train_batch_size": 2}),
+        ("shared", 2, {"train_batch_size": 1, "zero_stage": 3, "use_recompute": True}),
+    ):
+        found[name], _ = train(folder, name, ranks, **more, **given)
+        (file,), (gif,) = ((folder / name).glob(f"*/{each}") for each in ("eval.csv", "samples/*.gif"))
+        rows = list(csv.DictReader(file.read_text().splitlines()))
+        measured[name] = np.array([[float(value) for value in row.values()] for row in rows])
+        with Image.open(gif) as image:
+            found[name]["sample"] = np.asarray(image.convert("RGB"), np.float32)
+    assert len(measured["alone"]) == 3  # before the first step too
+    np.testing.assert_allclose(measured["shared"], measured["alone"], rtol=1e-5)
+    assert np.abs(found["shared"].pop("sample") - found["alone"].pop("sample")).mean() < 0.1
+    for key, values in found["alone"].items():
+        if not key.startswith("sums"):
+            assert np.abs(values - found["shared"][key]).max() < 1e-6, key
+
+
 @pytest.mark.parametrize("sequence", [1, 2])
 def test_when_a_rank_is_killed_the_job_ends_with_a_message(sequence, folder):
     out = folder / f"killed{sequence}"

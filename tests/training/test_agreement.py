@@ -10,6 +10,7 @@ import pytest
 from latte.config import TrainConfig
 from latte.errors import UserError
 from latte.training import agreement, collective
+from latte.weights.fingerprint import base_fingerprint
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def training(paths=("a", "b"), label=0, scale=1.0):
     index = types.SimpleNamespace(records=records, images=[])
     return types.SimpleNamespace(
         source=types.SimpleNamespace(dataset=types.SimpleNamespace(index=index)),
-        step=types.SimpleNamespace(net=net),
+        step=types.SimpleNamespace(start=base_fingerprint({"bias": net.bias.asnumpy()})),
         codec=types.SimpleNamespace(vae=net),
         total_steps=3,
         config="a network",

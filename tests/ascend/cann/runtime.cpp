@@ -92,6 +92,13 @@ int set_bytes(void *to, size_t room, int value, size_t count, void *stream) {
   return 0;
 }
 
+// With STANDIN_EVENTS, what one stream tells another is in the trace too: which waits for which event.
+int trace_event(const char *op, void *event, void *stream) {
+  static const bool traced = !setting("STANDIN_EVENTS", "").empty();
+  if (traced) standin_trace_launch(op, ("\"event\": " + std::to_string(reinterpret_cast<uintptr_t>(event))).c_str(), stream);
+  return 0;
+}
+
 size_t card_memory() { return strtoull(setting("STANDIN_MEMORY", "64").c_str(), nullptr, 10) << 30; }
 
 int allocate(void **p, size_t size) {
@@ -275,7 +282,7 @@ int aclrtCreateStreamWithConfig(void **stream, unsigned, unsigned) { return new_
 int aclrtDestroyStream(void *) { return 0; }  // kept: MindSpore may still name it
 int aclrtDestroyStreamForce(void *) { return 0; }
 int aclrtStreamQuery(void *, int *status) { *status = 0; return 0; }
-int aclrtStreamWaitEvent(void *, void *) { return 0; }
+int aclrtStreamWaitEvent(void *stream, void *event) { return trace_event("WaitEvent", event, stream); }
 int aclrtSynchronizeStream(void *) { return wait(); }
 int aclrtSynchronizeStreamWithTimeout(void *, int) { return wait(); }
 int aclrtSynchronizeDeviceWithTimeout(int) { return wait(); }
@@ -285,7 +292,10 @@ long standin_event_waits() { return event_waits; }
 int aclrtCreateEventExWithFlag(void **event, unsigned) { return new_event(event); }
 int aclrtCreateEventWithFlag(void **event, unsigned) { return new_event(event); }
 int aclrtDestroyEvent(void *event) { delete static_cast<Event *>(event); return 0; }
-int aclrtRecordEvent(void *event, void *) { static_cast<Event *>(event)->seconds = now(); return 0; }
+int aclrtRecordEvent(void *event, void *stream) {
+  static_cast<Event *>(event)->seconds = now();
+  return trace_event("RecordEvent", event, stream);
+}
 int aclrtResetEvent(void *, void *) { return 0; }
 int aclrtQueryEventStatus(void *, int *status) { *status = 1; return 0; }
 int aclrtEventElapsedTime(float *ms, void *a, void *b) {

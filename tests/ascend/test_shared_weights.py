@@ -1,0 +1,113 @@
+"""Stage 3 of ZeRO on MindSpore's Ascend back end over the stand-in: blocks gather their weights from two ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from ascend import kernels, standin
+from support.golden_values import ROOT
+
+pytestmark = pytest.mark.slow
+if reason := standin.why_not():
+    pytest.skip(reason, allow_module_level=True)
+
+START = 'STANDIN_TRACE="$0.${OMPI_COMM_WORLD_RANK:-0}" exec "$@" 2> "$0.${OMPI_COMM_WORLD_RANK:-0}.log"'
+BLOCKS = 4
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+import mindspore as ms, numpy as np
+from latte.runtime import device
+from latte.training.state import net_to_sample, state_of
+from support.train_step import batch, build, small
+
+here = device.init_device("Ascend", use_parallel=True, connect=True)
+trace = Path(os.environ["STANDIN_TRACE"])
+
+
+def launched(function, *arguments):
+    ms.runtime.synchronize()
+    before = len(trace.read_text().splitlines())
+    result = function(*arguments)
+    ms.runtime.synchronize()
+    return result, [json.loads(line) for line in trace.read_text().splitlines()[before:]]
+
+
+def given(seed):
+    return [ms.Tensor(each.asnumpy()[here.rank : here.rank + 1]) for each in batch(2, 3, seed)]
+
+
+found, outputs = {}, {}
+for stage in (2, 3):
+    nets = [small(ms.float16, depth=4) for _ in range(2)]
+    for block in nets[0].blocks:
+        block.recompute()
+    options = dict(loss_scale=1024.0, loss_scale_window=100, max_grad_norm=0.5, weight_decay=0.1, ema_decay=0.9)
+    step, call = build(*nets, rate=1e-4, zero_stage=stage, **options)
+    call(*given(0))
+    results, in_graph = launched(call.gradients, *given(1))
+    loss, after = launched(call.finish, results)
+    for seed in range(2, 5):
+        call(*given(seed))
+    state = state_of(step)
+    x, _, t, *_ = given(0)
+    with net_to_sample(step) as net, device.alone():
+        outputs[stage] = net(x[:, :, :4].copy(), t).asnumpy()
+    found[stage] = {"parts": sum(step.shared) - step.gathered, "gathered": step.gathered}
+    found[stage] |= {"in_graph": [each["op"] for each in in_graph], "after": [each["op"] for each in after]}
+    found[stage]["state"] = {name: values.tolist() for name, values in state.items()}
+assert int(state["skipped"]) == 0 and int(state["step"]) == 5
+kinds = ("net.", "ema.", "adam_m.", "adam_v.")
+one, other = (found[stage].pop("state") for stage in (2, 3))
+assert set(one) == set(other)
+differing = {kind: 0.0 for kind in kinds}
+for kind in kinds:
+    names = [name for name in one if name.startswith(kind)]
+    most = max(np.abs(one[name]).max() for name in names)
+    differing[kind] = max(float(np.abs(np.array(one[name]) - other[name]).max()) for name in names) / most
+differing["output"] = float(np.abs(outputs[2] - outputs[3]).max() / np.abs(outputs[2]).max())
+found["differing"] = differing
+os.write(1, f"\\nfound {here.rank} {json.dumps(found)}\\n".encode())
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What rank 0 found, and the kernels that it chose."""
+    folder = tmp_path_factory.mktemp("shared")
+    program, trace = folder / "program.py", folder / "trace"
+    program.write_text(PROGRAM)
+    environment = standin.environment() | {"GLOG_v": "1"}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # mpirun is beside Python
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), environment["PYTHONPATH"]])
+    launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "bash", "-c", START, trace]
+    command = [*launcher, sys.executable, program]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False)
+    log = Path(f"{trace}.0.log").read_text(errors="replace")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + log[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("found 0 ")]
+    chosen = {(match[1], match[2]) for match in kernels.SEEN.finditer(log)}
+    chosen |= {(match[1], match[2]) for match in kernels.ON_LINE.finditer(log)}
+    return json.loads(line.removeprefix("found 0 ")), chosen
+
+
+def test_steps_are_those_of_stage_2(found):
+    print(found[0]["differing"])
+    assert max(found[0]["differing"].values()) <= 2e-3
+
+
+def test_each_block_gathers_twice_and_sums_once(found):
+    counts = Counter(found[0]["3"]["in_graph"])
+    others = found[0]["3"]["parts"]  # buffers of weights that are no block's
+    assert found[0]["3"]["gathered"] == BLOCKS
+    assert counts["HcclAllGather"] == 2 * BLOCKS
+    assert counts["HcclReduceScatter"] == BLOCKS + others
+    assert Counter(found[0]["3"]["after"])["HcclAllGather"] == others
+
+
+def test_every_kernel_is_of_the_operator_library(found):
+    assert not {op for op, kind in found[1] if kind not in kernels.GOOD}
