@@ -183,7 +183,8 @@ class LatentSampler:
     def _showing(self, model: Callable, request: Request, window: int, latents: Latents) -> Callable:
         """Return the model of a window that shows the network conditioning frames if it was trained to be given them.
 
-        They must be the first frames of the window, and not more than in the training.
+        They must be the first frames of the window, and not more than in the training. Raises UserError where ranks
+        share frames, whose timesteps would differ.
         """
         windows, places, held = request.windows, list(request.held_frames), request.held
         start, length = (windows.starts[window], windows.length) if windows else (0, request.shape[0])
@@ -192,6 +193,11 @@ class LatentSampler:
         first = [there[k] for k in rows]
         if held is None or first != list(range(len(first))) or not 0 < len(first) <= self.net.config.condition_frames:
             return model
+        if device.current().sequence > 1:
+            raise UserError(
+                "a network that was trained with condition_frames is given frames with a timestep of their own, which "
+                "ranks that share frames do not have; leave out sequence_parallel, or the frames"
+            )
         return showing(model, held[:, rows], first, latents[:, :length])
 
     def _model(self, denoise: Denoiser, request: Request, stays: bool, pace: Pace) -> Callable:

@@ -15,6 +15,7 @@ from latte.config.schedule import ScheduleConfig
 from latte.diffusion.noise import NoiseStream
 from latte.errors import UserError
 from latte.inference import estimate, videos
+from latte.inference.latents import LatentSampler, Request
 from latte.inference.windows import SharedNoise, Windows, choose_windows, frame_order, fused
 from latte.io.video import read_any
 from latte.runtime import device
@@ -153,6 +154,15 @@ def test_each_window_in_turn_is_given_the_last_frames_of_the_one_before(pipe, co
     alone = made(pipe, (1,), sampler="ddpm")
     assert (video[:, :4] == alone).all()  # the first window is the video of one window
     assert np.abs(video[:, 4:8] - alone).mean() > 0.1  # and the next has other noise
+
+
+def test_ranks_that_share_frames_are_not_given_frames_with_a_timestep_of_their_own():
+    net = tiny("class")
+    net.config = dataclasses.replace(net.config, condition_frames=2)
+    held = {"held": np.zeros((1, 2, 4, 8, 8), np.float32), "held_frames": [0, 1]}
+    request = Request([1], (4, 4, 8, 8), (np.array([0]),), num_inference_steps=2, **held)
+    with device.use(sequence=2), pytest.raises(UserError, match="leave out sequence_parallel, or the frames"):
+        LatentSampler(net).sample(request)
 
 
 @pytest.mark.parametrize(
