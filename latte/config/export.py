@@ -40,7 +40,8 @@ class ExportConfig(ExportOptions, SampleConfig):
         if self.target is None and not self.report and not self.dry_run:
             raise OptionError("target", self.target, "the .mindir file to write, unless report or dry_run is true")
         if self.by_windows:
-            raise OptionError("window", self.window, "left out, with window_stride and loop: a graph is of one window")
+            others = "window_stride, loop and autoregressive"
+            raise OptionError("window", self.window, f"left out, with {others}: a graph is of one window")
         if self.part.startswith("denoiser") and (self.part in OF_SCHEDULE) != bool(self.cache):
             allowed = "a schedule" if self.part in OF_SCHEDULE else f"null for part {self.part}"
             raise OptionError("cache", self.cache, f"{allowed}; {' and '.join(OF_SCHEDULE)} are the parts with one")

@@ -125,10 +125,15 @@ class WindowOptions(Options):
     window: int | None = option(
         None,
         "frames that the network makes at once; num_frames is then the length of the whole video, made by windows that "
-        "overlap; null = as many as trained if window_stride or loop is set, else no windows",
+        "overlap; null = as many as trained if one of the next three is set, else no windows",
     )
     window_stride: int | None = option(
         None, "frames between the starts of two windows: less is smoother and takes longer; null = window / 4"
+    )
+    autoregressive: bool = option(
+        False,
+        "make windows one after the other: each is given the last frames of the one before it, condition_frames of the "
+        "training or, without, a quarter of a window, unless window_stride leaves it others",
     )
     loop: bool = option(False, "make the end of the video meet its start: windows also cross its end")
     shared_noise: bool = option(
@@ -140,11 +145,13 @@ class WindowOptions(Options):
         super().__post_init__()
         in_range(self, "window", 2)
         in_range(self, "window_stride", 1)
+        if self.autoregressive and self.loop:
+            raise OptionError("loop", self.loop, "false with autoregressive: no window knows what comes after it")
 
     @property
     def by_windows(self) -> bool:
         """Whether the options ask for windows."""
-        return bool(self.window or self.window_stride or self.loop)
+        return bool(self.window or self.window_stride or self.loop or self.autoregressive)
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -43,6 +43,7 @@ class ScheduleConfig(ScheduleOptions, SampleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("cache", "feature_cache", "init_frames", "use_parallel", "window", "window_stride", "loop"):
+        windows = ("window", "window_stride", "loop", "autoregressive")
+        for key in ("cache", "feature_cache", "init_frames", "use_parallel", *windows):
             if getattr(self, key):
                 raise OptionError(key, getattr(self, key), "left out: the search is for videos without it")

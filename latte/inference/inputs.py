@@ -134,11 +134,19 @@ def latent_shape(cfg: SampleConfig, config: Config, side: int) -> tuple[int, int
 
 def asked_windows(cfg: SampleConfig, config: Config) -> Windows | None:
     """Return the windows that the options ask for; raises UserError as `windows_for` does."""
-    return windows_for(config, cfg.num_frames, cfg.window, cfg.window_stride, cfg.loop, cfg.shared_noise)
+    given = {"loop": cfg.loop, "shared": cfg.shared_noise, "autoregressive": cfg.autoregressive}
+    return windows_for(config, cfg.num_frames, cfg.window, cfg.window_stride, **given)
 
 
 def windows_for(
-    config: Config, frames: int | None, length: int | None, stride: int | None, loop: bool, shared: bool
+    config: Config,
+    frames: int | None,
+    length: int | None,
+    stride: int | None,
+    *,
+    loop: bool,
+    shared: bool,
+    autoregressive: bool,
 ) -> Windows | None:
     """Return windows over time for videos of `frames` frames; None if the network takes them as a whole.
 
@@ -147,11 +155,14 @@ def windows_for(
     """
     own = config.default_frames
     longer = not config.takes_any_length and frames is not None and frames > own
-    if not (length or stride or loop or longer):
+    if not (length or stride or loop or autoregressive or longer):
         return None
     if length not in (None, own) and not config.takes_any_length:
         raise UserError(f"window is {length}, but this network takes {own} frames; leave it out, or load it for others")
-    return choose_windows(frames or own, length or own, stride, loop, shared)
+    length = length or own
+    if autoregressive:
+        stride = stride or max(length - (config.condition_frames or length // 4), 1)
+    return choose_windows(frames or own, length, stride, loop, shared, autoregressive)
 
 
 def model_options(cfg: SampleConfig, vae: AutoencoderConfig) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Request:
 
     def noise(self) -> NoiseStream:
         """Return the noise of its videos, of which each has its own."""
+        if self.windows and self.windows.autoregressive:
+            return NoiseStream(self.seeds, (self.windows.length, *self.shape[1:]))
         if self.windows and self.windows.shared:
             return SharedNoise(self.seeds, self.shape, self.windows)
         return NoiseStream(self.seeds, self.shape)
@@ -116,16 +118,23 @@ class LatentSampler:
             raise UserError("latents hold values that are not finite; give standard normal noise")
         together = count == 1 or (device.current().batches_videos and request.cache.together)
         made, passes, skipped = [], 0, 0
-        for part in [request] if together else [request.one(k) for k in range(count)]:
+
+        def run(part: Request, stream: NoiseStream) -> np.ndarray:
+            nonlocal passes, skipped
             denoisers = [self._denoiser(part) for _ in (part.windows.starts if part.windows else [0])]
             stays = device.current().compile_scope == "step"  # latents, on the accelerator
             pace = Pace(self.step_seconds, partial(on_step, len(part.seeds)), stays)
-            made.append(_walked(self._walk(denoisers, part, stays, pace), callback))
+            latents = _walked(self._walk(denoisers, part, stream, stays, pace), callback)
             pace.end()
             passes += sum(denoise.passes for denoise in denoisers)
             skipped += sum(denoise.skipped for denoise in denoisers)
             if part.held is not None:
-                made[-1][:, list(part.held_frames)] = part.held
+                latents[:, list(part.held_frames)] = part.held
+            return latents
+
+        for part in [request] if together else [request.one(k) for k in range(count)]:
+            in_turn = part.windows and part.windows.autoregressive
+            made.append(_in_turn(part, run) if in_turn else run(part, part.noise()))
         self.skipped = skipped / passes
         return np.concatenate(made)
 
@@ -150,13 +159,15 @@ class LatentSampler:
         )
         return request.cache.start(self.graphs, walk)
 
-    def _walk(self, denoisers: Sequence[Denoiser], request: Request, stays: bool, pace: Pace) -> Generator:
+    def _walk(
+        self, denoisers: Sequence[Denoiser], request: Request, stream: NoiseStream, stays: bool, pace: Pace
+    ) -> Generator:
         """Return the walk of a request: latents after each step, with `stays` as tensors on the device.
 
-        denoisers: one for each window over time, or one.
+        denoisers: one for each window over time, or one. stream: the noise of its videos from here on.
         """
         place: Callable[[np.ndarray], Latents] = uploaded if stays else np.asarray
-        stream, begin = request.noise(), None
+        begin = None
         start = place(stream.normal() if request.latents is None else np.asarray(request.latents, np.float32))
         models = [self._model(denoise, request, stays, pace) for denoise in denoisers]
         if request.held is not None:
@@ -172,7 +183,8 @@ class LatentSampler:
     def _showing(self, model: Callable, request: Request, window: int, latents: Latents) -> Callable:
         """Return the model of a window that shows the network conditioning frames if it was trained to be given them.
 
-        They must be the first frames of the window, and not more than in the training.
+        They must be the first frames of the window, and not more than in the training. Raises UserError where ranks
+        share frames, whose timesteps would differ.
         """
         windows, places, held = request.windows, list(request.held_frames), request.held
         start, length = (windows.starts[window], windows.length) if windows else (0, request.shape[0])
@@ -181,6 +193,11 @@ class LatentSampler:
         first = [there[k] for k in rows]
         if held is None or first != list(range(len(first))) or not 0 < len(first) <= self.net.config.condition_frames:
             return model
+        if device.current().sequence > 1:
+            raise UserError(
+                "a network that was trained with condition_frames is given frames with a timestep of their own, which "
+                "ranks that share frames do not have; leave out sequence_parallel, or the frames"
+            )
         return showing(model, held[:, rows], first, latents[:, :length])
 
     def _model(self, denoise: Denoiser, request: Request, stays: bool, pace: Pace) -> Callable:
@@ -203,6 +220,30 @@ class LatentSampler:
             return out
 
         return model
+
+
+def _in_turn(request: Request, run: Callable[[Request, NoiseStream], np.ndarray]) -> np.ndarray:
+    """Return latents (B, F, C, h, w) of windows each of which is given the frames that are there already.
+
+    Those are the last ones of the window before it, and conditioning frames of the video. `run` samples one window.
+    """
+    windows, stream = request.windows, request.noise()
+    assert windows is not None
+    frames = np.zeros((len(request.seeds), 0, *request.shape[1:]), np.float32)
+    for start in windows.starts:
+        there, end = frames.shape[1], start + windows.length
+        rows = [k for k, place in enumerate(request.held_frames) if there <= place < end]
+        places = [*range(there - start), *(request.held_frames[k] - start for k in rows)]
+        held = [frames[:, start:], *([request.held[:, rows]] if request.held is not None else [])]
+        part = replace(
+            request,
+            shape=(windows.length, *request.shape[1:]),
+            held=np.concatenate(held, 1) if places else None,
+            held_frames=places,
+            windows=None,
+        )
+        frames = np.concatenate([frames, run(part, stream)[:, there - start :]], 1)
+    return frames[:, : windows.frames]
 
 
 class Pace:

@@ -36,6 +36,7 @@ from latte.inference.inputs import (
 )
 from latte.inference.latents import LatentSampler, Request
 from latte.inference.lora import LoraMixin
+from latte.inference.windows import refuse_in_turn
 from latte.io.json_files import check_numbers
 from latte.models.latte import LatteConfig
 from latte.runtime import device
@@ -100,6 +101,8 @@ class LattePipeline(LoraMixin):
       one of these arguments or loop asks for it.
     - loop: the end of the video meets its start.
     - shared_noise: all windows have the noise of the first one, its frames in another order; False draws new noise.
+    - autoregressive: windows are made one after the other, each given the last frames of the one before it: as many
+      as a training with condition_frames gave at most, else a quarter of a window, if window_stride leaves no others.
 
     Random numbers:
 
@@ -361,6 +364,7 @@ class LattePipeline(LoraMixin):
         window_stride: int | None = None,
         loop: bool = False,
         shared_noise: bool = True,
+        autoregressive: bool = False,
         latents_layout: Literal["BFCHW", "BCFHW"] | None = None,
         progress: bool = True,
         **unknown: NoReturn,
@@ -378,7 +382,10 @@ class LattePipeline(LoraMixin):
         check_numbers(numbers, BOUNDS)
         config, side = self.net.config, self.codec.vae.config.downsampling
         scale = effective_guidance(config.default_guidance if guidance_scale is None else guidance_scale)
-        windows = windows_for(config, video_length, window, window_stride, loop, shared_noise)
+        kinds = {"loop": loop, "shared": shared_noise, "autoregressive": autoregressive}
+        windows = windows_for(config, video_length, window, window_stride, **kinds)
+        if windows and windows.autoregressive:
+            refuse_in_turn({"latents": latents, "callback_on_step_end": callback_on_step_end}, strength)
         shape = config.latent_shape(windows.length if windows else video_length, height, width, side)
         shape = (windows.frames, *shape[1:]) if windows else shape
         per_prompt = _per_prompt(num_images_per_prompt, num_videos_per_prompt)

@@ -291,6 +291,7 @@ def _make(
         window_stride=cfg.window_stride,
         loop=cfg.loop,
         shared_noise=cfg.shared_noise,
+        autoregressive=cfg.autoregressive,
         output_type="uint8",
         progress=device.current().rank == 0,
         callback_on_step_end=follow,

@@ -9,7 +9,7 @@ they begin alike. In a loop windows also cross the end of the video. Arrays are 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,13 @@ class Windows:
     stride: int
     loop: bool = False
     shared: bool = True  # whether they share the noise of the first one
+    autoregressive: bool = False  # whether they are made one after the other, the last one reaching over the end
 
     @property
     def starts(self) -> list[int]:
         """The first frame of each window; the last one ends with the video, or in a loop begins in it."""
+        if self.autoregressive:
+            return list(range(0, self.frames - self.length + self.stride, self.stride))
         if self.loop:
             return list(range(0, self.frames, self.stride))
         last = self.frames - self.length
@@ -52,13 +55,20 @@ class Windows:
 
 
 def choose_windows(
-    frames: int, length: int, stride: int | None = None, loop: bool = False, shared: bool = True
+    frames: int,
+    length: int,
+    stride: int | None = None,
+    loop: bool = False,
+    shared: bool = True,
+    autoregressive: bool = False,
 ) -> Windows | None:
     """Return windows of `length` frames for videos of `frames` frames; None if one window is the whole video.
 
     stride: frames between the starts of two windows; None = a quarter of a window, as FreeNoise has.
     Raises UserError if they do not fit.
     """
+    if loop and autoregressive:
+        raise UserError("a loop is not autoregressive: no window knows what comes after it; leave one of them out")
     if length == frames and not loop:
         return None
     if length > frames:
@@ -70,7 +80,16 @@ def choose_windows(
     stride = stride or max(length // 4, 1)
     if not 1 <= stride < length:
         raise UserError(f"window_stride is {stride}, but must be from 1 to {length - 1}, so that windows overlap")
-    return Windows(frames, length, stride, loop, shared)
+    return Windows(frames, length, stride, loop, shared, autoregressive)
+
+
+def refuse_in_turn(of_all: Mapping[str, Any], strength: float) -> None:
+    """Raise UserError if windows that are made one after the other are given what all of them have together."""
+    for name, value in of_all.items():
+        if value is not None:
+            raise UserError(f"{name} is for videos that are denoised as a whole; leave it out with autoregressive")
+    if strength != 1:
+        raise UserError(f"strength {strength:g} is for videos that are denoised as a whole; leave out autoregressive")
 
 
 def fused(models: Sequence[Model], windows: Windows) -> Model:

@@ -1,5 +1,7 @@
 """Videos longer than a network takes, and loops: windows with shared noise and fused predictions."""
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from latte.config.schedule import ScheduleConfig
 from latte.diffusion.noise import NoiseStream
 from latte.errors import UserError
 from latte.inference import estimate, videos
+from latte.inference.latents import LatentSampler, Request
 from latte.inference.windows import SharedNoise, Windows, choose_windows, frame_order, fused
 from latte.io.video import read_any
 from latte.runtime import device
@@ -106,7 +109,8 @@ def test_one_window_is_no_window(pipe):
 
 
 @pytest.mark.parametrize(
-    "options", [{"window_stride": 1}, {"loop": True}, {"shared_noise": False}, {"cache": "every2"}]
+    "options",
+    [{"window_stride": 1}, {"loop": True}, {"shared_noise": False}, {"cache": "every2"}, {"autoregressive": True}],
 )
 def test_long_videos_depend_on_their_seeds_alone(pipe, options):
     batch = made(pipe, (1, 2), video_length=7, **options)
@@ -128,9 +132,45 @@ def test_conditioning_frames_stay_in_a_long_video(pipe):
     assert (held[:, :2] == own[:, :2]).all()
 
 
+@pytest.mark.parametrize("condition_frames, given", [(0, 1), (2, 2)])
+def test_each_window_in_turn_is_given_the_last_frames_of_the_one_before(pipe, condition_frames, given, monkeypatch):
+    net = pipe.net
+    monkeypatch.setattr(net, "config", dataclasses.replace(net.config, condition_frames=condition_frames))
+    frames = rng.integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
+    usual = {"frames": frames, "frame_indices": [5], "sampler": "ddpm"}
+    asked = []
+    sample = pipe.latents._walk
+    monkeypatch.setattr(pipe.latents, "_walk", lambda *args: asked.append(args[1]) or sample(*args))
+    video = made(pipe, (1,), video_length=9, autoregressive=True, **usual)
+    step = 4 - given
+    starts = list(range(0, 9 - given, step))
+    assert video.shape == (1, 9, 4, 8, 8) and len(asked) == len(starts)
+    for start, request in zip(starts, asked, strict=True):
+        first = list(range(given)) if start else []
+        own = [5 - start] if start + len(first) <= 5 < start + 4 else []
+        assert request.held_frames == first + own
+        if first:
+            assert (request.held[:, :given] == video[:, start : start + given]).all()
+    alone = made(pipe, (1,), sampler="ddpm")
+    assert (video[:, :4] == alone).all()  # the first window is the video of one window
+    assert np.abs(video[:, 4:8] - alone).mean() > 0.1  # and the next has other noise
+
+
+def test_ranks_that_share_frames_are_not_given_frames_with_a_timestep_of_their_own():
+    net = tiny("class")
+    net.config = dataclasses.replace(net.config, condition_frames=2)
+    held = {"held": np.zeros((1, 2, 4, 8, 8), np.float32), "held_frames": [0, 1]}
+    request = Request([1], (4, 4, 8, 8), (np.array([0]),), num_inference_steps=2, **held)
+    with device.use(sequence=2), pytest.raises(UserError, match="leave out sequence_parallel, or the frames"):
+        LatentSampler(net).sample(request)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
+        ({"video_length": 8, "autoregressive": True, "loop": True}, "a loop is not autoregressive"),
+        ({"video_length": 8, "autoregressive": True, "latents": np.zeros((2, 8, 4, 8, 8))}, "latents is for videos"),
+        ({"video_length": 8, "autoregressive": True, "callback_on_step_end": print}, "callback_on_step_end is for"),
         ({"video_length": 8, "window": 3}, "window is 3, but this network takes 4 frames"),
         ({"video_length": 8, "window_stride": 4}, "window_stride is 4, but must be from 1 to 3"),
         ({"video_length": 3, "window": 4}, "window is 4, but a video has 3 frames"),
@@ -156,10 +196,13 @@ def test_sample_makes_long_videos_and_loops(tmp_path):
     (folder,), _ = videos.run(cfg, videos.build_pipeline(cfg))
     assert read_any(folder).shape == (7, 16, 16, 3)
     other = options(tmp_path, num_frames=7, loop=True, window_stride=3)
+    in_turn = options(tmp_path / "in_turn", num_frames=7, autoregressive=True)
+    (folder,), _ = videos.run(in_turn, videos.build_pipeline(in_turn))
+    assert read_any(folder).shape == (7, 16, 16, 3)
     assert videos.check(other).network.config.num_frames == 4  # not adapted to 7
     work = [estimate.sampling(each, videos.check(each).network.config, videos.check(each).vae.config).calls
-            for each in (options(tmp_path), cfg, other)]  # fmt: skip
-    assert work == [2, 2 * 3, 2 * 3]
+            for each in (options(tmp_path), cfg, other, in_turn)]  # fmt: skip
+    assert work == [2, 2 * 3, 2 * 3, 2 * 2]
 
 
 def test_a_loop_of_the_trained_length(tmp_path):
@@ -173,9 +216,9 @@ def test_a_longer_video_without_windows_hints_at_them(caplog, tmp_path):
     assert "window: 4" in caplog.text
 
 
-@pytest.mark.parametrize("asked", [{"window": 4}, {"window_stride": 2}, {"loop": True}])
+@pytest.mark.parametrize("asked", [{"window": 4}, {"window_stride": 2}, {"loop": True}, {"autoregressive": True}])
 def test_what_is_of_one_window_refuses_windows(asked):
     with pytest.raises(UserError, match=r"window|loop"):
         ExportConfig(checkpoint="x", report=True, **asked)
-    with pytest.raises(UserError, match=r"window|loop"):
+    with pytest.raises(UserError, match=r"window|loop|autoregressive"):
         ScheduleConfig(checkpoint="x", calls=2, schedule_file="x.json", **asked)
