@@ -89,6 +89,7 @@ def test_two_ranks_are_one_with_twice_the_batch(script, zero, folder, one_rank):
             assert np.abs(values - found[name]).max() < 1e-6, name
 
 
+@pytest.mark.long  # by hand, and before a release
 def test_ranks_that_share_weights_measure_and_sample_as_one_rank_does(folder):
     """Stage 3 of ZeRO: no rank has a whole network for the previews and the held-out loss."""
     more = {"max_steps": 4, "held_out": 2, "eval_every": 2, "eval_clips": 10, "sample_videos": 1, "sample_steps": 2}
