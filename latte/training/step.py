@@ -86,6 +86,16 @@ class TrainStep(nn.Cell):
         self.takes_text = net.config.conditioning == "prompt"
         self.loss = DiffusionLoss(TextToVideo(net) if self.takes_text else net, weighting=options.loss_weighting)
         self.takes_labels = net.config.conditioning == "class"
+        self.learning_rates = learning_rates
+        self.scales_loss = options.loss_scale != 1 or options.loss_scale_window > 0
+        self.accumulates = options.accumulation > 1
+        self._take_weights(net, ema)
+        self._start_counting()
+        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, self.leaves, has_aux=True)
+
+    def _take_weights(self, net: Latte | LatteT2V, ema: Latte | LatteT2V | None) -> None:
+        """Choose what holds weights, EMA weights, moments and accumulated gradients, and fill it."""
+        options = self.options
         self.names = [name for name, weight in net.parameters_and_names() if weight.requires_grad]
         by_name, ema_by_name = dict(net.parameters_and_names()), dict(ema.parameters_and_names()) if ema else {}
         self.weights = ms.ParameterTuple([by_name[name] for name in self.names])
@@ -139,21 +149,19 @@ class TrainStep(nn.Cell):
         buffers, parts = ([block.part for block in blocks] + each for each in (buffers, parts))
         optimizer = HostAdamW if options.offload else AdamW
         self.optimizer = optimizer(parts, options.betas, options.eps, options.weight_decay)
-        self.scales_loss = options.loss_scale != 1 or options.loss_scale_window > 0
-        self.accumulates = options.accumulation > 1
         summed = (parts if self.shares_gradients else buffers) if self.accumulates else []
         sums = [zeros_of(buffer, f"sum.{k}") for k, buffer in enumerate(summed)]
         self.accumulated = ms.ParameterTuple(sums) if sums else ()
-        self.learning_rates = learning_rates
-        # The host counts, and need not ask the device: the graph has the loss scale in a parameter of its own.
+
+    def _start_counting(self) -> None:
+        """Set what the host counts without asking the device, and the loss scale, which the graph reads."""
         self.batch = _counter("batch", 0, ms.int32)  # batches accumulated since the last step
         self.step = _counter("step", 0, ms.int32)  # optimizer steps so far, with the skipped ones
         self.skipped = _counter("skipped", 0, ms.int32)  # steps skipped because of an overflow
         self.good_steps = _counter("good_steps", 0, ms.int32)  # steps since the loss scale last changed
-        self.loss_scale = _counter("loss_scale", options.loss_scale, ms.float32)
-        self.scale = _counter("scale", options.loss_scale, ms.float32)
+        self.loss_scale = _counter("loss_scale", self.options.loss_scale, ms.float32)
+        self.scale = _counter("scale", self.options.loss_scale, ms.float32)
         self.sums = ms.Parameter(ms.Tensor(np.zeros(len(SUMS)), ms.float32), name="sums", requires_grad=False)
-        self.value_and_grad = ms.value_and_grad(self.scaled_loss, None, self.leaves, has_aux=True)
 
     def construct(
         self,
