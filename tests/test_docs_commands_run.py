@@ -18,7 +18,7 @@ from support.runs import TRAIN, write_clips
 from latte.commands.main import main
 from latte.io.video import save_mp4, save_png
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]  # by hand until they have been run whole
+pytestmark = pytest.mark.slow
 SMALL = {  # what is added to a command, by its program
     "sample.py": "--device_target CPU --dtype fp32 --sampling_steps 2 --sampler ddim --num_samples 1",
     "estimate": "",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -34,15 +33,16 @@ def here(tmp_path, monkeypatch):
     return work
 
 
-def run(name, *arguments):
-    words = ["bash", str(EXAMPLES / name), *arguments]
+def run(program, *arguments):
+    """Run an example by a program, and return what it printed."""
+    *interpreter, name = program
+    words = [*interpreter, str(EXAMPLES / name), *arguments]
     done = subprocess.run(words, input="\n", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.parametrize(
     "name, arguments, made, frames",
     [
@@ -51,10 +51,9 @@ def run(name, *arguments):
         ("add_data_set.py", ["own"], "outputs/own_layout/Latte-*/samples/step-00000004.gif", 16),
     ],
 )
-def test_an_example_makes_a_video(name, arguments, made, frames, here, monkeypatch):
+def test_an_example_makes_a_video(name, arguments, made, frames, here):
     shutil.copytree(FIXTURES / "latte_t2v", here / "models" / "Latte-1")
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    run([sys.executable, name], *arguments)
     (file,) = here.glob(made)
     assert frames in (None, len(read_any(file)))
 
@@ -65,7 +64,6 @@ def cells(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_notebook_runs_from_top_to_bottom(here, monkeypatch):
     shown = []
     display = types.ModuleType("IPython.display")
@@ -86,9 +84,8 @@ def test_the_notebook_is_kept_without_outputs():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_fewer_steps_are_measured_and_the_distance_is_left_out_without_its_network(here):
-    said = run("evaluate.sh")
+    said = run(["bash", "evaluate.sh"])
     assert "dpmpp20" in said and "dpmpp8" in said and "FVD is left out" in said
     assert (here / "outputs/evaluate/compared/compare.csv").is_file()
 
@@ -106,10 +103,9 @@ SMALL = {"max_steps": 2, "warmup_steps": 0, "sample_videos": 1, "sample_steps": 
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_own_clips_become_a_model_that_samples(mine, here):
     small = SMALL | {"train_batch_size": 2}
-    said = run("own_clips_cpu.sh", "mine", "2", *(f"--{name}={value}" for name, value in small.items()))
+    said = run(["bash", "own_clips_cpu.sh"], "mine", "2", *(f"--{name}={value}" for name, value in small.items()))
     assert "left out: cannot read the video mine/broken.mp4" in said and "3 clips" in said
     assert len(list(here.glob("outputs/own/samples/video-*.gif"))) == 4
     (page,) = here.glob("outputs/own/Latte-*/gallery.html")
@@ -117,7 +113,6 @@ def test_own_clips_become_a_model_that_samples(mine, here):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_own_clips_become_adapters_of_a_folder_that_samples(mine, here):
     shutil.copytree(FIXTURES / "latte_t2v", here / "models" / "Latte-1")
     words = ["latte", "prepare", "mine", "--output_path", "datasets/own", "--image_size", "64"]
@@ -125,7 +120,7 @@ def test_own_clips_become_adapters_of_a_folder_that_samples(mine, here):
     table = here / "datasets/own/clips.csv"
     table.write_text(table.read_text().replace("mp4,,", "mp4,a pattern,"))  # what a person does at the script's prompt
     small = SMALL | {"gradient_accumulation_steps": 1}
-    said = run("own_clips.sh", "mine", "64", *(f"--{name}={value}" for name, value in small.items()))
+    said = run(["bash", "own_clips.sh"], "mine", "64", *(f"--{name}={value}" for name, value in small.items()))
     assert "3 clips" in said and len(list(here.glob("outputs/own/LatteT2V-*/gallery.html"))) == 1
     assert (here / "models/own/model_index.json").is_file() and list(here.glob("outputs/own/samples/*.gif"))
 
