@@ -134,8 +134,15 @@ def latent_shape(cfg: SampleConfig, config: Config, side: int) -> tuple[int, int
 
 def asked_windows(cfg: SampleConfig, config: Config) -> Windows | None:
     """Return the windows that the options ask for; raises UserError as `windows_for` does."""
-    given = {"loop": cfg.loop, "shared": cfg.shared_noise, "autoregressive": cfg.autoregressive}
-    return windows_for(config, cfg.num_frames, cfg.window, cfg.window_stride, **given)
+    return windows_for(
+        config,
+        cfg.num_frames,
+        cfg.window,
+        cfg.window_stride,
+        loop=cfg.loop,
+        shared=cfg.shared_noise,
+        autoregressive=cfg.autoregressive,
+    )
 
 
 def windows_for(

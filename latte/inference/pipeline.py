@@ -382,8 +382,9 @@ class LattePipeline(LoraMixin):
         check_numbers(numbers, BOUNDS)
         config, side = self.net.config, self.codec.vae.config.downsampling
         scale = effective_guidance(config.default_guidance if guidance_scale is None else guidance_scale)
-        kinds = {"loop": loop, "shared": shared_noise, "autoregressive": autoregressive}
-        windows = windows_for(config, video_length, window, window_stride, **kinds)
+        windows = windows_for(
+            config, video_length, window, window_stride, loop=loop, shared=shared_noise, autoregressive=autoregressive
+        )
         if windows and windows.autoregressive:
             refuse_in_turn({"latents": latents, "callback_on_step_end": callback_on_step_end}, strength)
         shape = config.latent_shape(windows.length if windows else video_length, height, width, side)

@@ -12,7 +12,7 @@ import mindspore as ms
 
 from latte.runtime import device
 from latte.training.collective import check_same
-from latte.weights.fingerprint import base_fingerprint
+from latte.weights.fingerprint import network_fingerprint
 
 if TYPE_CHECKING:
     from latte.config import TrainConfig
@@ -46,9 +46,8 @@ def check_training(training: Training) -> None:
     """Raise UserError on every rank if the ranks have other data or weights; every rank must call this."""
     if device.current().world_size == 1:
         return
-    index, autoencoder = training.source.dataset.index, training.codec.vae
-    biases = {name: weight.asnumpy() for name, weight in autoencoder.parameters_and_names() if weight.ndim == 1}
-    starts = {"network": training.step.start, "autoencoder": base_fingerprint(biases)}
+    index = training.source.dataset.index
+    starts = {"network": training.step.start, "autoencoder": network_fingerprint(training.codec.vae)}
     records = repr([(record.path.name, record.label, record.caption) for record in index.records + index.images])
     check_same(
         {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import TYPE_CHECKING, NamedTuple
 
 import mindspore as ms
@@ -45,33 +47,26 @@ def share_blocks(net: Latte | LatteT2V, ema: Latte | LatteT2V | None, names: lis
     for number, block in enumerate(net.blocks):
         if block.both:
             raise UserError("zero_stage 3 is for variants 1 and 2, whose blocks run as a whole; take zero_stage 2")
-        leaves = _leaves(block.weights())
+        weights_of_block = block.weights()
+        leaves = [functools.reduce(operator.getitem, path, weights_of_block) for path in flattened(weights_of_block)[0]]
         shared = [k for k, w in enumerate(leaves) if w.requires_grad and not w.name.endswith(FLOAT32)]
         if not shared:
             continue
         shapes = tuple(leaves[k].shape for k in shared)
         group = Group(tuple(numbers[id(leaves[k])] for k in shared), (row_length(shapes),), True, shapes)
-        part = _part_of(group, weights, names, f"part.block.{number}")
-        of_ema = _part_of(group, ema_weights, names, f"ema.block.{number}") if ema else None
+        part = _part_of(group, weights, names, f"part.block.{number}", trained=True)
+        of_ema = _part_of(group, ema_weights, names, f"ema.block.{number}", trained=False) if ema else None
         block.share(part, shared, shapes, net.dtype)
         found.append(Shared(group, part, of_ema))
     return found
 
 
-def _leaves(weights: tuple) -> list[ms.Parameter]:
-    found = []
-    for path in flattened(weights)[0]:
-        leaf = weights
-        for k in path:
-            leaf = leaf[k]
-        found.append(leaf)
-    return found
-
-
-def _part_of(group: Group, weights: Mapping[str, ms.Parameter], names: list[str], name: str) -> ms.Parameter:
+def _part_of(
+    group: Group, weights: Mapping[str, ms.Parameter], names: list[str], name: str, trained: bool
+) -> ms.Parameter:
     """Return this rank's part of the row of a group, of whose weights one element each stays."""
     each = [weights[names[k]] for k in group.numbers]
     values = own_rows(group.joined([weight.asnumpy() for weight in each])).copy()
     for weight in each:
         weight.set_data(ms.Tensor(np.zeros((1,) * weight.ndim, np.float32)), slice_shape=True)
-    return ms.Parameter(ms.Tensor.from_numpy(values), name=name, requires_grad=name.startswith("part"))
+    return ms.Parameter(ms.Tensor.from_numpy(values), name=name, requires_grad=trained)

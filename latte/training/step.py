@@ -25,7 +25,7 @@ from latte.training.optim import AdamW, add_to, global_norm
 from latte.training.sharing import share_blocks
 from latte.training.stacks import buffer_of, groups_of, zeros_of
 from latte.training.update import SUMS, CompiledStep, set_counter
-from latte.weights.fingerprint import base_fingerprint
+from latte.weights.fingerprint import network_fingerprint
 
 if TYPE_CHECKING:
     from latte.models import AutoencoderKL, Latte
@@ -102,11 +102,10 @@ class TrainStep(nn.Cell):
         ema_weights = [ema_by_name[name] for name in self.names] if ema else []
         self.shapes = [weight.shape for weight in self.weights]  # with ZeRO stage 3 the networks have them no longer
         self.total, self.trained = (sum(weight.size for weight in each) for each in (by_name.values(), self.weights))
-        biases = {name: weight.asnumpy() for name, weight in by_name.items() if weight.ndim == 1}
-        self.start = base_fingerprint(biases)
+        parallel = device.current().world_size > 1
+        self.start = network_fingerprint(net) if parallel else ""  # for the ranks to compare
         self.has_ema, self.stacks = ema is not None, device.current().stacks_weights
-        gathers = options.zero_stage > 2 and device.current().world_size > 1
-        blocks = share_blocks(net, ema, self.names) if gathers else []
+        blocks = share_blocks(net, ema, self.names) if parallel and options.zero_stage > 2 else []
         values, ema_values = (
             [w.asnumpy() for w in each] if self.stacks else [] for each in (self.weights, ema_weights)
         )

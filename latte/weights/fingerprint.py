@@ -16,6 +16,8 @@ from latte.weights.mapped import release_pages, verified
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mindspore import nn
+
 
 def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of named float32 tensors, whatever their order and the file they came from."""
@@ -36,6 +38,11 @@ def base_fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(verified(tensors[name]).astype(np.float16)).data)
     return digest.hexdigest()
+
+
+def network_fingerprint(net: nn.Cell) -> str:
+    """Return the `base_fingerprint` of a network's weights as they are now; only biases are copied from the device."""
+    return base_fingerprint({name: w.asnumpy() for name, w in net.parameters_and_names() if w.ndim == 1})
 
 
 def checksum(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
