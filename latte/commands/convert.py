@@ -61,6 +61,9 @@ class LatteOptions(Options):
     variant: Literal[1, 2, 3, 4] | None = option(
         None, "variant of figure 2 of the paper, where no configuration lies beside the weights; null = 1"
     )
+    prediction_type: Literal["epsilon", "v_prediction"] | None = option(
+        None, "what the network predicts, where no configuration lies beside the weights; null = epsilon"
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -144,7 +147,8 @@ def main_folder(argv: Sequence[str] | None = None) -> None:
 
 def _convert_latte(options: ConvertLatteConfig | ConvertConfig, state: StateFile | None = None) -> None:
     weights = None if state else options.weights  # what was read is already the set that was asked for
-    _convert_file(options, "latte", state, weights=weights, num_heads=options.num_heads, variant=options.variant)
+    asked = {key: getattr(options, key) for key in ("num_heads", "variant", "prediction_type")}
+    _convert_file(options, "latte", state, weights=weights, **asked)
 
 
 def _convert_vae(options: ConvertVaeConfig | ConvertConfig, state: StateFile | None = None) -> None:

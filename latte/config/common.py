@@ -101,6 +101,11 @@ class ModelOptions(Options):
     temporal_position: Literal["absolute", "rotary"] | None = option(
         None, "absolute = an embedding of the frame is added; rotary = queries and keys over frames are rotated"
     )
+    prediction_type: Literal["epsilon", "v_prediction"] | None = option(
+        None,
+        "what the last layer predicts: epsilon = the noise; v_prediction = the velocity, which the network turns into "
+        "the noise, so that every solver takes it",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -308,7 +308,7 @@ class TrainConfig(
         if not self.pretrained_model_path:
             raise OptionError("pretrained_model_path", None, f"the folder of a Latte-1 for model_name {TEXT_TO_VIDEO}")
         sizes = ("hidden_size", "depth", "num_heads", "patch_size", "num_classes")
-        choices = ("variant", "patch_embedding", "injection", "temporal_position")
+        choices = ("variant", "patch_embedding", "injection", "temporal_position", "prediction_type")
         for key in (*sizes, *choices, "frame_list"):
             if getattr(self, key) is not None:
                 raise OptionError(key, getattr(self, key), f"null for {TEXT_TO_VIDEO}, whose folder determines it")

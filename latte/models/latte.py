@@ -34,6 +34,7 @@ from latte.models.layers import (
     zeros,
 )
 from latte.models.precision import prepare
+from latte.models.velocity import Shares, as_noise
 from latte.ops import (
     chunk6,
     gated_residual,
@@ -64,11 +65,12 @@ PATCHES = (2, 4, 8)
 CLIP_TEXT = (77, 768)  # tokens and width of the text condition
 HEADS = {width: heads for _, width, heads in SIZES.values()}
 RESIZABLE = ("input_size", "num_frames")  # what position embeddings can be adapted to
-CHOICES: dict[str, tuple[Any, ...]] = {  # of the paper's ablations; the first are those of its released networks
+CHOICES: dict[str, tuple[Any, ...]] = {  # the first are those of the released networks
     "variant": (1, 2, 3, 4),
     "patch_embedding": ("uniform", "compression"),
     "injection": ("adaln", "all_tokens"),
     "temporal_position": ("absolute", "rotary"),
+    "prediction_type": ("epsilon", "v_prediction"),
 }
 GATES_OPEN = (0, 0, 1, 0, 0, 1)  # what tables of shift, scale and gate of attention and of the MLP start with
 TUBELET = 2  # frames that become one with patch_embedding compression
@@ -111,6 +113,7 @@ class LatteConfig:
     patch_embedding: str = "uniform"  # of each frame; "compression": of tubelets of two frames
     injection: str = "adaln"  # of timestep and condition; "all_tokens": as one token more in each frame
     temporal_position: str = "absolute"  # an embedding that is added; "rotary": queries and keys are rotated
+    prediction_type: str = "epsilon"  # what the last layer predicts: the noise, or its velocity, made noise behind it
 
     def __post_init__(self) -> None:
         for key, choices in CHOICES.items():
@@ -699,6 +702,8 @@ class Latte(Network):
         self.blocks = nn.CellList([self._new_block(i, init) for i in range(config.depth)])
         self.first_over_frames = {1: 1, 2: (config.depth + 1) // 2}.get(config.variant, 0)  # of the blocks
         self.final_layer = FinalLayer(config)
+        if config.prediction_type == "v_prediction":
+            self.shares = Shares()
 
     def _new_block(self, i: int, init: Initializers) -> Block:
         config = self.config
@@ -724,9 +729,13 @@ class Latte(Network):
         """Return this rank's part of the tokens (B, F, T, D), and what blocks and final layer are conditioned on.
 
         Those are the condition (B, D) of the blocks, or (B F, D) where frames have timesteps of their own, that of the
-        final layer, and the shape (B, F) of the whole.
+        final layer, what the velocity needs to become noise (x, and its shares of data and noise), and the shape (B, F)
+        of the whole, which is the last of them.
         """
         self._check(x, t, y)
+        process: tuple = ()
+        if self.config.prediction_type == "v_prediction":
+            process = (x, *self.shares(t))
         tubelet = self.config.tubelet
         if tubelet > 1:  # frames that become one lie in its channels
             b, f, channels, h, w = x.shape
@@ -742,11 +751,11 @@ class Latte(Network):
         if self.config.injection == "all_tokens":
             token = c.reshape(x.shape[0], -1, 1, c.shape[1]) + _zeros((1, x.shape[1], 1, 1))  # (B, F, 1, D)
             x = ops.concat((x, token.astype(self.dtype)), 2)  # (B, F, T + 1, D)
-        return x, (c, final, whole)
+        return x, (c, final, *process, whole)
 
     def run_blocks(self, x: ms.Tensor, c: tuple, first: int, last: int) -> ms.Tensor:
         """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
-        frames = c[2][1]
+        frames = c[-1][1]
         over_frames = self.attends_over_frames(frames)
         for i in range(first, last):
             block = self.blocks[i]
@@ -765,10 +774,12 @@ class Latte(Network):
         config = self.config
         if config.injection == "all_tokens":
             x = narrow(x, 2, 0, x.shape[2] - 1)  # without that of the condition
-        out = join_videos(self.final_layer(x, c[1]), c[2])
+        out = join_videos(self.final_layer(x, c[1]), c[-1])
         if config.tubelet > 1:
             b, f, channels, h, w = out.shape
             out = out.reshape(b, f * config.tubelet, channels // config.tubelet, h, w)
+        if config.prediction_type == "v_prediction":
+            out = as_noise(out, *c[2:5])
         return out
 
     def attends_over_frames(self, frames: int) -> bool:

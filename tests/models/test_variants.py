@@ -1,5 +1,6 @@
 """The variants and the other choices of the paper: against NumPy, what they see, their counts, files and refusals."""
 
+import dataclasses
 import json
 import math
 import os
@@ -158,7 +159,13 @@ def test_tubelets_halve_the_tokens_and_one_token_more_is_that_of_the_condition()
 @pytest.mark.parametrize("name", quick("everything"))
 def test_official_initialisation_gives_zeros(name):
     net = create_model("Latte-S/2", **SMALL, **CLASSES, **CHOICES[name])
-    assert not net(*tensors(inputs())).asnumpy().any()
+    x, t, _ = inputs()
+    out = net(*tensors(inputs())).asnumpy()
+    if net.config.prediction_type == "v_prediction":  # a velocity of zero: the share of x_t that is noise
+        noise = np.sqrt(1 - create_schedule().alphas_cumprod[t]).reshape(-1, 1, 1, 1, 1)
+        assert error(out[:, :, :4], noise * x) <= 1e-6
+        out = out[:, :, 4:]
+    assert not out.any()
     for weight in net.get_parameters():
         values = weight.asnumpy()
         if ".qkv.weight" in weight.name or ".proj.weight" in weight.name:
@@ -167,6 +174,35 @@ def test_official_initialisation_gives_zeros(name):
         if weight.name.endswith("scale_shift_table"):
             gates = values[2::3]
             assert (gates == 1).all() and values.sum() == gates.size
+
+
+def test_a_velocity_becomes_noise_between_timesteps_and_with_one_for_each_frame():
+    net, (x, _, y) = network("velocity"), inputs()
+    times = np.array([0.25, 998.5], np.float32)
+    assert error(net(*tensors((x, times, y))), Reference(net)(x, times, y)) <= 1e-5
+    each = np.array([[0, 0, 700, 700], [0, 31, 31, 31]], np.int32)
+    out = ms.jit(net.construct)(*tensors((x, each, y))).asnumpy()
+    clean = network("velocity")
+    clean.config = dataclasses.replace(clean.config, prediction_type="epsilon")
+    velocity = ms.jit(clean.construct)(*tensors((x, each, y))).asnumpy()[:, :, :4]
+    signal = np.sqrt(create_schedule().alphas_cumprod)[each].reshape(2, 4, 1, 1, 1)
+    assert error(out[:, :, :4], signal * velocity + np.sqrt(1 - signal**2) * x) <= 1e-5
+
+
+@pytest.mark.parametrize("t", [7, 500, 999])
+def test_weighted_by_v_the_loss_of_a_velocity_is_its_squared_error(t):
+    """Salimans and Ho, 2022: v = sqrt(a) noise - sqrt(1 - a) x_0."""
+    net, (x, _, y) = network("velocity"), inputs()
+    alpha = create_schedule().alphas_cumprod[t]
+    noise = np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
+    x_t = (np.sqrt(alpha) * x + np.sqrt(1 - alpha) * noise).astype(np.float32)
+    net.config, kept = dataclasses.replace(net.config, prediction_type="epsilon"), net.config
+    given = np.full(2, t, np.int32)
+    velocity = net(*tensors((x_t, given, y))).asnumpy()[:, :, :4]
+    net.config = kept
+    expected = np.square(velocity - (np.sqrt(alpha) * noise - np.sqrt(1 - alpha) * x)).mean((1, 2, 3, 4))
+    loss, _, bound = DiffusionLoss(net, create_schedule(), "v")(*tensors((x, given, noise, y)))
+    assert error(loss.asnumpy() - bound.asnumpy(), expected) <= 2e-4
 
 
 @pytest.mark.slow
@@ -218,12 +254,12 @@ def test_files_tell_their_choices(name, suffix, tmp_path):
 
 
 def test_files_that_do_not_tell_are_asked_for(tmp_path):
-    """Names and shapes tell all but variant 2 of 1, 4 of 3, and what rotary attention has in place of an embedding."""
+    """Names and shapes tell all but variant 2 of 1, 4 of 3, and what attention and outputs are."""
     for name in CHOICES:
         path = written(network(name, input_size=4), tmp_path / f"{name}.safetensors", told=False)
         config = network(name, input_size=4).config
-        asked = {"num_heads": 4, "variant": config.variant, "temporal_position": config.temporal_position}
-        assert read(path, **asked, num_frames=4).config == config
+        asked = {key: getattr(config, key) for key in ("variant", "temporal_position", "prediction_type")}
+        assert read(path, **asked, num_heads=4, num_frames=4).config == config
     with pytest.raises(UserError, match="of variant 3 or 4, but does not tell of which; give it with --variant"):
         read(tmp_path / "variant 3.safetensors", num_heads=4)
     with pytest.raises(UserError, match="has no blocks of variant 3"):
@@ -300,6 +336,7 @@ def test_ways_to_skip_work(name, cache):
         ({"injection": "cross"}, "injection must be one of adaln, all_tokens"),
         ({"variant": 4, "num_heads": 1}, "variant 4 halves its heads, but num_heads is 1"),
         ({"patch_embedding": "compression", "num_frames": 5}, "num_frames is 5; take an even"),
+        ({"prediction_type": "sample"}, "prediction_type must be one of epsilon, v_prediction"),
         ({"temporal_position": "rotary", "hidden_size": 12, "num_heads": 4}, "even head width"),
     ],
 )

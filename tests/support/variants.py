@@ -16,11 +16,13 @@ CHOICES = {
     "compression": {"patch_embedding": "compression"},
     "all_tokens": {"injection": "all_tokens"},
     "rotary": {"temporal_position": "rotary"},
+    "velocity": {"prediction_type": "v_prediction"},
     "everything": {
         "variant": 4,
         "patch_embedding": "compression",
         "injection": "all_tokens",
         "temporal_position": "rotary",
+        "prediction_type": "v_prediction",
     },
 }
 
@@ -92,6 +94,10 @@ class Reference:
         for f, i, j in np.ndindex(len(tokens), rows, columns):
             values = out[f, i * columns + j].reshape(patch, patch, k, config.out_channels).transpose(2, 3, 0, 1)
             video[f * k : f * k + k, :, i * patch : i * patch + patch, j * patch : j * patch + patch] = values
+        if config.prediction_type == "v_prediction":
+            sigma = np.interp(t, np.arange(1000), np.sqrt(1 / np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)) - 1))
+            signal = 1 / np.sqrt(1 + sigma**2)
+            video[:, : config.in_channels] = signal * video[:, : config.in_channels] + sigma * signal * x
         return video
 
     def blocks(self, x, c, alone):

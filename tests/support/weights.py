@@ -23,6 +23,7 @@ LATTE = {
     "patch_embedding": "uniform",
     "injection": "adaln",
     "temporal_position": "absolute",
+    "prediction_type": "epsilon",
     "condition_frames": 0,
 }
 
