@@ -467,7 +467,7 @@ def test_numbers_of_a_table_have_one_form(tmp_path):
     [
         ({"PYTHON": "/none/python"}, "there is no program /none/python"),
         ({"LOG_DIR": "/proc/x"}, "cannot be written"),
-        ({"PROGRAM": "smaple.py"}, "there is no program smaple.py here; PROGRAM is"),
+        ({"PROGRAM": "no_such.py"}, "there is no program no_such.py here; PROGRAM is"),
     ],
 )
 def test_surroundings_that_do_not_fit_are_one_sentence(script, variables, said, launch, table):
