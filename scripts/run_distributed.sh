@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Train on several Ascend devices of one or more machines with a rank table (tools/make_rank_table.py makes one):
 #     scripts/run_distributed.sh CONFIG RANK_TABLE START N [options of train.py]
+# PROGRAM=sample.py samples, PROGRAM=tools/embedding_cache.py caches, with the options of that program.
 # START is the first device of this machine, N the number of its devices to use. Every machine needs the same table, in which
 # it finds itself by its addresses, or by SERVER_ID, and the same START and N: of a table with more devices, those of every
 # machine that are left out are taken out. One log per rank is written to outputs/logs/<time>/ (LOG_DIR). If a
@@ -26,7 +27,8 @@ table=$(cd "$(dirname "$table")" && pwd)/$(basename "$table")
 [[ -f "$config" ]] && config=$(cd "$(dirname "$config")" && pwd)/$(basename "$config")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -f "$config" ]] || fail "there is no config file $config"
-python=${PYTHON:-python}
+python=${PYTHON:-python} program=${PROGRAM:-train.py}
+[[ -f "$program" ]] || fail "there is no program $program here; PROGRAM is train.py, sample.py or a file of tools/"
 command -v "$python" >/dev/null || fail "there is no program $python; set PYTHON to an interpreter with MindSpore"
 
 # One line per device of this machine: device, rank, number of ranks.
@@ -73,7 +75,7 @@ for ((i = 0; i < count; i++)); do
     bind=()
     ((${#shares[@]} == 0)) || bind=(taskset -c "${shares[${place_of[$device]}]}")
     RANK_TABLE_FILE=$table RANK_ID=$rank RANK_SIZE=$size DEVICE_ID=$device \
-        setsid "${bind[@]}" "$python" train.py -c "$config" --use_parallel True "$@" \
+        setsid "${bind[@]}" "$python" "$program" -c "$config" --use_parallel True "$@" \
         </dev/null >"$logs/rank_$rank.log" 2>&1 &
     pids+=($!) started+=("$rank")
 done

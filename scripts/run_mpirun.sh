@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Train on N devices of this machine with mpirun: scripts/run_mpirun.sh CONFIG N [options of train.py]
+# PROGRAM=sample.py samples, PROGRAM=tools/embedding_cache.py caches, with the options of that program.
 # One log per rank is in outputs/logs/<time>/ (LOG_DIR); the log of rank 0 is also shown. PYTHON chooses the interpreter.
 # Each rank has cores of its own where there are enough (scripts/cores.py); BIND_CORES=0 binds none, 1 insists on it.
 set -euo pipefail
@@ -15,5 +16,5 @@ if [[ $OMPI_COMM_WORLD_RANK == 0 ]]; then exec > >(trap "" TERM INT; tee "$log")
 read -r -a cores <<<"$LATTE_CORES"
 (( ${#cores[@]} == 0 )) || set -- taskset -c "${cores[$OMPI_COMM_WORLD_LOCAL_RANK]}" "$@"
 exec "$@"'
-launch mpirun "${flags[@]}" -n "$count" bash -c "$each" rank "$python" train.py -c "$config" --use_parallel True \
+launch mpirun "${flags[@]}" -n "$count" bash -c "$each" rank "$python" "$program" -c "$config" --use_parallel True \
     "${options[@]}"

@@ -20,7 +20,9 @@ TUTORIAL = """device_target use_parallel mode jit_level enable_flash_attention u
     sampling_steps guidance_scale ddim_sampling seed num_samples start_learning_rate scheduler warmup_steps
     train_batch_size gradient_accumulation_steps optim_eps epochs use_ema clip_grad max_grad_norm init_loss_scale
     loss_scaler_type resume ckpt_save_interval ckpt_max_keep step_mode pretrained_model_path data_folder sample_stride
-    use_fp16 max_device_memory data_config_file"""
+    use_fp16 max_device_memory data_config_file
+    dataset_name train_data_type save_data_type scale_window loss_scale_factor precision_mode log_level profile optim
+    callback_size group_strategy drop_overflow_update clip_checkpoint enable_modelarts"""
 OFFICIAL = """data_path pretrained_model_path results_dir pretrained model frame_interval fixed_spatial extras
     learning_rate ckpt_every clip_max_norm start_clip_iter local_batch_size max_train_steps global_seed log_every
     lr_warmup_steps

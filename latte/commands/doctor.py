@@ -24,6 +24,7 @@ class Settings(Options):
         None, "device to try; null = the best one of this machine"
     )
     device_id: int = option(0, "number of the device, if there are several")
+    all: bool = option(False, "list what is missing for devices that this machine has nothing of, too")
     json: bool = option(False, "print one list of all findings, for programs")
 
     def __post_init__(self) -> None:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = parse_config(Settings, argv, __doc__)
     found = doctor.examine()
     if not settings.json:
-        print(doctor.report(found), flush=True)
+        print(doctor.report(found if settings.all else doctor.shorten(found, settings.device_target)), flush=True)
     tried = doctor.try_device(settings.device_target, settings.device_id)
     print(json.dumps(list(map(dataclasses.asdict, found + tried)), indent=2) if settings.json else doctor.report(tried))
     if tried[-1].state != "ok":

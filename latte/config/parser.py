@@ -35,6 +35,10 @@ COMMAND_LINE = "command line"
 REQUIRED: Any = dataclasses.MISSING  # stands for the default of an option that must be given
 DATA_CONFIG = "data_config"  # the option that names a YAML file; all other options override that file
 FOLDER_OPTIONS = "latte.yaml"  # in a data_folder, as latte prepare writes it: what is known of the folder
+PROGRAMS = {
+    "TrainConfig": "train.py",
+    "SampleConfig": "sample.py",
+}  # whose files and options are taken for each other's
 OF_FOLDER = (  # what it may say
     *("data_layout", "csv_path", "video_column", "class_column", "caption_column", "sample_stride"),
     *("image_size", "num_frames"),
@@ -263,7 +267,7 @@ def _read_file(path: str, hints: dict[str, Any], above: tuple[str, ...] = ()) ->
     for key in values:
         place = _place(path, lines[key])
         if key not in hints:
-            raise UserError(_unknown(key, hints, place))
+            raise UserError(_unknown(key, hints, place) + _hint_of_run(path, hints))
         values[key] = _fitted(key, values[key], hints, place)
     if values.get(DATA_CONFIG):
         values[DATA_CONFIG] = str(Path(path).parent / values[DATA_CONFIG])
@@ -306,7 +310,21 @@ def _merged(layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def _unknown(key: str, known: Iterable[str], source: str) -> str:
-    return f"{source}: there is no option {key!r}; the nearest is {nearest(key, known)!r}, and --help lists all"
+    # Looked up in the room itself, which imports this file.
+    groups = {program: getattr(importlib.import_module("latte.config"), name) for name, program in PROGRAMS.items()}
+    owner = next((program for program, group in groups.items() if key in group.__dataclass_fields__), None)
+    there = f", which is one of {owner}" if owner else ""
+    return f"{source}: there is no option {key!r}{there}; the nearest is {nearest(key, known)!r}, and --help lists all"
+
+
+def _hint_of_run(path: str, known: Iterable[str]) -> str:
+    """Return what to type in place of the config of a training, where a program takes the folder of its run."""
+    run = Path(path).parent
+    return (
+        f"; to sample from a run name its folder: --checkpoint {run}"
+        if "checkpoint" in known and (run / "ckpt").is_dir()
+        else ""
+    )
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -177,7 +177,7 @@ class OutputOptions(Options):
 
 @dataclasses.dataclass(kw_only=True)
 class GuidanceLayoutOptions(LayoutOptions):
-    """Layout of ranks"""
+    """Layout of ranks, guidance"""
 
     cfg_parallel: bool = option(
         False, "with use_parallel, half of the ranks compute the conditional half of guidance, the others the other"

@@ -48,6 +48,33 @@ LEFT_OUT = {  # of from_pretrained
     "scheduler": "set pipe.scheduler after loading, or give sampler at the call",
 }
 
+_ATTENTION = "attention needs little memory anyway; from_pretrained(enable_flash_attention=True) takes the fused kernel"
+_DEVICE = 'from_pretrained(device_target="Ascend") chooses the device, and the network stays there'
+ELSEWHERE = {  # attributes and methods of a pipeline
+    "to": _DEVICE,
+    "enable_model_cpu_offload": _DEVICE,
+    "enable_sequential_cpu_offload": _DEVICE,
+    "enable_attention_slicing": _ATTENTION,
+    "enable_xformers_memory_efficient_attention": _ATTENTION,
+    "vae": "it is pipe.codec.vae",
+    "transformer": "it is pipe.net",
+    "text_encoder": "pipe.prompts loads it when there are new prompts",
+    "tokenizer": "it belongs to pipe.prompts",
+    "encode_prompt": "pipe.prompts.encode([text, ...]) returns arrays",
+    "components": "they are pipe.net, pipe.codec and pipe.prompts",
+    "config": "the network's is pipe.net.config",
+    "device": "repr(pipe) begins with it",
+    "dtype": "that of the network is pipe.net.dtype",
+    "save_lora_weights": "tools/t2v_export.py --lora_only writes the adapters of a training",
+}
+
+
+def missing_attribute(name: str, known: Iterable[str]) -> AttributeError:
+    """Return the error for an attribute that a pipeline does not have, with what takes its place."""
+    if name in ELSEWHERE:
+        return AttributeError(f"a pipeline has no attribute {name!r} here: {ELSEWHERE[name]}")
+    return AttributeError(f"a pipeline has no attribute {name!r}; the nearest is {nearest(name, known)!r}")
+
 
 def unknown_argument(function: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for an argument that a function does not have, with what takes its place."""

@@ -24,7 +24,7 @@ from latte.errors import UserError
 from latte.inference import caches
 from latte.inference.callbacks import Follower, InterruptedSampling, check_wanted, ordered_latents
 from latte.inference.captions import check_packages, clean_caption
-from latte.inference.from_diffusers import unknown_argument
+from latte.inference.from_diffusers import missing_attribute, unknown_argument
 from latte.inference.inputs import (
     Prompt,
     check_interval,
@@ -186,6 +186,12 @@ class LattePipeline(LoraMixin):
                 "  adapters: " + ", ".join(f"{name} {scales.get(name, 0.0):g}" for name in self._adapters.loaded)
             )
         return "\n".join(lines)
+
+    if not TYPE_CHECKING:  # editors and type checkers find misspelt names by themselves
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raise AttributeError, with what takes the place of an attribute of diffusers' pipelines."""
+            raise missing_attribute(name, (known for known in dir(type(self)) if not known.startswith("_")))
 
     @property
     def scheduler(self) -> Solver:

@@ -33,7 +33,7 @@ ATTEMPT, PATIENCE = 20, 300  # seconds that a program may take to say its versio
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line: of which part, what it is about, how that is (ok, missing or failed), and the remedy."""
+    """One line: of which part, what it is about, how that is (ok, missing, failed or none), and the remedy."""
 
     part: str
     state: str
@@ -41,7 +41,7 @@ class Finding:
     mend: str = ""
 
     def __str__(self) -> str:
-        return f"  {self.state:8} {self.what}" + (f"; mend: {self.mend}" if self.mend else "")
+        return f"  {self.state:8} {self.what}" + (f"; fix: {self.mend}" if self.mend else "")
 
 
 def software() -> list[Finding]:
@@ -204,6 +204,16 @@ def try_device(target: str | None, device_id: int = 0) -> list[Finding]:
     if all(line.state == "ok" for line in lines):
         return [*lines, Finding("Self-test", "ok", f"{told['target']} works")]
     return [*lines, Finding("Self-test", "failed", f"{told['target']} computes wrongly")]
+
+
+def shorten(findings: list[Finding], wanted: str | None = None) -> list[Finding]:
+    """Return the findings with one line for each accelerator of which nothing is there, unless it is the wanted one."""
+    for part in ("Ascend", "GPU"):
+        own = [finding for finding in findings if finding.part == part]
+        if part != wanted and own and all(finding.state == "missing" for finding in own):
+            line = Finding(part, "none", f"neither a card nor its software; --all lists the {len(own)} things it needs")
+            findings = [line if finding is own[0] else finding for finding in findings if finding not in own[1:]]
+    return findings
 
 
 def report(findings: list[Finding]) -> str:

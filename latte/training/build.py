@@ -226,7 +226,8 @@ def describe(cfg: TrainConfig, training: Training) -> str:
             f"network: {config.describe()}: {total:,} parameters, {trained:,} of them trained "
             f"({cfg.trainable}), {tokens} tokens per video",
             f"data: {len(source.dataset)} videos in {cfg.cache_folder or cfg.data_folder}, "
-            f"{len(source.dataset.index.classes)} classes, {'x'.join(map(str, shape))} per sample"
+            + (f"{len(source.dataset.index.classes)} classes, " if config.conditioning == "class" else "")
+            + f"{'x'.join(map(str, shape))} per sample"
             + (f"; {kept} more are held out{evaluated}" if kept else "")
             + compared,
             f"steps: {training.total_steps} of {training.batch} videos, {per_epoch:.1f} steps per epoch, on "

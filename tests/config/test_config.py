@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 import typing
@@ -262,6 +263,28 @@ def test_help_shows_every_option_with_its_text_and_default(parse, capsys, monkey
         assert f"--{field.name} " in text
     assert "denoising steps, 1 to 1000 (default: 250)" in text
     assert text.index("Device:") < text.index("Model;") < text.index("Sampling:") < text.index("Output:")
+
+
+@pytest.mark.parametrize("cls", [SampleConfig, TrainConfig])
+def test_no_heading_of_help_is_there_twice(cls, capsys):
+    with pytest.raises(SystemExit):
+        parse_config(cls, ["--help"])
+    titles = [line for line in capsys.readouterr().out.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert len(titles) > 8 and len(set(titles)) == len(titles)
+
+
+def test_the_config_of_the_other_program_is_told_apart(tmp_path):
+    with pytest.raises(UserError, match="'data_folder', which is one of train.py; the nearest is"):
+        parse_config(SampleConfig, ["--data_folder", "clips"])
+    with pytest.raises(UserError, match="line [0-9]+: there is no option 'checkpoint', which is one of sample.py;"):
+        parse_config(TrainConfig, ["-c", str(ROOT / "configs" / "inference" / "sky.yaml")])
+    save_config(TrainConfig(), tmp_path / "config.yaml")
+    said = f"which is one of train.py; .*; to sample from a run name its folder: --checkpoint {tmp_path}$"
+    for is_run in (False, True):
+        with pytest.raises(UserError) as error:
+            parse_config(SampleConfig, ["-c", str(tmp_path / "config.yaml")])
+        assert bool(re.search(said, str(error.value))) == is_run
+        (tmp_path / "ckpt").mkdir(exist_ok=True)
 
 
 def test_program_exits_with_2_and_one_sentence():

@@ -1,6 +1,7 @@
 """Each row of the tables in docs/from-diffusers.md with the tiny folder; what the pipeline keeps, saves and shows."""
 
 import json
+import operator
 import re
 import sys
 import types
@@ -17,7 +18,7 @@ from latte.diffusion.solvers import SOLVERS
 from latte.errors import UserError
 from latte.inference import captions
 from latte.inference.callbacks import ordered_latents
-from latte.inference.from_diffusers import LEFT_OUT
+from latte.inference.from_diffusers import ELSEWHERE, LEFT_OUT
 from latte.io.json_files import read_json
 
 FOLDER, LORA = FIXTURES / "latte_t2v", FIXTURES / "lora"
@@ -328,6 +329,21 @@ def test_a_saved_class_conditional_pipeline_makes_the_same_videos(tmp_path):
     again = LattePipeline.from_pretrained(pipe.save_pretrained(tmp_path / "saved"))
     assert np.array_equal(again(class_labels=[1], **options).frames, made) and made.shape[1] == 3
     assert again.scheduler.name == "ddim" and again.net.config.num_frames == 3
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_takes_the_place_of_an_attribute_is_there(name, pipe):
+    assert not hasattr(pipe, name)
+    said = ELSEWHERE[name]
+    with pytest.raises(AttributeError, match=re.escape(f"{name!r} here: {said}")):
+        getattr(pipe, name)
+    for path in re.findall(r"pipe\.([\w.]+\w)", said):
+        operator.attrgetter(path)(pipe)
+
+
+def test_a_misspelt_attribute_is_told_the_nearest(pipe):
+    with pytest.raises(AttributeError, match="'enable_vae_tilling'; the nearest is 'enable_vae_tiling'"):
+        pipe.enable_vae_tilling()
 
 
 def test_captions_are_cleaned_as_diffusers_does():

@@ -150,10 +150,30 @@ def test_the_versions_are_those_of_the_requirements():
 
 def test_this_machine(capfd, monkeypatch):
     """On the CPU, for real."""
-    assert run(monkeypatch, "--device_target", "CPU") == 0
+    assert run(monkeypatch, "--device_target", "CPU", "--all") == 0
     out = capfd.readouterr().out
     assert out.rstrip().endswith("ok       CPU works") and "fp32: forward" in out and "fp16: forward" in out
-    assert "missing  libraries of MindSpore's plugin: libcuda.so.1" in out and "mend: pip install -r" in out
+    assert "missing  libraries of MindSpore's plugin: libcuda.so.1" in out and "fix: pip install -r" in out
+
+
+def test_a_machine_without_an_accelerator_is_told_so_in_a_line_for_each(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "try_device", lambda *given: [GOOD])
+    shown = {}
+    for given in ((), ("--all",), ("--device_target", "GPU")):
+        assert run(monkeypatch, *given) == 0
+        shown[given] = capsys.readouterr().out
+    parts = dict(zip(("Software", "Ascend", "GPU"), shown[()].split("\nCPU\n")[0].split("\n  none "), strict=True))
+    assert "--all lists the 9 things" in parts["Ascend"] and "missing" not in parts["Ascend"] + parts["GPU"]
+    assert shown[("--all",)].count("missing") > 15 and "  none  " not in shown[("--all",)]
+    assert (
+        "none     neither" in shown[("--device_target", "GPU")] and "libcuda.so.1" in shown[("--device_target", "GPU")]
+    )
+
+
+def test_what_is_there_of_an_accelerator_shows_all_that_it_lacks(monkeypatch):
+    monkeypatch.setenv("ASCEND_HOME_PATH", "/opt/cann")
+    shown = doctor.shorten(doctor.ascend() + doctor.gpu())
+    assert [line.part for line in shown] == ["Ascend"] * len(doctor.ascend()) + ["GPU"] and shown[-1].state == "none"
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,11 @@ CONFIG = "configs/training/sky_video.yaml"
 LAUNCHERS = ("run_distributed.sh", "run_mpirun.sh", pytest.param("run_msrun.sh", marks=pytest.mark.slow))
 NAMES = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ASCEND_CHECK_OVERFLOW_MODE")
 NAMES += ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT", "BOUND")
-# Runs everything but train.py for real; in place of that it writes down its environment and does what RANK_<id> says.
+# Runs everything but train.py (or PROGRAM) for real; in place of that it writes down its environment and does what
+# RANK_<id> says.
 STAND_IN = f"""#!{sys.executable}
 import json, os, signal, sys, time
-if sys.argv[1] != "train.py":
+if sys.argv[1] != os.environ.get("PROGRAM", "train.py"):
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 if os.environ.get("MS_ROLE") == "MS_SCHED":
     sys.exit(0)
@@ -196,6 +197,21 @@ def test_a_signal_reaches_each_rank_once_and_lets_it_save(script, number, launch
         assert log.count("told to stop") == 1 and "saved" in log
 
 
+@pytest.mark.parametrize("script", LAUNCHERS)
+@pytest.mark.parametrize("program", ["sample.py", "tools/embedding_cache.py"])
+def test_other_programs_are_launched_and_stopped_in_the_same_way(script, program, launch, table, tmp_path):
+    arguments = (table({"10.0.0.1": range(2)}), 0, 2) if script == "run_distributed.sh" else (2,)
+    process = launch(CONFIG, *arguments, "--seed", "3", script=script, PROGRAM=program, RANK_0="wait", RANK_1="wait")
+    wait_for_ranks(tmp_path, 2)
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=20)
+    assert process.returncode == 0, out + error
+    expected = [program, "-c", CONFIG, "--use_parallel", "True", "--seed", "3"]
+    assert [given for _, given in recorded(tmp_path).values()] == [expected] * 2
+    for rank in (0, 1):
+        assert (tmp_path / "logs" / f"rank_{rank}.log").read_text().count("told to stop") == 1
+
+
 @pytest.mark.parametrize("script", LAUNCHERS[1:])
 def test_when_a_rank_of_a_launcher_dies_its_log_is_shown(script, launch, tmp_path):
     process = launch(CONFIG, 2, script=script, RANK_0="wait", RANK_1="die")
@@ -298,6 +314,7 @@ def test_the_command_of_the_tutorial(launch, table, tmp_path):
     root = tmp_path / "root"
     shutil.copytree(ROOT / "scripts", root / "scripts")
     (root / "tools").symlink_to(ROOT / "tools")
+    (root / "train.py").touch()
     config = root / "configs" / "training" / "sky_numpy_video.yaml"
     config.parent.mkdir(parents=True)
     config.touch()
@@ -447,7 +464,11 @@ def test_numbers_of_a_table_have_one_form(tmp_path):
 @pytest.mark.parametrize("script", LAUNCHERS[:2])
 @pytest.mark.parametrize(
     "variables, said",
-    [({"PYTHON": "/none/python"}, "there is no program /none/python"), ({"LOG_DIR": "/proc/x"}, "cannot be written")],
+    [
+        ({"PYTHON": "/none/python"}, "there is no program /none/python"),
+        ({"LOG_DIR": "/proc/x"}, "cannot be written"),
+        ({"PROGRAM": "no_such.py"}, "there is no program no_such.py here; PROGRAM is"),
+    ],
 )
 def test_surroundings_that_do_not_fit_are_one_sentence(script, variables, said, launch, table):
     arguments = (table({"10.0.0.1": range(2)}), 0, 2) if script == "run_distributed.sh" else (2,)

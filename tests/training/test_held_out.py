@@ -166,7 +166,13 @@ def test_too_few_held_out_videos_are_refused(clips):
 def test_a_dry_run_tells_what_is_held_out(clips, quick):
     cfg = options(data_folder=clips, eval_every=3, dry_run=True)
     said = describe(cfg, build(cfg))
-    assert "data: 2 videos in" in said and "; 2 more are held out, 10 clips of them measured every 3 steps\n" in said
+    assert "data: 2 videos in" in said and "2 classes, " in said
+    assert "; 2 more are held out, 10 clips of them measured every 3 steps\n" in said
+
+
+def test_classes_are_counted_only_where_the_network_has_some(clips, quick):
+    cfg = options(data_folder=clips, condition="null", num_classes="null", held_out=0, eval_every=0)
+    assert "classes" not in describe(cfg, build(cfg))
 
 
 def test_single_images_of_held_out_videos_are_not_trained_on(clips):
