@@ -81,7 +81,9 @@ class RunOptions(Options):
     """Every checkpoint of a run, in place of `fake`"""
 
     run: str | None = option(None, "folder of a training run; each of its checkpoints is sampled with the same seeds")
-    sampling_steps: int = option(250, "denoising steps, 1 to 1000")
+    sampling_steps: int | None = option(
+        None, "denoising steps, 1 to 1000; null = 250, 50 for text to video, or what the network was distilled to"
+    )
     sampler: SolverName | None = option(None, "solver; null = ddpm; dpmpp_2m and unipc need only 20 steps")
     guidance_scale: float = option(1.0, "scale of classifier-free guidance; 1 = no guidance")
 

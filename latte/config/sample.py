@@ -22,7 +22,9 @@ SolverName = Literal[
 class SamplingOptions(Options):
     """Sampling"""
 
-    sampling_steps: int = option(250, "denoising steps, 1 to 1000")
+    sampling_steps: int | None = option(
+        None, "denoising steps, 1 to 1000; null = 250, 50 for text to video, or what the network was distilled to"
+    )
     sampler: SolverName | None = option(
         None, "solver; null = ddpm, or ddim with ddim_sampling; dpmpp_2m and unipc need only 20 steps"
     )

@@ -139,6 +139,11 @@ class OptimizerOptions(Options):
     loss_weighting: Literal["uniform", "min_snr", "v"] = option(
         "uniform", "weight of the timesteps: uniform = predicted noise as the official code; min_snr; v = velocity"
     )
+    distill_steps: int = option(
+        0,
+        "learn to make videos in so many steps, each of which is to land where four of the network in "
+        "pretrained_model_path do; 0 = learn from the data",
+    )
     loss_scaler_type: Literal["dynamic", "static"] = option("dynamic", "scaling of the fp16 loss")
     init_loss_scale: float = option(65536.0, "first scale of the fp16 loss")
     loss_scale_window: int = option(2000, "dynamic: double the scale after this many steps without an overflow")
@@ -165,6 +170,7 @@ class OptimizerOptions(Options):
         for key in ("start_learning_rate", "end_learning_rate", "warmup_steps", "weight_decay", "start_clip_step"):
             in_range(self, key, 0)
         in_range(self, "ema_decay", 0, 1)
+        in_range(self, "distill_steps", 0, 250)
         in_range(self, "init_loss_scale", 1)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise OptionError("betas", self.betas, "two numbers from 0 to below 1")
@@ -299,6 +305,7 @@ class TrainConfig(
         if self.eval_metrics and (self.condition == "text" or self.model_name == TEXT_TO_VIDEO):
             raise OptionError("eval_metrics", self.eval_metrics, "empty for text, of which it makes no samples")
         self._check_frames()
+        self._check_distillation()
         if self.zero_stage == 3 and (self.variant or 1) > 2:
             raise OptionError("zero_stage", 3, "0, 1 or 2 for variants 3 and 4, whose blocks run in parts")
         if self.model_name != TEXT_TO_VIDEO:
@@ -316,6 +323,20 @@ class TrainConfig(
             raise OptionError(
                 "condition", self.condition, f"text or null for {TEXT_TO_VIDEO}, which is conditioned on captions"
             )
+
+    def _check_distillation(self) -> None:
+        if not self.distill_steps:
+            return
+        if self.model_name == TEXT_TO_VIDEO:
+            raise OptionError("distill_steps", self.distill_steps, f"0 for {TEXT_TO_VIDEO}, which needs guidance")
+        if not self.pretrained_model_path:
+            raise OptionError("pretrained_model_path", None, "the network to learn from, with distill_steps")
+        wrong = {"images_per_video": 0, "condition_frames": 0, "held_out": 0, "guidance_scale": 1.0}
+        for key, value in wrong.items():
+            if getattr(self, key) != value:
+                raise OptionError(key, getattr(self, key), f"{value:g} with distill_steps")
+        if self.loss_weighting != "uniform":
+            raise OptionError("loss_weighting", self.loss_weighting, "uniform with distill_steps, which has its own")
 
     def _check_frames(self) -> None:
         if self.condition_frames >= (self.num_frames or FRAMES):

@@ -72,7 +72,7 @@ class Sampler:
         )
         self.size = min(height, width) * plan.vae.config.downsampling
         self.facts = {
-            "sampling_steps": cfg.sampling_steps,
+            "sampling_steps": cfg.sampling_steps or plan.network.config.default_steps,
             "sampler": plan.solver.name,
             "guidance_scale": cfg.guidance_scale,
             "seed": cfg.seed,

@@ -17,7 +17,7 @@ import mindspore as ms
 from latte.components import runs
 from latte.components.loading import open_weights
 from latte.config import TEXT_TO_VIDEO
-from latte.diffusion.solvers import Solver
+from latte.diffusion.distillation import SUBSTEPS
 from latte.errors import UserError
 from latte.inference.inputs import (
     DEFAULT_FRAMES,
@@ -26,6 +26,7 @@ from latte.inference.inputs import (
     Config,
     asked_solver,
     asked_windows,
+    choose_solver,
     guidance,
     latent_shape,
     model_options,
@@ -41,6 +42,7 @@ from latte.runtime.roofline import Card, Sizes, Times
 
 if TYPE_CHECKING:
     from latte.config import SampleConfig, TrainConfig
+    from latte.diffusion.solvers import Solver
 
 GIB = 2**30
 SLICE = 8  # frames that the autoencoder takes at once on an accelerator, unless vae_slice says otherwise
@@ -87,6 +89,7 @@ class Work:
     recompute: bool = False
     recomputed: float = 1  # share of the pairs of blocks that are, with `recompute`
     zero_stage: int = 0  # 1: ranks share AdamW's moments, 2: gradients and EMA weights too, 3: weights of blocks too
+    taught: bool = False  # by a second network, which makes SUBSTEPS passes
     offload: bool = False  # AdamW and EMA weights are on the host
     total_steps: int | None = None  # of this training; None = not known
     videos: int = 1  # to sample
@@ -195,6 +198,7 @@ def training(
         recompute=cfg.use_recompute,
         recomputed=math.ceil(sizes.pairs / cfg.recompute_every) / max(sizes.pairs, 1),
         zero_stage=cfg.zero_stage,
+        taught=cfg.distill_steps > 0,
         offload=cfg.offload_optimizer,
         total_steps=cfg.max_steps,
     )
@@ -216,7 +220,7 @@ def sampling(
     windows = asked_windows(cfg, config)
     text, guided = config.conditioning == "prompt", guidance(cfg, config) != 1
     steps = cfg.sampling_steps or config.default_steps
-    solver = solver or Solver(asked_solver(cfg) or config.default_solver or "ddim")
+    solver = solver or choose_solver({}, config.default_solver or "ddim", asked_solver(cfg), 0.0)
     videos = cfg.num_samples * len(cfg.prompts or [None])
     batch = min(cfg.batch_size, videos)
     fused = cfg.enable_flash_attention and cfg.dtype != "fp32"
@@ -380,6 +384,9 @@ def steps(work: Work, on: Card) -> list[roofline.Launch]:
     if work.exchanges:  # rows for each rank are laid together, and with several videos laid apart again
         copies = work.exchanges * (2 if work.streams > 1 else 1)
         found = [*found, roofline.Launch("Transpose", "copy", work.dtype, copies, 0, 2 * work.exchanged)]
+    if work.taught:
+        teacher = dataclasses.replace(work, kind="sample").table
+        found += roofline.launches(teacher, sizes, work.dtype, fused, times=SUBSTEPS)
     return found + (autoencoder(work, "encode", work.encoded) if work.encoded else [])
 
 
@@ -416,6 +423,7 @@ def memory(work: Work, ranks: int = 1) -> Memory:
         return Memory(weights, 0, activations, held + images, weights + least)
     updated = 4 / (ranks if work.zero_stage else 1)  # the float32 weights that a rank updates
     weights = 4 * (sizes.weights - work.trained) + updated * work.trained
+    weights += _itemsize(work.dtype) * sizes.weights * work.taught
     moments = MOMENTS / (ranks if work.zero_stage else 1)
     others = (4 * work.ema + 4 * (work.accumulation > 1)) / (ranks if work.zero_stage > 1 else 1)
     optimizer = work.trained * (moments + others)
@@ -452,7 +460,7 @@ def memory_of_cpu(work: Work) -> Memory:
         kept = work.recomputed * min(2 * sizes.pairs + 4 * KEPT, kept) + (1 - work.recomputed) * kept
     activations = sizes.tokens * sizes.width * kept * itemsize
     images = min(work.encoded, work.vae_slice or 1) * pixels * vae.block_out_channels[0] * BYTES_PIXEL
-    weights = 4 * work.config.parameter_count
+    weights = 4 * work.config.parameter_count * (1 + work.taught)
     optimizer = work.trained * (MOMENTS + 4 + 4 * work.ema + 4 * (work.accumulation > 1))
     peak = BYTES_BASE + BYTES_COMPILER + weights + optimizer + activations + images
     return Memory(weights, optimizer, activations, images, peak)

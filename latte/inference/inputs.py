@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,7 @@ def trained_config(cfg: TrainConfig, vae: AutoencoderConfig) -> LatteConfig:
         condition=cfg.condition,
         num_classes=cfg.num_classes,
         condition_frames=cfg.condition_frames,
+        distill_steps=cfg.distill_steps,
     )
 
 
@@ -203,17 +205,22 @@ def read_network(cfg: SampleConfig, parts: Parts, vae: AutoencoderConfig) -> Wei
     return read(parts.network, "latte_t2v")
 
 
-def choose_solver(scheduler: dict[str, Any], default: str | None, solver: str | Solver | None, eta: float) -> Solver:
+def choose_solver(
+    scheduler: dict[str, Any], default: str | Solver | None, solver: str | Solver | None, eta: float
+) -> Solver:
     """Return the requested solver, or that of a diffusers scheduler configuration, or without one the default.
 
-    A requested one has the settings of the configuration. Raises UserError if the solver or a setting is unknown.
+    A requested one has the settings of the configuration, or of a default of the same name. Raises UserError if the
+    solver or a setting is unknown.
     """
     if isinstance(solver, Solver):
         return solver
     if solver is not None and not isinstance(solver, str):
         raise UserError(f"sampler is {solver!r}, but must be the name of a solver, or a Solver")
     if not scheduler:
-        return Solver(solver or default or "ddpm", eta=eta)
+        if isinstance(default, Solver) and solver in (None, default.name):
+            return replace(default, eta=eta)
+        return Solver(solver or (default if isinstance(default, str) else "ddpm"), eta=eta)
     name, options = solver_of(scheduler, solver)
     return Solver(name, **options, eta=eta)
 

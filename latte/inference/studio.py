@@ -253,7 +253,7 @@ class Studio:
         self, cfg: SampleConfig, pipe: LattePipeline, plan: Plan, tell: Callable[[Event], None]
     ) -> StepCallback:
         strength = videos.strength_of(cfg, pipe.net.config)
-        steps = plan.solver.steps(cfg.sampling_steps, strength)
+        steps = plan.solver.steps(cfg.sampling_steps or pipe.net.config.default_steps, strength)
         preview, total = Preview(pipe.codec, steps, plan.solver.adds_noise), len(steps.timesteps)
 
         def follow(_: Any, step: int, __: float, arrays: dict[str, np.ndarray]) -> None:

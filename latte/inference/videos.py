@@ -317,7 +317,7 @@ def describe(cfg: SampleConfig, plan: Plan) -> str:
         f"network: {cfg.checkpoint}, {config.describe()}\n"
         f"plan: {cfg.num_samples * len(cfg.prompts or [None])} videos of {frames} frames, {w * vae.downsampling} x "
         f"{h * vae.downsampling} pixels, {cfg.sampling_steps or config.default_steps} "
-        f"{asked_solver(cfg) or config.default_solver or 'default'} steps, guidance "
+        f"{plan.solver.name} steps, guidance "
         f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}, to {cfg.output_path}"
     )
 

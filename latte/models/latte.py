@@ -17,6 +17,7 @@ import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.primitive import constexpr
 
+from latte.diffusion.distillation import WALK
 from latte.errors import UserError, quoted
 from latte.io.json_files import check_numbers
 from latte.models import embeddings
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from latte.diffusion.solvers import Solver
+
 log = logging.getLogger("latte")
 
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}  # depth, width, heads
@@ -83,8 +86,9 @@ BOUNDS = {  # of the sizes that a file may tell, far beyond those that anybody h
     "in_channels": (1, 4096),
     "num_classes": (0, 10**7),
     "condition_frames": (0, 1 << 16),
+    "distill_steps": (0, 1000),
 }
-BESIDE = ("num_heads", "num_frames", "condition_frames")  # sizes that no weight tells
+BESIDE = ("num_heads", "num_frames", "condition_frames", "distill_steps")  # sizes that no weight tells
 SIDE = {"input_size": (1, 1 << 13)}  # latents of one side
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 
@@ -93,9 +97,7 @@ FREQUENCIES = 256  # width of the sinusoidal timestep embedding
 class LatteConfig:
     """Everything that fixes the shape of a Latte network, and what is sampled with it by default."""
 
-    default_steps: ClassVar[int] = 250
     default_guidance: ClassVar[float] = 1.0  # none
-    default_solver: ClassVar[str | None] = "ddpm"
     takes_any_length: ClassVar[bool] = False  # its embeddings of frames are weights
 
     hidden_size: int = 1152
@@ -109,6 +111,7 @@ class LatteConfig:
     condition: str | None = None  # None, "class" or "text"
     num_classes: int | None = None
     condition_frames: int = 0  # the most first frames of a video that it was trained to be given
+    distill_steps: int = 0  # in how many it learned to make a video; 0 = it was not distilled
     variant: int = 1  # of figure 2
     patch_embedding: str = "uniform"  # of each frame; "compression": of tubelets of two frames
     injection: str = "adaln"  # of timestep and condition; "all_tokens": as one token more in each frame
@@ -271,6 +274,16 @@ class LatteConfig:
         return CLIP_TEXT[1]
 
     @property
+    def default_steps(self) -> int:
+        """Steps to sample with."""
+        return self.distill_steps or 250
+
+    @property
+    def default_solver(self) -> str | Solver:
+        """What to sample with."""
+        return WALK if self.distill_steps else "ddpm"
+
+    @property
     def default_frames(self) -> int:
         """Frames of a video."""
         return self.num_frames
@@ -310,7 +323,9 @@ class LatteConfig:
         others = {key: getattr(self, key) for key, choices in CHOICES.items() if getattr(self, key) != choices[0]}
         return (
             f"depth {self.depth}, width {self.hidden_size}, {self.num_heads} heads, patch {self.patch_size}, "
-            f"condition {self.conditioning}" + "".join(f", {key} {value}" for key, value in others.items())
+            f"condition {self.conditioning}"
+            + (f", distilled to {self.distill_steps} steps" if self.distill_steps else "")
+            + "".join(f", {key} {value}" for key, value in others.items())
         )
 
 
@@ -357,6 +372,7 @@ def _stored(
         "condition": condition,
         "num_classes": shapes[label][0] - 1 if condition == "class" else None,
         "condition_frames": beside.get("condition_frames") or 0,
+        "distill_steps": beside.get("distill_steps") or 0,
     }
 
 

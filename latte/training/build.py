@@ -23,7 +23,7 @@ from latte.training.captions import captions_for, clip_captions
 from latte.training.held_out import of_source, split
 from latte.training.optim import learning_rates
 from latte.training.quality import Quality
-from latte.training.start import networks, read_start
+from latte.training.start import networks, read_start, teacher_of
 from latte.training.step import StepOptions, TrainStep
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def build(cfg: TrainConfig) -> Training:
         weight.requires_grad = False
     options = _step_options(cfg, codec.scale_factor)
     rates = learning_rates(cfg.scheduler, cfg.start_learning_rate, cfg.end_learning_rate, cfg.warmup_steps, total)
-    step = TrainStep(net, ema, vae if in_step else None, rates, options)
+    teacher = teacher_of(start, net) if cfg.distill_steps else None
+    step = TrainStep(net, ema, vae if in_step else None, rates, options, teacher)
     call = step.as_function()
     encodes = not (in_step or cfg.cache_folder)
     held_out = of_source(source, kept) if cfg.eval_every and cfg.held_out else None
@@ -200,6 +201,7 @@ def _step_options(cfg: TrainConfig, scale_factor: float) -> StepOptions:
         zero_stage=cfg.zero_stage,
         offload=cfg.offload_optimizer,
         loss_weighting=cfg.loss_weighting,
+        distill_steps=cfg.distill_steps,
     )
 
 

@@ -13,7 +13,7 @@ from latte.models.latte import CHOICES
 from latte.runtime import device
 from latte.training.cache_maker import relative
 from latte.weights.files import CONFIG
-from latte.weights.fingerprint import fingerprint
+from latte.weights.fingerprint import fingerprint, network_fingerprint
 from latte.weights.lora import ALPHA, BASE, RANK
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ OPTIONS = (  # that may change on purpose, but make it another training, or othe
     "ema_decay",
     "dtype",
     "loss_weighting",
+    "distill_steps",
     "loss_scaler_type",
     "loss_scale_window",
 )
@@ -72,6 +73,7 @@ def identity(cfg: TrainConfig, training: Training) -> dict[str, str]:
     named = {name: getattr(cfg, name) for name in OPTIONS} | {
         "data": f"{len(trained)} videos ({_names([*trained, *dataset.index.images], cfg.data_folder)})",
         "latent cache": _cache(training),
+        "teacher": network_fingerprint(training.step.loss.teacher)[:8] if cfg.distill_steps else None,
         "steps of the schedule": None if cfg.scheduler == "constant" else training.total_steps,
     }
     return {FIXED: json.dumps(fixed), NAMED: json.dumps(named)}

@@ -40,7 +40,7 @@ def conditions_of(source: TrainingSource, count: int) -> tuple[Arrays, Arrays]:
 
 
 class Previews:
-    """Samples `count` videos with DDIM, video k with seed k; the network is compiled only once.
+    """Samples `count` videos with DDIM or another solver, video k with seed k; the network is compiled only once.
 
     shape: (F, L, h, w) of a video's latents. The weights of `net` may be updated in place (`ops.assign`) between calls.
     """
@@ -55,6 +55,7 @@ class Previews:
         count: int,
         steps: int,
         guidance_scale: float,
+        solver: Solver | None = None,
     ):
         conditions, null = conditions_of(source, count)
         scale = effective_guidance(guidance_scale) if conditions else 1.0
@@ -65,7 +66,7 @@ class Previews:
             conditions=conditions,
             null=null if scale != 1 else (),
             num_inference_steps=steps,
-            solver=Solver("ddim"),
+            solver=solver or Solver("ddim"),
             guidance_scale=scale,
         )
 

@@ -50,9 +50,9 @@ class Quality:
             )
         real = cfg.eval_real or cfg.cache_folder or cfg.data_folder or ""
         shared = {name: getattr(cfg, name) for name in SHARED}
-        self.cfg = EvaluateConfig(
-            **shared, real=real, run=".", metrics=cfg.eval_metrics, sampler="ddim", sampling_steps=cfg.sample_steps
-        )
+        if not cfg.distill_steps:  # else as the network says
+            shared |= {"sampler": "ddim", "sampling_steps": cfg.sample_steps}
+        self.cfg = EvaluateConfig(**shared, real=real, run=".", metrics=cfg.eval_metrics)
         for metric in self.cfg.wanted:
             if metric.frames > frames:
                 raise UserError(

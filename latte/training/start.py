@@ -148,6 +148,18 @@ def networks(
     return net, ema, metadata
 
 
+def teacher_of(start: Start, net: Latte) -> Latte:
+    """Return a frozen network with the weights that a network started from."""
+    assert start.weights is not None
+    teacher = start.kind.build(net.config, net.dtype, net.flash, start.cfg.patch_embedder, None)
+    start_from(teacher, start.weights)
+    for weight in teacher.get_parameters():
+        weight.requires_grad = False
+    prepare(teacher)
+    teacher.update_parameters_name("teacher.")  # in one graph with the other
+    return teacher
+
+
 def start_from(net: Latte | LatteT2V, weights: StateFile, fresh: tuple[str, ...] = ()) -> None:
     """Load weights into a new network; a Latte also takes the weights of another size or condition, or of a DiT.
 

@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import nn, ops
 
 from latte.components.codec import LOGVAR_RANGE
+from latte.diffusion.distillation import DistillationLoss
 from latte.diffusion.loss import DiffusionLoss, Weighting
 from latte.models.precision import set_trained_dtype
 from latte.ops import join_parts, own_part
@@ -50,6 +51,7 @@ class StepOptions:
     zero_stage: int = 0
     offload: bool = False  # AdamW and the EMA weights are on the host
     loss_weighting: Weighting = "uniform"
+    distill_steps: int = 0
 
 
 class TextToVideo(nn.Cell):
@@ -68,7 +70,8 @@ class TrainStep(nn.Cell):
     """A network, its EMA weights, and everything else that a training step changes, as parameters.
 
     `as_function` gives the whole step; called as a cell, it only computes gradients. With `vae` the first input is
-    pixels, else moments of the posterior. learning_rates: (steps,) float32, one per step.
+    pixels, else moments of the posterior. learning_rates: (steps,) float32, one per step. teacher: a frozen network to
+    learn from, in options.distill_steps steps.
     Where the device stacks weights, those that are trained, their moments and EMA weights are in float32 buffers of
     like weights, `net` has copies in the dtype that it computes in, and the weights of `ema` are no longer needed.
     """
@@ -80,11 +83,15 @@ class TrainStep(nn.Cell):
         vae: AutoencoderKL | None,
         learning_rates: np.ndarray,
         options: StepOptions,
+        teacher: Latte | None = None,
     ):
         super().__init__()
         self.net, self.vae, self.options = net, vae, options
         self.takes_text = net.config.conditioning == "prompt"
-        self.loss = DiffusionLoss(TextToVideo(net) if self.takes_text else net, weighting=options.loss_weighting)
+        if teacher:
+            self.loss: nn.Cell = DistillationLoss(net, teacher, options.distill_steps)
+        else:
+            self.loss = DiffusionLoss(TextToVideo(net) if self.takes_text else net, weighting=options.loss_weighting)
         self.takes_labels = net.config.conditioning == "class"
         self.learning_rates = learning_rates
         self.scales_loss = options.loss_scale != 1 or options.loss_scale_window > 0

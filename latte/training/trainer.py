@@ -17,6 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from latte.components.runs import CHECKPOINTS, CONFIG_FILE
 from latte.data.loader import WorkerLostError, fetch, make_loader, unwrapped, watching
+from latte.diffusion.distillation import WALK
 from latte.errors import DETAIL, UserError
 from latte.io.atomic import remove_leftovers
 from latte.io.video import grid, save_video
@@ -398,8 +399,9 @@ class Trainer:
             (training.num_frames, channels, height, width),
             training.source,
             count=cfg.sample_videos,
-            steps=cfg.sample_steps,
+            steps=cfg.distill_steps or cfg.sample_steps,
             guidance_scale=cfg.guidance_scale,
+            solver=WALK if cfg.distill_steps else None,
         )
 
     def _samples_file(self) -> Path:

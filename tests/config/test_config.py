@@ -261,7 +261,7 @@ def test_help_shows_every_option_with_its_text_and_default(parse, capsys, monkey
     assert stop.value.code == 0
     for field in dataclasses.fields(SampleConfig):
         assert f"--{field.name} " in text
-    assert "denoising steps, 1 to 1000 (default: 250)" in text
+    assert "denoising steps, 1 to 1000; null = 250, 50 for text to video" in " ".join(text.split())
     assert text.index("Device:") < text.index("Model;") < text.index("Sampling:") < text.index("Output:")
 
 

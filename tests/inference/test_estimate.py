@@ -253,6 +253,16 @@ def test_it_is_said_that_a_training_would_fit_with_offload(capsys):
     assert "fit" not in capsys.readouterr().out
 
 
+def test_a_teacher_takes_four_passes_and_the_room_of_its_weights():
+    plain, taught = trained(), trained(distill_steps=4, pretrained_model_path="latte.ckpt")
+    one, other = (counted(estimate.steps(work, on()))[0] for work in (plain, taught))
+    once = counted(estimate.steps(dataclasses.replace(plain, kind="sample", encoded=0), on()))[0]
+    assert sum(once.values()) > 100 and all(other[op] == pytest.approx(one[op] + 4 * once[op]) for op in other)
+    more = estimate.memory(taught).peak - estimate.memory(plain).peak
+    assert more == pytest.approx(2 * taught.sizes.weights)
+    assert estimate.memory_of_cpu(taught).weights == 2 * estimate.memory_of_cpu(plain).weights
+
+
 def test_a_card_whose_fused_attention_has_no_gradient_trains_without_it():
     def attends(work):
         return any(each.kind == "attention" for each in estimate.steps(work, on("910B4")))

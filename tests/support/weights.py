@@ -24,6 +24,7 @@ LATTE = {
     "injection": "adaln",
     "temporal_position": "absolute",
     "prediction_type": "epsilon",
+    "distill_steps": 0,
     "condition_frames": 0,
 }
 
