@@ -166,17 +166,23 @@ def caches():
         denoise(Step(number, 4, 500.0 - number, guided), x, t, scale, *((y, y) if guided else (y,)))
 
 
-def _train(net, ema, inputs, vae=None, recompute=False, **options):
+def _train(net, ema, inputs, vae=None, recompute=False, teacher=None, **options):
     for block in net.blocks if recompute else ():
         block.recompute()
-    call = TrainStep(net, ema, vae, np.full(10, 1e-4, np.float32), StepOptions(**options)).as_function()
+    call = TrainStep(net, ema, vae, np.full(10, 1e-4, np.float32), StepOptions(**options), teacher).as_function()
     for _ in range(options.get("accumulation", 1)):
         call(*inputs)
 
 
-def train(dtype="fp32", condition="class", images=0, flash=False, from_pixels=False, patch_embedder="conv", **options):
-    """A whole training step of a Latte."""
-    shape = {"flash": flash, "patch_embedder": patch_embedder, "for_training": True}
+def train(dtype="fp32", condition="class", images=0, flash=False, from_pixels=False, sizes=None, **options):
+    """A whole training step of a Latte; with `distill_steps` it has a teacher."""
+    shape = {"flash": flash, "for_training": True, **(sizes or {})}
+    if options.get("distill_steps"):
+        teacher = _latte(dtype, condition, flash)
+        for weight in teacher.get_parameters():
+            weight.requires_grad = False
+        teacher.update_parameters_name("teacher.")
+        options["teacher"] = teacher
     net, ema = (_latte(dtype, condition, **shape) for _ in range(2))
     latents = (VIDEOS, SMALL["num_frames"] + images, 4, SIDE, SIDE)
     vae, first = None, _tensor(*latents[:2], 8, SIDE, SIDE)
@@ -219,6 +225,7 @@ def train_vae():
 
 
 SCALED = {"loss_scale": 1024.0, "loss_scale_window": 1000}
+VELOCITY = {"prediction_type": "v_prediction"}
 ALL = {"accumulation": 2, "recompute": True, "max_grad_norm": 0.1, "start_clip_step": 2, "weight_decay": 0.01}
 GRAPHS = {
     "class fp32": (latte, {}),
@@ -232,6 +239,7 @@ GRAPHS = {
     "text fp16 flash": (latte, {"condition": "text", "dtype": "fp16", "flash": True}),
     "guided fp16 flash": (guided, {"dtype": "fp16", "flash": True}),
     "guided fp32": (guided, {}),
+    "guided fp16 velocity": (guided, {"dtype": "fp16", "flash": True, **VELOCITY}),
     "t2v fp32": (t2v, {}),
     "t2v fp16 flash": (t2v, {"dtype": "fp16", "flash": True}),
     "t2v bf16 flash int8": (t2v, {"dtype": "bf16", "flash": True, "quantize": "int8"}),
@@ -246,11 +254,13 @@ GRAPHS = {
     "self-test": (selftest.run, {}),
     "train fp32": (train, {}),
     "train fp16": (train, {"dtype": "fp16", "flash": True, **SCALED, **ALL}),
-    "train bf16": (train, {"dtype": "bf16", "flash": True, "patch_embedder": "linear", **ALL}),
+    "train bf16": (train, {"dtype": "bf16", "flash": True, "sizes": {"patch_embedder": "linear"}, **ALL}),
     "train bf16 exact": (train, {"dtype": "bf16", "max_grad_norm": 0.1}),
     "train images": (train, {"images": 2, "dtype": "fp16", **SCALED}),
     "train text": (train, {"condition": "text", "dtype": "fp16", "flash": True, **SCALED}),
     "train pixels": (train, {"from_pixels": True, "condition": None, "dtype": "fp16"}),
+    "train velocity": (train, {"dtype": "fp16", "flash": True, "sizes": VELOCITY, "loss_weighting": "v", **SCALED}),
+    "train distilled": (train, {"dtype": "fp16", "flash": True, "distill_steps": 4, **SCALED}),
     "train t2v": (train_t2v, {**SCALED, **ALL}),
     "train lora": (train_t2v, {"trainable": "lora", "dtype": "bf16"}),
     "train vae": (train_vae, {}),

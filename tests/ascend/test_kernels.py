@@ -4,7 +4,8 @@ import pytest
 from ascend import standin
 from ascend.kernels import chosen, others
 
-FEW, STEP, ALL = ("class fp16 flash",), ("train fp16",), ()
+FEW, ALL = ("class fp16 flash",), ()
+STEP = ("train fp16", "train velocity", "train distilled", "guided fp16 velocity")
 
 
 @pytest.mark.parametrize(
