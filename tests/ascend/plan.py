@@ -2,11 +2,14 @@
 
     python tests/ascend/standin.py --mode plan --trace FILE python tests/ascend/plan.py train FILE --batch 5
 
-The stand-in computes nothing in this mode, so that weights cost no memory here. One line of JSON is printed.
+The stand-in computes nothing in this mode, so that weights cost no memory here. One line of JSON is printed. With
+`--ranks` it is the plan of the first of so many ranks, of which MindSpore's simulation (MS_SIMULATION_LEVEL) needs no
+other: an exchange is then in the trace as copies on a stream of its own.
 """
 
 import argparse
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -76,7 +79,7 @@ def training(given):
             block.recompute()
     scale = {"loss_scale": 65536.0, "loss_scale_window": 1000} if given.dtype == "fp16" else {}
     vae = autoencoder() if given.pixels else None
-    options = StepOptions(accumulation=given.accumulation, offload=given.offload, **scale)
+    options = StepOptions(given.accumulation, offload=given.offload, zero_stage=given.zero_stage, **scale)
     step = TrainStep(*nets, vae, np.full(1000, 1e-4, np.float32), options)
     x = (given.batch, given.frames, CHANNELS, given.side, given.side)
     pixels = (given.batch, given.frames, 3, 8 * given.side, 8 * given.side)
@@ -136,6 +139,8 @@ def main():
     parser.add_argument("--loaded", action="store_true", help="sample with weights as a pipeline loads them, in dtype")
     parser.add_argument("--pixels", action="store_true", help="train from pixels, with the autoencoder in the step")
     parser.add_argument("--accumulation", type=int, default=1, help="batches of a training step")
+    parser.add_argument("--ranks", type=int, default=1, help="that train together")
+    parser.add_argument("--zero_stage", type=int, default=0, help="what they share")
     parser.add_argument("--offload", action="store_true", help="train with AdamW and EMA weights on the host")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--frames", type=int, default=16)
@@ -145,7 +150,10 @@ def main():
     parser.add_argument("--recompute_every", type=int, default=1)
     parser.add_argument("--jit_level", default="O0")
     given = parser.parse_args()
-    device.init_device("Ascend", jit_level=given.jit_level)
+    if given.ranks > 1:
+        os.environ |= {"MS_SIMULATION_LEVEL": "3", "RANK_SIZE": str(given.ranks), "RANK_ID": "0", "DEVICE_ID": "0"}
+    together = {"use_parallel": given.ranks > 1, "connect": given.ranks > 1}
+    device.init_device("Ascend", jit_level=given.jit_level, **together)
     net, step, inputs = PLANS[given.what](given)
     start = time.process_time()  # of this process, whatever else the machine does
     step(*inputs)
