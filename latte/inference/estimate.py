@@ -54,9 +54,9 @@ MOMENTS = 8  # bytes of AdamW's moments per weight
 # Bytes per weight that an update on the host moves: over the link down and up, and in the host's memory: the gradient
 # twice, both moments and the weights read and written, and copied for the way up; and what EMA weights add.
 OFFLOAD_LINK, OFFLOAD_MEMORY, OFFLOAD_EMA = 4, 44, 12
-# Bytes per weight of the block that is at work, where ranks share weights: its row and its weights in halves, their
-# gradients, the row of these, and that in float32.
-BYTES_GATHERED = 2 + 2 + 2 + 2 + 4
+# Bytes per weight of a block, where ranks share weights: of the one that is at work its row and its weights in halves,
+# their gradients, the row of these, and that in float32; the next one's row; the last one's row that is being summed.
+BYTES_GATHERED = 2 + 2 + 2 + 2 + 4 + 2 + 4
 CPU_CARD = "cpu"
 # A CPU's run time, measured in float32 (docs/devices.md): bytes of the process and of what compiling a training leaves;
 # tensors as large as the tokens that a block keeps for its backward pass; bytes per element of the tokens of the one
@@ -329,9 +329,10 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
     exchange = 0.0
     if work.trains and ranks > 1:
         # Stage 1 gathers weights besides; stage 2 too, but its sum is only the first half of one, and costs as much.
-        exchange = roofline.all_reduce(4 * work.trained, on, ranks, hosts)
+        ahead = work.zero_stage == 3
+        exchange = roofline.all_reduce(4 * (work.trained - work.in_blocks * ahead), on, ranks, hosts)
         exchange += roofline.all_gather(4 * work.trained, on, ranks) if work.zero_stage == 1 else 0.0
-        exchange += gathering(work, on, ranks, hosts) if work.zero_stage == 3 else 0.0
+        exchange += gathering(work, on, ranks, hosts) if ahead else 0.0
     once = roofline.seconds(found, on, exchange + exchanging(work, on, ranks // hosts))
     table = roofline.tables()[work.table]
     return Prediction(
@@ -346,13 +347,19 @@ def predict(work: Work, on: Card, ranks: int = 1, hosts: int = 1) -> Prediction:
 
 
 def gathering(work: Work, on: Card, ranks: int, hosts: int) -> float:
-    """Return the seconds that stage 3 of ZeRO takes longer than stage 2: blocks are gathered twice, one by one.
+    """Return the seconds of what stage 3 of ZeRO exchanges for blocks, without those in which a block computes.
 
-    Stage 2 gathers weights in float32 once, which is half of what `predict` counts as a sum.
+    While one computes forward, the weights of the next one are gathered, and in the backward pass the gradient of the
+    last one is summed besides; each takes max(computing, exchanging). The first gathering of each pass and the last sum
+    are hidden by no block. With recomputation a fourth of a block's computing is forward.
     """
-    twice = roofline.all_reduce(_itemsize(work.dtype) * work.in_blocks, on, ranks, hosts)
-    once = roofline.all_reduce(4 * work.in_blocks, on, ranks, hosts) / 2
-    return twice - once + 6 * work.sizes.pairs * on.collective  # two gatherings and a sum for each block
+    blocks = 2 * work.sizes.pairs
+    count = work.in_blocks / blocks  # weights of a block; a gathering and the sum are each half of a ring
+    gathered = roofline.all_reduce(_itemsize(work.dtype) * count, on, ranks, hosts) / 2 + on.collective
+    summed = roofline.all_reduce(4 * count, on, ranks, hosts) / 2 + on.collective
+    computing = roofline.seconds(steps(dataclasses.replace(work, encoded=0), on), on).total / blocks
+    forward, backward = max(0.0, gathered - computing / 4), max(0.0, gathered + summed - 3 * computing / 4)
+    return (blocks - 1) * (forward + backward) + 2 * gathered + summed
 
 
 def exchanging(work: Work, on: Card, inside: int) -> float:

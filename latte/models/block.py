@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import mindspore as ms
 from mindspore import nn
 
+from latte.ops import begun
 from latte.ops.recompute import Recomputed, flattened
 from latte.ops.shared_weights import SharedRecomputed
 from latte.runtime import device, graphs
+from latte.runtime.tensors import in_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +55,16 @@ class Block(nn.Cell):
         return self.constants
 
     def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
-        """Return `forward` of the inputs, as part of the surrounding graph."""
+        """Return `forward` of the inputs, as part of the surrounding graph.
+
+        Where ranks share weights, tokens go from block to block with what the last one began with.
+        """
+        if isinstance(inputs[0], tuple) and len(self.shared) == 0:
+            return self.alone(inputs[0][0], *inputs[1:]), inputs[0][1]
+        return self.alone(*inputs)
+
+    def alone(self, *inputs: ms.Tensor) -> ms.Tensor:
+        """Return `forward` of the inputs, by a gradient that computes it again or not."""
         if self.recomputed is not None:
             tensors = ()
             for each in inputs:
@@ -121,6 +132,17 @@ class Block(nn.Cell):
         shape = inputs[0].shape
         own = len(inputs) > 1 and inputs[1] is not None and inputs[1].shape[0] != shape[0]
         return None if own and self.independent_axis == 1 else self.independent_axis
+
+
+def begin(x: ms.Tensor, blocks: Sequence[Block]) -> Any:
+    """Return what the first of these blocks takes as tokens x; `latte.ops.ended` takes what the last one gives."""
+    own, shares = (), False
+    for block in blocks if in_graph() else ():
+        if len(block.shared) > 0:
+            shares = True
+            if block.recomputed.ahead:  # type: ignore
+                own = (*own, ms.ops.stop_gradient(block.recomputed.own(block.shared[0])))  # type: ignore
+    return begun(x, own) if shares else x
 
 
 class Network(nn.Cell):

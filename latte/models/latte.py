@@ -21,7 +21,7 @@ from latte.diffusion.distillation import WALK
 from latte.errors import UserError, quoted
 from latte.io.json_files import check_numbers
 from latte.models import embeddings
-from latte.models.block import Block, Network, Pair
+from latte.models.block import Block, Network, Pair, begin
 from latte.models.layers import (
     Embedding,
     Initializers,
@@ -38,11 +38,13 @@ from latte.models.precision import prepare
 from latte.models.velocity import Shares, as_noise
 from latte.ops import (
     chunk6,
+    ended,
     gated_residual,
     gelu,
     join_videos,
     linear,
     modulated_norm,
+    on_tokens,
     own_part,
     self_attention,
     share_videos,
@@ -771,19 +773,20 @@ class Latte(Network):
 
     def run_blocks(self, x: ms.Tensor, c: tuple, first: int, last: int) -> ms.Tensor:
         """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
-        frames = c[-1][1]
+        frames, patches = c[-1][1], x.shape[2]
         over_frames = self.attends_over_frames(frames)
+        x = begin(x, self.blocks)
         for i in range(first, last):
             block = self.blocks[i]
             if i == self.first_over_frames and over_frames:
-                x = self.with_frames(x, frames)
+                x = on_tokens(self.with_frames, x, frames)
             if block.both:
                 x = block(x, c[0], frames, over_frames)  # over T and F
             elif not block.temporal:
                 x = block(x, c[0])  # over T
             elif over_frames:
-                x = to_frames(block(to_patches(x, frames), c[0]), x.shape[2])  # over F
-        return x
+                x = to_frames(block(to_patches(x, frames), c[0]), patches)  # over F
+        return ended(x)
 
     def finish(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
         """Return the output (B, F, 2C, H, W) of the last tokens; c is `embed`'s."""

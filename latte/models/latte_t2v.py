@@ -17,17 +17,19 @@ from mindspore.ops.primitive import constexpr
 from latte.errors import UserError, quoted
 from latte.io.json_files import check_numbers
 from latte.models import embeddings
-from latte.models.block import Block, Network
+from latte.models.block import Block, Network, begin
 from latte.models.latte import FREQUENCIES
 from latte.models.layers import Initializers, Linear, PatchEmbed, TokensToLatents, parameter
 from latte.ops import (
     attention,
     chunk6,
+    ended,
     gated_residual,
     gelu,
     join_videos,
     linear,
     modulated_norm,
+    on_tokens,
     own_part,
     self_attention,
     share_videos,
@@ -449,16 +451,17 @@ class LatteT2V(Network):
     def run_blocks(self, x: ms.Tensor, c: tuple, first: int, last: int) -> ms.Tensor:
         """Return the tokens (B, F, T, D) after the blocks from `first` up to, but without, `last`; c is `embed`'s."""
         time, _, text, bias, _, whole = c
-        frames = whole[1]
+        frames, patches = whole[1], x.shape[2]
         over_frames = self.attends_over_frames(frames)
+        x = begin(x, self.blocks)
         for i in range(first, last):
             if i == 1 and over_frames:
-                x = self.with_frames(x, frames)
+                x = on_tokens(self.with_frames, x, frames)
             if i % 2 == 0:
                 x = self.blocks[i](x, time, text, bias)  # over T, and to the text
             elif over_frames:
-                x = to_frames(self.blocks[i](to_patches(x, frames), time, None, None), x.shape[2])  # over F
-        return x
+                x = to_frames(self.blocks[i](to_patches(x, frames), time, None, None), patches)  # over F
+        return ended(x)
 
     def finish(self, x: ms.Tensor, c: tuple) -> ms.Tensor:
         """Return the output (B, F, out_channels, H, W) of the last tokens; c is `embed`'s."""

@@ -26,7 +26,7 @@ from latte.ops.exchange import (
 from latte.ops.linear import linear, lookup, sum_of_squares
 from latte.ops.norm import chunk6, gated_residual, group_norm, layer_norm, modulated_norm, rms_norm
 from latte.ops.optimizer import adam, adam_step, move_towards
-from latte.ops.shared_weights import row_length
+from latte.ops.shared_weights import begun, ended, on_tokens, once_there, row_length
 from latte.runtime.tensors import CustomGrad
 
 __all__ = [
@@ -34,10 +34,12 @@ __all__ = [
     "adam",
     "adam_step",
     "attention",
+    "begun",
     "chunk6",
     "conv2d",
     "conv3d",
     "conv_frames",
+    "ended",
     "exchange",
     "first_videos",
     "from_nchw",
@@ -53,6 +55,8 @@ __all__ = [
     "modulated_norm",
     "move_towards",
     "norm_conv",
+    "on_tokens",
+    "once_there",
     "own_part",
     "patch_projection",
     "quick_gelu",

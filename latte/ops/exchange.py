@@ -17,6 +17,7 @@ from mindspore.ops.auto_generate import SliceExt
 from mindspore.ops.primitive import constexpr
 
 from latte.ops.attention import swap
+from latte.ops.shared_weights import on_tokens
 from latte.runtime.collective import (
     gather_outside,
     group_in_graph,
@@ -178,15 +179,19 @@ def _first_to_second(x: ms.Tensor) -> ms.Tensor:
 
 def to_patches(tokens: ms.Tensor, frames: int) -> ms.Tensor:
     """Return some patches of all `frames` for a rank's frames of all patches: (B, F / n, T, D) -> (B, F, T / n, D)."""
-    if size(KIND) == 1:
-        return tokens
+    return tokens if size(KIND) == 1 else on_tokens(_to_patches, tokens, frames)
+
+
+def _to_patches(tokens: ms.Tensor, frames: int) -> ms.Tensor:
     return narrow(exchange(fill(tokens, PATCHES), scatter=PATCHES, gather=FRAMES), FRAMES, 0, frames)
 
 
 def to_frames(tokens: ms.Tensor, patches: int) -> ms.Tensor:
     """Return the opposite of `to_patches`, with all `patches`: (B, F, T / n, D) -> (B, F / n, T, D)."""
-    if size(KIND) == 1:
-        return tokens
+    return tokens if size(KIND) == 1 else on_tokens(_to_frames, tokens, patches)
+
+
+def _to_frames(tokens: ms.Tensor, patches: int) -> ms.Tensor:
     return narrow(exchange(fill(tokens, FRAMES), scatter=FRAMES, gather=PATCHES), PATCHES, 0, patches)
 
 

@@ -50,7 +50,7 @@ class Recomputed(CustomGrad):
 
     def construct(self, inputs: tuple, leaves: tuple) -> ms.Tensor:
         """Return the block's output."""
-        return self.compute(inputs, self.whole(leaves, inputs[0]))
+        return self.compute(inputs, leaves)
 
     def compute(self, inputs: tuple, weights: tuple) -> ms.Tensor:
         """Return `forward` of inputs and weights, nested as they were."""
@@ -66,24 +66,20 @@ class Recomputed(CustomGrad):
             nodes = (*nodes, made)
         return nodes[-1]
 
-    def whole(self, leaves: tuple, begun: ms.Tensor) -> tuple:
-        """Return the weights; where ranks share them, they are gathered here, once `begun` is there."""
-        return leaves
-
     def bprop(self, inputs: tuple, leaves: tuple, out: ms.Tensor, d: ms.Tensor) -> tuple[tuple, tuple]:
         """Return the gradients with respect to inputs and leaves."""
+        return self.gradients(inputs, leaves, d)
+
+    def gradients(self, inputs: tuple, weights: tuple, d: ms.Tensor) -> tuple[tuple, tuple]:
+        """Return the gradients with respect to inputs and weights, from that of the output."""
         count = len(inputs)
 
         def again(*tensors: ms.Tensor) -> ms.Tensor:
             return self.compute(tensors[:count], tensors[count:])
 
         # Only once the gradient has come this far, lest all blocks are computed again at once.
-        found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *self.whole(leaves, d), d)
-        return self.of_leaves(found[:count], found[count:])
-
-    def of_leaves(self, inputs: tuple, weights: tuple) -> tuple[tuple, tuple]:
-        """Return the gradients of inputs and leaves from those of inputs and weights."""
-        return inputs, weights
+        found = _gradients(again)(_after(inputs[0], d), *inputs[1:], *weights, d)
+        return found[:count], found[count:]
 
 
 def flattened(weights: tuple) -> tuple[list[tuple[int, ...]], tuple[tuple[int | float | None, ...], ...]]:

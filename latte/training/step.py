@@ -17,7 +17,7 @@ from latte.components.codec import LOGVAR_RANGE
 from latte.diffusion.distillation import DistillationLoss
 from latte.diffusion.loss import DiffusionLoss, Weighting
 from latte.models.precision import set_trained_dtype
-from latte.ops import join_parts, own_part
+from latte.ops import join_parts, once_there, own_part
 from latte.runtime import device
 from latte.runtime.tensors import assign, mean, narrow, read, split, stack
 from latte.training.collective import own_rows, sum_over_ranks, sum_to_parts
@@ -193,6 +193,8 @@ class TrainStep(nn.Cell):
         x_start = self.latents(x, posterior_noise)  # (B, F, L, h, w)
         scale = read(self.scale) if self.scales_loss else 1.0
         (_, loss, mse, bound), gradients = self.value_and_grad(x_start, t, noise, condition, scale)
+        if self.gathered:
+            gradients = once_there(gradients[: self.gathered], gradients[self.gathered :]) + gradients[self.gathered :]
         gradients = self.stacked(gradients)
         videos = (skipped_videos >= 0).astype(ms.float32).sum()
         norm = ops.zeros_like(loss)

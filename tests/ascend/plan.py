@@ -2,11 +2,14 @@
 
     python tests/ascend/standin.py --mode plan --trace FILE python tests/ascend/plan.py train FILE --batch 5
 
-The stand-in computes nothing in this mode, so that weights cost no memory here. One line of JSON is printed.
+The stand-in computes nothing in this mode, so that weights cost no memory here. One line of JSON is printed. With
+`--ranks` it is the plan of the first of so many ranks, of which MindSpore's simulation (MS_SIMULATION_LEVEL) needs no
+other: an exchange is then in the trace as copies on a stream of its own.
 """
 
 import argparse
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -36,6 +39,10 @@ def sizes(given):
     return {key: value for key, value in asked.items() if value}
 
 
+def count(net):
+    return sum(weight.size for weight in net.get_parameters())
+
+
 def network(given, **options):
     if given.model == "LatteT2V":
         heads, width = given.heads or 16, given.width or 1152
@@ -63,7 +70,7 @@ def sampling(given):
         conditions = (text, mask) if given.unguided else (text, mask, text, mask)
     elif not given.unguided:
         conditions = (zeros(given.batch, dtype=np.int32),) * 2
-    return net, step, (x, zeros(given.batch), ms.Tensor(np.float32(7)), *conditions)
+    return count(net), step, (x, zeros(given.batch), ms.Tensor(np.float32(7)), *conditions)
 
 
 def training(given):
@@ -75,8 +82,8 @@ def training(given):
         if number // 2 % given.recompute_every == 0:
             block.recompute()
     scale = {"loss_scale": 65536.0, "loss_scale_window": 1000} if given.dtype == "fp16" else {}
-    vae = autoencoder() if given.pixels else None
-    options = StepOptions(accumulation=given.accumulation, offload=given.offload, **scale)
+    vae, weights = autoencoder() if given.pixels else None, count(nets[0])  # whose ranks may soon share them
+    options = StepOptions(given.accumulation, offload=given.offload, zero_stage=given.zero_stage, **scale)
     step = TrainStep(*nets, vae, np.full(1000, 1e-4, np.float32), options)
     x = (given.batch, given.frames, CHANNELS, given.side, given.side)
     pixels = (given.batch, given.frames, 3, 8 * given.side, 8 * given.side)
@@ -86,7 +93,7 @@ def training(given):
     if given.model == "LatteT2V":
         text = (zeros(given.batch, given.text, TEXT), ms.Tensor(np.ones((given.batch, given.text), np.float32)))
     first = zeros(*(pixels if given.pixels else moments))
-    return nets[0], step.as_function(), (first, zeros(*x), times, zeros(*x), skipped, *text)
+    return weights, step.as_function(), (first, zeros(*x), times, zeros(*x), skipped, *text)
 
 
 def autoencoder():
@@ -100,14 +107,14 @@ def encoding(given):
     """The encoder on `batch` x `frames` images at once."""
     images = zeros(given.batch * given.frames, 3, 8 * given.side, 8 * given.side)
     vae = autoencoder()
-    return vae, graphs.compile_step(vae.encode), (images,)
+    return count(vae), graphs.compile_step(vae.encode), (images,)
 
 
 def decoding(given):
     """The decoder on the latents of `batch` x `frames` images at once."""
     latents = zeros(given.batch * given.frames, CHANNELS, given.side, given.side)
     vae = autoencoder()
-    return vae, graphs.compile_step(vae.decode), (latents,)
+    return count(vae), graphs.compile_step(vae.decode), (latents,)
 
 
 PLANS = {"sample": sampling, "train": training, "encode": encoding, "decode": decoding}
@@ -136,6 +143,8 @@ def main():
     parser.add_argument("--loaded", action="store_true", help="sample with weights as a pipeline loads them, in dtype")
     parser.add_argument("--pixels", action="store_true", help="train from pixels, with the autoencoder in the step")
     parser.add_argument("--accumulation", type=int, default=1, help="batches of a training step")
+    parser.add_argument("--ranks", type=int, default=1, help="that train together")
+    parser.add_argument("--zero_stage", type=int, default=0, help="what they share")
     parser.add_argument("--offload", action="store_true", help="train with AdamW and EMA weights on the host")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--frames", type=int, default=16)
@@ -145,8 +154,11 @@ def main():
     parser.add_argument("--recompute_every", type=int, default=1)
     parser.add_argument("--jit_level", default="O0")
     given = parser.parse_args()
-    device.init_device("Ascend", jit_level=given.jit_level)
-    net, step, inputs = PLANS[given.what](given)
+    if given.ranks > 1:
+        os.environ |= {"MS_SIMULATION_LEVEL": "3", "RANK_SIZE": str(given.ranks), "RANK_ID": "0", "DEVICE_ID": "0"}
+    together = {"use_parallel": given.ranks > 1, "connect": given.ranks > 1}
+    device.init_device("Ascend", jit_level=given.jit_level, **together)
+    weights, step, inputs = PLANS[given.what](given)
     start = time.process_time()  # of this process, whatever else the machine does
     step(*inputs)
     ms.runtime.synchronize()
@@ -158,7 +170,7 @@ def main():
     launches = after - before
     report = vars(given) | {
         "trace": given.trace.name,
-        "weights": sum(weight.size for weight in net.get_parameters()),
+        "weights": weights,
         "compile": round(compiling, 1),
         "peak": ms.runtime.max_memory_allocated(),
         "resident": ms.runtime.memory_allocated(),  # between two calls: weights, moments, EMA

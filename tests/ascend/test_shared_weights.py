@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ if reason := standin.why_not():
 
 START = 'STANDIN_TRACE="$0.${OMPI_COMM_WORLD_RANK:-0}" exec "$@" 2> "$0.${OMPI_COMM_WORLD_RANK:-0}.log"'
 BLOCKS = 4
+PRODUCTS = {"aclnnMm", "aclnnAddmm", "aclnnMatmul", "aclnnBatchMatMul"}
+LEAST = 5  # products in a pass of a block
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
@@ -24,6 +27,7 @@ import mindspore as ms, numpy as np
 from latte.runtime import device
 from latte.training.state import net_to_sample, state_of
 from support.train_step import batch, build, small
+from support.zero_steps import inputs, networks
 
 here = device.init_device("Ascend", use_parallel=True, connect=True)
 trace = Path(os.environ["STANDIN_TRACE"])
@@ -34,7 +38,8 @@ def launched(function, *arguments):
     before = len(trace.read_text().splitlines())
     result = function(*arguments)
     ms.runtime.synchronize()
-    return result, [json.loads(line) for line in trace.read_text().splitlines()[before:]]
+    lines = [json.loads(line) for line in trace.read_text().splitlines()[before:]]
+    return result, [[line["op"], line["stream"], line.get("event")] for line in lines]
 
 
 def given(seed):
@@ -58,7 +63,7 @@ for stage in (2, 3):
     with net_to_sample(step) as net, device.alone():
         outputs[stage] = net(x[:, :, :4].copy(), t).asnumpy()
     found[stage] = {"parts": sum(step.shared) - step.gathered, "gathered": step.gathered}
-    found[stage] |= {"in_graph": [each["op"] for each in in_graph], "after": [each["op"] for each in after]}
+    found[stage] |= {"in_graph": in_graph, "after": after}
     found[stage]["state"] = {name: values.tolist() for name, values in state.items()}
 assert int(state["skipped"]) == 0 and int(state["step"]) == 5
 kinds = ("net.", "ema.", "adam_m.", "adam_v.")
@@ -71,7 +76,13 @@ for kind in kinds:
     differing[kind] = max(float(np.abs(np.array(one[name]) - other[name]).max()) for name in names) / most
 differing["output"] = float(np.abs(outputs[2] - outputs[3]).max() / np.abs(outputs[2]).max())
 found["differing"] = differing
-os.write(1, f"\\nfound {here.rank} {json.dumps(found)}\\n".encode())
+
+nets = networks("t2v", ms.float16)
+given = [ms.Tensor(each.asnumpy()[here.rank : here.rank + 1]) for each in inputs("t2v", 0)]
+_, call = build(*nets, zero_stage=3, loss_scale=1024.0)
+call(*given)
+_, found["t2v"] = launched(call.gradients, *given)
+Path(f"{trace}.json").write_text(json.dumps(found))
 """
 
 
@@ -81,7 +92,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     program, trace = folder / "program.py", folder / "trace"
     program.write_text(PROGRAM)
-    environment = standin.environment() | {"GLOG_v": "1"}
+    environment = standin.environment() | {"GLOG_v": "1", "STANDIN_EVENTS": "1"}
     environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # mpirun is beside Python
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), environment["PYTHONPATH"]])
     launcher = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2", "bash", "-c", START, trace]
@@ -89,10 +100,9 @@ def found(tmp_path_factory):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False)
     log = Path(f"{trace}.0.log").read_text(errors="replace")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + log[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("found 0 ")]
     chosen = {(match[1], match[2]) for match in kernels.SEEN.finditer(log)}
     chosen |= {(match[1], match[2]) for match in kernels.ON_LINE.finditer(log)}
-    return json.loads(line.removeprefix("found 0 ")), chosen
+    return json.loads(Path(f"{trace}.0.json").read_text()), chosen
 
 
 def test_steps_are_those_of_stage_2(found):
@@ -101,12 +111,49 @@ def test_steps_are_those_of_stage_2(found):
 
 
 def test_each_block_gathers_twice_and_sums_once(found):
-    counts = Counter(found[0]["3"]["in_graph"])
+    counts = Counter(op for op, *_ in found[0]["3"]["in_graph"])
     others = found[0]["3"]["parts"]  # buffers of weights that are no block's
     assert found[0]["3"]["gathered"] == BLOCKS
     assert counts["HcclAllGather"] == 2 * BLOCKS
     assert counts["HcclReduceScatter"] == BLOCKS + others
-    assert Counter(found[0]["3"]["after"])["HcclAllGather"] == others
+    assert Counter(op for op, *_ in found[0]["3"]["after"])["HcclAllGather"] == others
+
+
+def exchanges(trace):
+    """Return each exchange of a trace: operator, place of the launch, and of the first wait of what computes for it."""
+    (own,) = {stream for op, stream, _ in trace if op == "HcclAllGather"}
+    launched, recorded, waited = [], {}, {}
+    for place, (op, stream, event) in enumerate(trace):
+        if op.startswith("Hccl"):
+            launched.append((op, place))
+        elif op == "RecordEvent" and stream == own:
+            recorded[event] = len(launched)
+        elif op == "WaitEvent" and stream != own:
+            for k in range(recorded.get(event, 0)):  # the exchanges before it are over too
+                waited.setdefault(k, place)
+    return [(op, place, waited[k]) for k, (op, place) in enumerate(launched)]
+
+
+@pytest.mark.parametrize("network", ["3", "t2v"])
+def test_exchanges_run_while_blocks_compute(network, found):
+    trace = found[0][network]["in_graph"] if network == "3" else found[0][network]
+    products = [place for place, (op, *_) in enumerate(trace) if op in PRODUCTS]
+
+    def computed(start, stop):
+        return sum(start < place < stop for place in products)
+
+    gathered = [each[1:] for each in exchanges(trace) if each[0] == "HcclAllGather"]
+    assert len(gathered) == 2 * BLOCKS
+    for one_pass in (gathered[:BLOCKS], gathered[BLOCKS:]):
+        for (_, begins), (launched, waited) in pairwise(one_pass):
+            assert launched < begins < waited  # before this block computes, and only the next one waits for it
+            assert computed(begins, waited) >= LEAST
+        for (_, begins), (_, next_begins), (launched, _) in zip(one_pass, one_pass[1:], one_pass[2:], strict=False):
+            # Only two rows at once: a third is gathered when the first block has computed.
+            assert computed(begins, launched) == computed(begins, next_begins)
+    summed = [each[1:] for each in exchanges(trace) if each[0] == "HcclReduceScatter"]
+    for launched, waited in summed[: BLOCKS - 1]:
+        assert computed(launched, waited) >= LEAST
 
 
 def test_every_kernel_is_of_the_operator_library(found):

@@ -214,9 +214,30 @@ def test_what_ranks_exchange():
     assert kept.weights + kept.optimizer < 1.1 * 16 * stages[3].trained / 8
     assert 0.98 < stages[3].in_blocks / stages[3].trained < 1
     assert len({estimate.memory(work, 1).peak for work in stages}) == 1
-    # Two gatherings in halves and a sum in float32 send what stage 2 does, but each of them has to start.
-    second, third = (estimate.predict(work, on(), 8).times.exchange for work in stages[2:])
-    assert third - second == pytest.approx(3 * 28 * on().collective)
+
+
+def test_what_blocks_hide_of_an_exchange_counted_by_hand():
+    """Two gatherings of halves and a sum of float32 for each of 28 blocks; what takes longer than computing counts."""
+    work = trained(zero_stage=3, use_recompute=True, cache_folder="x")
+    count, blocks = work.in_blocks / 28, 28
+    computing = estimate.predict(work, on(), 1).times.total / blocks
+
+    def exchanged(**speed):
+        card = on(collective=1e-5, **speed)
+        others = roofline.all_reduce(4 * (work.trained - work.in_blocks), card, 8)
+        return estimate.predict(work, card, 8).times.exchange - others, card
+
+    # A gathering takes 7 / 8 of the row's bytes over a link, and a sum twice those.
+    fast, card = exchanged(link=1e12)
+    gathered, summed = (7 / 8 * bytes_each * count / 1e12 + 1e-5 for bytes_each in (2, 4))
+    assert gathered < computing / 4 and gathered + summed < 3 / 4 * computing
+    assert fast == pytest.approx(2 * gathered + summed)
+    slow, card = exchanged(link=1e8)
+    gathered, summed = (7 / 8 * bytes_each * count / 1e8 + 1e-5 for bytes_each in (2, 4))
+    assert gathered > computing
+    assert slow == pytest.approx(blocks * (2 * gathered + summed) - (blocks - 1) * computing)
+    second = estimate.predict(dataclasses.replace(work, zero_stage=2), card, 8).times.exchange
+    assert slow + computing * (blocks - 1) == pytest.approx(second, rel=0.01)  # as many bytes as in stage 2
 
 
 def test_an_update_on_the_host_counted_by_hand():
