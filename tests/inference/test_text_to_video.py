@@ -374,7 +374,7 @@ def test_sample_program(tmp_path, monkeypatch, capsys):
     arguments = ("--checkpoint", FOLDER, "--prompts", prompts, "--num_frames", 4, "--sampling_steps", 2)
     arguments += ("--output_path", tmp_path / "out", "--output_format", "png")
     run_sample(monkeypatch, *arguments, "--dry_run")
-    assert "5 videos of 4 frames, 16 x 16 pixels, 2 default steps, guidance 7.5" in capsys.readouterr().out
+    assert "5 videos of 4 frames, 16 x 16 pixels, 2 ddim steps, guidance 7.5" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     run_sample(monkeypatch, *arguments)
     names = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
