@@ -86,6 +86,7 @@ def facts(cfg: SampleConfig, plan: Plan) -> dict[str, Any]:
     held = None if plan.frames is None else hashlib.sha256(plan.frames.tobytes()).hexdigest()[:16]
     return {
         **{name: value for name, value in dataclasses.asdict(cfg).items() if name not in LOOSE},
+        "sampling_steps": cfg.sampling_steps or plan.network.config.default_steps,
         **{name: [checksum(each.tensors, {})[:16], str(each.config)] for name, each in weights.items() if each},
         "scale of the latents": parts.scale_factor,
         "scheduler or tokenizer": sha256_of(*named)[:16] if named else None,
