@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from latte.config.common import CodecOptions, DeviceOptions
 from latte.config.parser import OptionError, Options, in_range, option
-from latte.config.sample import SolverName
+from latte.config.sample import STEPS, SolverName
 
 _METRIC = re.compile(r"fvd([1-9]\d{0,6})_([1-9]\d{0,3})f")
 MIN_FRAMES = 9  # of fewer, I3D leaves fewer than two for its last average
@@ -81,9 +81,7 @@ class RunOptions(Options):
     """Every checkpoint of a run, in place of `fake`"""
 
     run: str | None = option(None, "folder of a training run; each of its checkpoints is sampled with the same seeds")
-    sampling_steps: int | None = option(
-        None, "denoising steps, 1 to 1000; null = 250, 50 for text to video, or what the network was distilled to"
-    )
+    sampling_steps: int | None = option(None, STEPS)
     sampler: SolverName | None = option(None, "solver; null = ddpm; dpmpp_2m and unipc need only 20 steps")
     guidance_scale: float = option(1.0, "scale of classifier-free guidance; 1 = no guidance")
 

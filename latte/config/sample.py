@@ -17,14 +17,14 @@ SolverName = Literal[
     "ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_s", "pndm", "deis", "kdpm2_a", "unipc"
 ]
 
+STEPS = "denoising steps, 1 to 1000; null = 250, 50 for text to video, or what the network was distilled to"
+
 
 @dataclasses.dataclass(kw_only=True)
 class SamplingOptions(Options):
     """Sampling"""
 
-    sampling_steps: int | None = option(
-        None, "denoising steps, 1 to 1000; null = 250, 50 for text to video, or what the network was distilled to"
-    )
+    sampling_steps: int | None = option(None, STEPS)
     sampler: SolverName | None = option(
         None, "solver; null = ddpm, or ddim with ddim_sampling; dpmpp_2m and unipc need only 20 steps"
     )

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from latte.diffusion.gaussian import float32, lookup, mean_flat
-from latte.diffusion.schedule import Schedule, create_schedule
+from latte.diffusion.schedule import create_schedule
 from latte.diffusion.solvers import Solver
 from latte.diffusion.timesteps import choose_timesteps
 from latte.runtime.tensors import narrow, rows
@@ -38,11 +38,11 @@ class Tables(NamedTuple):
     ahead: np.ndarray  # of how x_0 has changed since the last substep, what is added to it; 0 in the first
 
 
-def substeps_of(steps: int, schedule: Schedule | None = None) -> tuple[Tables, Tables]:
+def substeps_of(steps: int) -> tuple[Tables, Tables]:
     """Return the tables of a student with so many steps, and of its teacher's substeps, all float64."""
     ends = [*choose_timesteps(steps, WALK.spacing or ""), -1]
     times = np.array([np.linspace(*pair, SUBSTEPS + 1).round() for pair in itertools.pairwise(ends)])
-    signal = np.append((schedule or create_schedule()).alphas_cumprod, 1.0) ** 0.5  # behind the last one: clean latents
+    signal = np.append(create_schedule().alphas_cumprod, 1.0) ** 0.5  # behind the last one: clean latents
     whole, part = (_tables(each.astype(int), signal) for each in (times[:, [0, -1]], times))
     return Tables(*(values[0] for values in whole)), part
 
@@ -74,7 +74,7 @@ class DistillationLoss(nn.Cell):
         # By how much an error of the noise moves where the step lands; weighted by its square, the noisiest step would
         # be nearly all of the loss.
         self.weights = Tensor(np.abs(whole.add * whole.noise / whole.data), ms.float32)
-        self.count = len(create_schedule().betas)
+        self.count = create_schedule().steps
 
     def construct(
         self, x_start: Tensor, t: Tensor, noise: Tensor, condition: Tensor | None = None

@@ -19,7 +19,7 @@ from latte.config.yaml_file import Plain, read_yaml
 from latte.errors import UserError
 from latte.evaluation.evaluate import Features, cuts, load_network, measure, sources
 from latte.inference import videos
-from latte.inference.inputs import latent_shape
+from latte.inference.inputs import asked_steps, latent_shape
 from latte.io.atomic import atomic_path
 from latte.io.csv_files import write_csv
 from latte.io.json_files import exists, read_json
@@ -72,7 +72,7 @@ class Sampler:
         )
         self.size = min(height, width) * plan.vae.config.downsampling
         self.facts = {
-            "sampling_steps": cfg.sampling_steps or plan.network.config.default_steps,
+            "sampling_steps": asked_steps(cfg, plan.network.config),
             "sampler": plan.solver.name,
             "guidance_scale": cfg.guidance_scale,
             "seed": cfg.seed,

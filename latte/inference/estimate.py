@@ -25,6 +25,7 @@ from latte.inference.inputs import (
     DEFAULT_SIZE,
     Config,
     asked_solver,
+    asked_steps,
     asked_windows,
     choose_solver,
     guidance,
@@ -219,7 +220,7 @@ def sampling(
     frames, _, h, w = latent_shape(cfg, config, vae.downsampling)
     windows = asked_windows(cfg, config)
     text, guided = config.conditioning == "prompt", guidance(cfg, config) != 1
-    steps = cfg.sampling_steps or config.default_steps
+    steps = asked_steps(cfg, config)
     solver = solver or choose_solver({}, config.default_solver or "ddim", asked_solver(cfg), 0.0)
     videos = cfg.num_samples * len(cfg.prompts or [None])
     batch = min(cfg.batch_size, videos)

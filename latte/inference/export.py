@@ -24,7 +24,15 @@ from latte.diffusion.denoiser import make_denoiser
 from latte.errors import UserError
 from latte.inference import caches
 from latte.inference.caches.schedule import all_blocks, other_blocks
-from latte.inference.inputs import Config, asked_solver, choose_solver, guidance, latent_shape, read_network
+from latte.inference.inputs import (
+    Config,
+    asked_solver,
+    asked_steps,
+    choose_solver,
+    guidance,
+    latent_shape,
+    read_network,
+)
 from latte.io.atomic import atomic_entries
 from latte.io.mindir import count, read_graph, read_model, table
 from latte.models.latte import CLIP_TEXT
@@ -302,7 +310,7 @@ def _with_schedule(cfg: ExportConfig, signature: Signature, parts: Parts, config
     """Return the signature of a network that is sampled with a schedule; raises UserError if cache is none for it."""
     solver = choose_solver(read_scheduler(parts.scheduler), config.default_solver, asked_solver(cfg), cfg.eta)
     guided = signature.fixed["guidance_scale"] != 1
-    walk = caches.Walk.of(solver, cfg.sampling_steps or config.default_steps, 1.0, config.depth, guided)
+    walk = caches.Walk.of(solver, asked_steps(cfg, config), 1.0, config.depth, guided)
     schedule = caches.choose(cfg.cache, 0, walk)
     if not isinstance(schedule, caches.Schedule):
         raise UserError(f"cache {cfg.cache} is no schedule, and cannot be exported; name a file, or one such as every2")

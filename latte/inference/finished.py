@@ -19,7 +19,7 @@ from latte.config import SampleConfig
 from latte.config.parser import version
 from latte.errors import UserError
 from latte.inference import caches
-from latte.inference.inputs import choose_inputs, latent_shape, stem
+from latte.inference.inputs import asked_steps, choose_inputs, latent_shape, stem
 from latte.io.atomic import atomic_path
 from latte.io.checksums import sha256_of
 from latte.io.json_files import exists, read_json
@@ -86,7 +86,7 @@ def facts(cfg: SampleConfig, plan: Plan) -> dict[str, Any]:
     held = None if plan.frames is None else hashlib.sha256(plan.frames.tobytes()).hexdigest()[:16]
     return {
         **{name: value for name, value in dataclasses.asdict(cfg).items() if name not in LOOSE},
-        "sampling_steps": cfg.sampling_steps or plan.network.config.default_steps,
+        "sampling_steps": asked_steps(cfg, plan.network.config),
         **{name: [checksum(each.tensors, {})[:16], str(each.config)] for name, each in weights.items() if each},
         "scale of the latents": parts.scale_factor,
         "scheduler or tokenizer": sha256_of(*named)[:16] if named else None,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from latte.components.folders import Parts
     from latte.components.loading import Weights
     from latte.components.text_encoder import Prompts
-    from latte.config import SampleConfig, TrainConfig
+    from latte.config import EvaluateConfig, SampleConfig, TrainConfig
     from latte.inference.latents import Conditions
     from latte.models.autoencoder import AutoencoderConfig
 
@@ -116,6 +116,11 @@ def check_interval(interval: Sequence[float] | None, scale: float) -> tuple[floa
     if scale == 1:
         raise UserError("guidance_interval is given without guidance; give a guidance_scale above 1, or leave it out")
     return low, high
+
+
+def asked_steps(cfg: SampleConfig | EvaluateConfig, config: Config) -> int:
+    """Return the denoising steps that the options ask for, or those of the network."""
+    return cfg.sampling_steps or config.default_steps
 
 
 def asked_solver(cfg: SampleConfig) -> str | None:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from latte.errors import UserError
 from latte.inference import videos
 from latte.inference.caches.schedule import Schedule, computing, conditional, evenly, extrapolated, model_of, reusing
-from latte.inference.inputs import check_interval, choose_inputs, guidance, latent_shape, make_conditions
+from latte.inference.inputs import asked_steps, check_interval, choose_inputs, guidance, latent_shape, make_conditions
 from latte.inference.latents import Request
 from latte.io.atomic import atomic_path, check_writable
 from latte.io.csv_files import write_csv
@@ -203,7 +203,7 @@ def request_of(cfg: ScheduleConfig, pipe: LattePipeline, plan: Plan) -> Request:
         shape=latent_shape(cfg, config, plan.vae.config.downsampling),
         conditions=conditions,
         null=null,
-        num_inference_steps=cfg.sampling_steps or config.default_steps,
+        num_inference_steps=asked_steps(cfg, config),
         solver=plan.solver,
         guidance_scale=scale,
         guidance_interval=check_interval(cfg.guidance_interval, scale),

@@ -22,7 +22,7 @@ from latte.components.runs import CONFIG_FILE
 from latte.config import SampleConfig, parse_config
 from latte.errors import UserError
 from latte.inference import videos
-from latte.inference.inputs import read_network
+from latte.inference.inputs import asked_steps, read_network
 from latte.io.atomic import atomic_path
 from latte.runtime import device
 
@@ -253,7 +253,7 @@ class Studio:
         self, cfg: SampleConfig, pipe: LattePipeline, plan: Plan, tell: Callable[[Event], None]
     ) -> StepCallback:
         strength = videos.strength_of(cfg, pipe.net.config)
-        steps = plan.solver.steps(cfg.sampling_steps or pipe.net.config.default_steps, strength)
+        steps = plan.solver.steps(asked_steps(cfg, pipe.net.config), strength)
         preview, total = Preview(pipe.codec, steps, plan.solver.adds_noise), len(steps.timesteps)
 
         def follow(_: Any, step: int, __: float, arrays: dict[str, np.ndarray]) -> None:

@@ -22,6 +22,7 @@ from latte.inference import caches, estimate, finished
 from latte.inference.inputs import (
     Config,
     asked_solver,
+    asked_steps,
     check_inputs,
     check_interval,
     check_options,
@@ -80,7 +81,7 @@ def check(cfg: SampleConfig) -> Plan:
     solver = choose_solver(read_scheduler(parts.scheduler), config.default_solver, asked_solver(cfg), cfg.eta)
     strength = strength_of(cfg, config)
     scale = guidance(cfg, config)
-    walk = caches.Walk.of(solver, cfg.sampling_steps or config.default_steps, strength, config.depth, scale != 1)
+    walk = caches.Walk.of(solver, asked_steps(cfg, config), strength, config.depth, scale != 1)
     check_span(cfg.profile_span, walk.steps)
     caches.choose(cfg.cache, cfg.feature_cache, walk)
     check_interval(cfg.guidance_interval, scale)
@@ -316,7 +317,7 @@ def describe(cfg: SampleConfig, plan: Plan) -> str:
     return (
         f"network: {cfg.checkpoint}, {config.describe()}\n"
         f"plan: {cfg.num_samples * len(cfg.prompts or [None])} videos of {frames} frames, {w * vae.downsampling} x "
-        f"{h * vae.downsampling} pixels, {cfg.sampling_steps or config.default_steps} "
+        f"{h * vae.downsampling} pixels, {asked_steps(cfg, config)} "
         f"{plan.solver.name} steps, guidance "
         f"{guidance(cfg, config):g}, on {device.current().target} in {cfg.dtype}, to {cfg.output_path}"
     )
